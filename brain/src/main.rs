@@ -1,0 +1,2 @@
+//! Placeholder until wiring.
+fn main() {}

@@ -1,0 +1,479 @@
+//! Bodies of the HTTP API `/v1` that are not model types themselves: what is asked, and how objects are shown.
+//!
+//! Paths, all under `/v1` and, except where marked, with `Authorization: Bearer <token>`:
+//!
+//! | method and path | body → answer |
+//! | --- | --- |
+//! | GET `/version` (open) | → [`VersionInfo`] |
+//! | GET `/openapi.json` (open) | → OpenAPI 3.1 |
+//! | GET, POST `/tenants` | [`CreateTenant`] → [`Listing`] of, or one `TenantRecord` |
+//! | GET, DELETE `/tenants/{t}` | → `TenantRecord` |
+//! | PATCH `/tenants/{t}` | [`UpdateTenant`] → `TenantRecord` |
+//! | GET, POST `/tenants/{t}/tokens`, DELETE `/tenants/{t}/tokens/{id}` | [`CreateToken`] → [`CreatedToken`], list of [`TokenView`] |
+//! | GET, PUT, DELETE `/tenants/{t}/registries[/{host}]` | [`PutRegistry`] → list of [`RegistryView`] |
+//! | GET, POST `/tenants/{t}/services` | `ServiceSpec` → [`Listing`] of, or one [`ServiceView`] |
+//! | GET, PUT, DELETE `/tenants/{t}/services/{name}` | `ServiceSpec` (`?generation=N` compares) → [`ServiceView`] |
+//! | POST `/tenants/{t}/services/{name}/scale` | [`Scale`] → [`ServiceView`] |
+//! | POST `/tenants/{t}/services/{name}/{stop,start,restart}` | → [`ServiceView`] |
+//! | GET `/tenants/{t}/containers?service=&node=` | → [`Listing`] of [`ContainerView`] |
+//! | GET `/tenants/{t}/containers/{c}` | → [`ContainerView`]; `{c}` is an id, an unambiguous beginning of one, or `service.replica` |
+//! | POST `/tenants/{t}/containers/{c}/{stop,start,restart}` | → [`ContainerView`] |
+//! | GET `/tenants/{t}/containers/{c}/logs?follow&tail&since` | → NDJSON of `LogLine` |
+//! | GET `/tenants/{t}/containers/{c}/exec` | WebSocket: first text message an `ExecSpec`, then `ExecUp`/`ExecDown` as text |
+//! | GET `/tenants/{t}/images` | → [`Listing`] of [`ImageView`] |
+//! | POST `/tenants/{t}/images?name=` | OCI or docker archive (tar, gzip, zstd) → `LoadedImage`s |
+//! | POST `/tenants/{t}/images/pull` | [`PullImage`] → NDJSON of [`PullEvent`] |
+//! | DELETE `/tenants/{t}/images?reference=` | → [`RemovedImage`] |
+//! | GET `/nodes`, `/nodes/{n}` | → [`Listing`] of, or one [`NodeView`] |
+//! | POST `/nodes/tokens` | [`CreateJoinToken`] → [`CreatedJoinToken`] |
+//! | PATCH `/nodes/{n}` | [`UpdateNode`] → [`NodeView`] |
+//! | POST `/nodes/{n}/{cordon,uncordon,drain}` | → [`NodeView`] |
+//! | DELETE `/nodes/{n}?force=` | → 204 |
+//! | GET `/usage` | → [`UsageView`] |
+//! | GET `/events?tenant=&limit=` | → [`Listing`] of [`EventView`] |
+//! | GET `/watch?from=&tenant=&kinds=` | → SSE of [`WatchEvent`]; `Last-Event-ID` resumes |
+//!
+//! Errors are `application/problem+json` ([`crate::error::Problem`]). Lists take `?limit=` (1 to 1,000, default 100)
+//! and `?after=` (the `next` of the page before).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ContainerId, Name, NodeId, Revision, TokenId};
+use crate::model::{
+    Capacity, ContainerRecord, Digest, ImageRef, NodeRecord, NodeState, ObservedContainer, Overcommit, Quota,
+    Reservation, Role, ServiceRecord, Taken, UnixMillis,
+};
+use crate::protocol::{ContainerUsage, NodeUsage, Progress};
+use crate::units::Bytes;
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Listing<T> {
+    /// The objects.
+    pub items: Vec<T>,
+    /// Pass as `?after=` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// State of the store that this page shows; watch from here to miss nothing.
+    pub revision: Revision,
+}
+
+/// Versions of the brain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VersionInfo {
+    /// The brain's version.
+    pub version: String,
+    /// Newest link protocol it speaks.
+    pub protocol: u32,
+    /// Oldest link protocol it speaks.
+    pub protocol_min: u32,
+}
+
+/// A new tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CreateTenant {
+    /// Its name.
+    pub name: Name,
+    /// What it may reserve; default unlimited.
+    #[serde(default)]
+    pub quota: Quota,
+}
+
+/// Changes to a tenant; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct UpdateTenant {
+    /// What it may reserve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// Weight of its slice on nodes, 1 to 10,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u16>,
+    /// Whether its services may be privileged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privileged: Option<bool>,
+}
+
+/// A new API token of a tenant, or (tenant `default` with `admin`) of an administrator.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// What it is for.
+    #[serde(default)]
+    pub note: String,
+    /// Seconds until it stops working; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_secs: Option<u64>,
+    /// Make an administrator's token. Only administrators may.
+    #[serde(default)]
+    pub admin: bool,
+}
+
+/// The only time a token's secret is shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreatedToken {
+    /// The token: `berth_<id>_<secret>`.
+    pub token: String,
+    /// What is kept of it.
+    pub view: TokenView,
+}
+
+/// A token without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TokenView {
+    /// Its id.
+    pub id: TokenId,
+    /// What it may do.
+    #[serde(flatten)]
+    pub role: Role,
+    /// What it is for.
+    pub note: String,
+    /// When it stops working.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMillis>,
+    /// When it was made.
+    pub created_at: UnixMillis,
+}
+
+/// Credentials of a tenant for one registry.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PutRegistry {
+    /// User name.
+    pub username: String,
+    /// Password or access token; never shown again.
+    pub password: String,
+}
+
+/// Credentials without their secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RegistryView {
+    /// Registry host with port.
+    pub registry: String,
+    /// User name.
+    pub username: String,
+}
+
+/// A new number of replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// 0 to 10,000.
+    pub replicas: u32,
+}
+
+/// A service with how it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ServiceView {
+    /// What is kept.
+    #[serde(flatten)]
+    pub record: ServiceRecord,
+    /// The tenant's name.
+    pub tenant_name: Name,
+    /// Containers that run.
+    pub running: u32,
+    /// Containers of an older generation that still run.
+    pub outdated: u32,
+    /// Why not all run, in words (R9).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A container with what its agent sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ContainerView {
+    /// What is kept.
+    #[serde(flatten)]
+    pub record: ContainerRecord,
+    /// `service.replica`.
+    pub name: String,
+    /// The tenant's name.
+    pub tenant_name: Name,
+    /// Its node's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<Name>,
+    /// What the agent last said of it; absent until it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<ObservedContainer>,
+    /// Its node does not answer, so `observed` may be out of date.
+    #[serde(default)]
+    pub stale: bool,
+    /// One word for people: `running`, `waiting`, `pulling`, `stopped`, `unreachable`…
+    pub status: String,
+    /// Why, when it isn't simply running (R9).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// An image with where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImageView {
+    /// Its name.
+    pub reference: ImageRef,
+    /// Manifest digest.
+    pub digest: Digest,
+    /// Sum of its compressed blobs.
+    pub size: Bytes,
+    /// The brain holds it (it was loaded from an archive).
+    pub loaded: bool,
+    /// Names of nodes that have it.
+    pub nodes: Vec<Name>,
+    /// Containers made from it.
+    pub used_by: u32,
+    /// When it came.
+    pub created_at: UnixMillis,
+}
+
+/// Fetch an image to nodes ahead of time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PullImage {
+    /// Which.
+    pub reference: ImageRef,
+    /// To which nodes; empty: every ready node the tenant may use.
+    #[serde(default)]
+    pub nodes: Vec<Name>,
+}
+
+/// One line of a pull's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PullEvent {
+    /// It goes on.
+    Progress {
+        /// Where.
+        node: Name,
+        /// How far.
+        progress: Progress,
+    },
+    /// One node is done.
+    Done {
+        /// Which.
+        node: Name,
+        /// Manifest digest.
+        digest: Digest,
+    },
+    /// One node failed; others go on.
+    Failed {
+        /// Which.
+        node: Name,
+        /// Why.
+        problem: crate::error::Problem,
+    },
+}
+
+/// What removing an image did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RemovedImage {
+    /// The brain dropped it.
+    pub unloaded: bool,
+    /// Nodes that dropped it.
+    pub nodes: Vec<Name>,
+    /// Nodes that could not, and why.
+    pub kept: BTreeMap<String, String>,
+}
+
+/// A node with how it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeView {
+    /// What is kept.
+    #[serde(flatten)]
+    pub record: NodeRecord,
+    /// Owner's name, for private nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_name: Option<Name>,
+    /// How it stands.
+    pub state: NodeState,
+    /// Milliseconds since it was last heard from; absent if never by this brain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_ms: Option<u64>,
+    /// The address it dials from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// What reservations may add up to (R4).
+    pub allocatable: Reservation,
+    /// What they add up to.
+    pub taken: Taken,
+    /// Generation that its agent acts on.
+    pub applied: u64,
+    /// Containers still to leave while it drains, and what holds them (R9).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drain_waits: Vec<String>,
+}
+
+/// A new join token.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CreateJoinToken {
+    /// Make a private node of this tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private: Option<Name>,
+    /// Labels the node will carry.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Seconds it can be used, 1 to 604,800; default 3,600.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_secs: Option<u64>,
+    /// Addresses (host:port) at which the node reaches the brain; default those of the brain's configuration.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// The only time a join token is shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreatedJoinToken {
+    /// The token for `berth-agent join`.
+    pub token: String,
+    /// When it stops working.
+    pub expires_at: UnixMillis,
+}
+
+/// Changes to a node; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct UpdateNode {
+    /// Labels, replacing all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Overcommit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overcommit: Option<Overcommit>,
+}
+
+/// Live load for `berth top`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UsageView {
+    /// Nodes the caller may see.
+    pub nodes: Vec<NodeLoad>,
+    /// Containers the caller may see.
+    pub containers: Vec<ContainerLoad>,
+}
+
+/// A node's load against what is set aside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeLoad {
+    /// Which.
+    pub node: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// What it has.
+    pub capacity: Capacity,
+    /// What may be reserved.
+    pub allocatable: Reservation,
+    /// What is reserved.
+    pub reserved: Reservation,
+    /// What is used; absent when no fresh report exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<NodeUsage>,
+    /// Age of the report, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+}
+
+/// A container's load against its reservation and limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ContainerLoad {
+    /// Which.
+    pub container: ContainerId,
+    /// `service.replica`.
+    pub name: String,
+    /// Its tenant's name.
+    pub tenant_name: Name,
+    /// Its node's name.
+    pub node_name: Name,
+    /// What is set aside.
+    pub reservation: Reservation,
+    /// What is enforced.
+    pub limits: crate::model::Limits,
+    /// What is used; absent when no fresh report exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<ContainerUsage>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EventView {
+    /// Counts up.
+    pub sequence: u64,
+    /// When.
+    pub at: UnixMillis,
+    /// Short kind: `placed`, `started`, `exited`, `oom`, `node-lost`, `joined`…
+    pub kind: String,
+    /// Tenant it concerns, by name; absent: the platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Name>,
+    /// Object it concerns, such as `container web.1 (abc…)` or `node h1`.
+    pub subject: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// One change, as SSE `data`; the SSE `id` is the revision to resume from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "streamed one at a time")]
+pub enum WatchEvent {
+    /// A service was made or changed.
+    Service {
+        /// It.
+        service: ServiceView,
+    },
+    /// A container was made or changed, also in what its agent sees.
+    Container {
+        /// It.
+        container: ContainerView,
+    },
+    /// A node was made or changed.
+    Node {
+        /// It.
+        node: NodeView,
+    },
+    /// A tenant was made or changed.
+    Tenant {
+        /// It.
+        tenant: crate::model::TenantRecord,
+    },
+    /// Something happened.
+    Event {
+        /// It.
+        event: EventView,
+    },
+    /// An object is gone.
+    Gone {
+        /// `service`, `container`, `node` or `tenant`.
+        object: String,
+        /// Its id.
+        id: String,
+    },
+    /// Of a newer brain.
+    #[serde(other)]
+    Unknown,
+}

@@ -1,0 +1,254 @@
+//! Containers: one replica of a service, bound to one node for life.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId};
+use crate::model::{Digest, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs, UnixMillis};
+
+/// Everything an agent needs to make one container. No field is optional in effect: what the user left out is filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ContainerSpec {
+    /// The image.
+    pub image: ImageRef,
+    /// Overrides the image's entrypoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// Overrides the image's command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Added to the image's environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Overrides the image's working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Overrides the image's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Host name; default `<service>-<replica>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<Name>,
+    /// What the scheduler set aside.
+    pub reservation: Reservation,
+    /// What the kernel enforces.
+    pub limits: Limits,
+    /// Scratch file systems.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<Tmpfs>,
+    /// When to start it again.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Seconds from stop signal to SIGKILL.
+    pub stop_grace_secs: u32,
+    /// Overrides the image's stop signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    /// Run an init as PID 1.
+    #[serde(default)]
+    pub init: bool,
+    /// Read-only root.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Capabilities added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_add: Vec<String>,
+    /// Capabilities dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_drop: Vec<String>,
+    /// No confinement.
+    #[serde(default)]
+    pub privileged: bool,
+    /// Labels its node must carry.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_labels: BTreeMap<String, String>,
+}
+
+impl ContainerSpec {
+    /// Whether `other` can be reached from `self` by changing limits of the running container alone.
+    pub fn differs_only_in_limits(&self, other: &Self) -> bool {
+        let mut same = other.clone();
+        same.limits = self.limits;
+        same.reservation = self.reservation;
+        same.restart = self.restart;
+        same.stop_grace_secs = self.stop_grace_secs;
+        same == *self
+    }
+}
+
+/// Whether something should run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// It should run.
+    #[default]
+    Running,
+    /// It should be stopped and kept: layer, logs, place.
+    Stopped,
+}
+
+/// A container as the brain keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: ContainerId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its service.
+    pub service: ServiceId,
+    /// The service's name, for people and host names.
+    pub service_name: Name,
+    /// Which replica, from 1.
+    pub replica: u32,
+    /// Where it runs; none while it waits for a node. Never changes once set.
+    pub node: Option<NodeId>,
+    /// Why it waits, per cause, when it has no node (R9).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// What it is made from.
+    pub spec: ContainerSpec,
+    /// The service generation that `spec` came from.
+    pub service_generation: u64,
+    /// Whether it should run.
+    pub run: RunState,
+    /// Grows with every `restart`.
+    #[serde(default)]
+    pub restarts_asked: u32,
+    /// It is to go: the agent stops and deletes it, then the record goes.
+    #[serde(default)]
+    pub removing: bool,
+    /// The container it takes over from, which goes once this one runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<ContainerId>,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// Store revision of its last change.
+    pub revision: Revision,
+}
+
+/// Where a container is in its life, as its agent sees it. It moves forward, except from `backoff` to `creating`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Known, nothing done yet.
+    #[default]
+    Pending,
+    /// Its image is being fetched or unpacked.
+    Pulling,
+    /// Being made and started.
+    Creating,
+    /// Its process runs.
+    Running,
+    /// Got its stop signal.
+    Stopping,
+    /// Ended; will be started again after a delay.
+    Backoff,
+    /// Ended and stays so: by policy or because it was stopped.
+    Exited,
+    /// Can't be made or started; the reason says why. Tried again with growing delay.
+    Failed,
+    /// A phase of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How a container's process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExitInfo {
+    /// Exit code; 128 + signal for a signal.
+    pub code: i32,
+    /// The kernel's OOM killer took PID 1.
+    #[serde(default)]
+    pub oom: bool,
+    /// In words: `exited with code 3`, `killed by SIGKILL`, `out of memory (limit 64MiB)`, `disk limit 1GiB exceeded`.
+    pub reason: String,
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// A container as its agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ObservedContainer {
+    /// Which.
+    pub id: ContainerId,
+    /// Where in its life.
+    pub phase: Phase,
+    /// Why it is in this phase, when that isn't obvious.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Host pid of PID 1, while running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Start of the present or last run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<UnixMillis>,
+    /// The last end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<ExitInfo>,
+    /// How often it was started again by policy.
+    #[serde(default)]
+    pub restarts: u32,
+    /// OOM kills inside its cgroup so far, also of children that PID 1 survived.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// The image it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
+    /// The limits as read back from the kernel, when they could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Whether the disk limit is enforced by the kernel (btrfs) or watched.
+    #[serde(default)]
+    pub disk_limit_hard: bool,
+    /// `restarts_asked` of the desired container that this state already reflects.
+    #[serde(default)]
+    pub restarts_done: u32,
+}
+
+impl ObservedContainer {
+    /// A container nothing was done for yet.
+    pub fn pending(id: ContainerId) -> Self {
+        Self {
+            id,
+            phase: Phase::Pending,
+            reason: None,
+            pid: None,
+            started_at: None,
+            last_exit: None,
+            restarts: 0,
+            oom_kills: 0,
+            image: None,
+            limits: None,
+            disk_limit_hard: false,
+            restarts_done: 0,
+        }
+    }
+}
+
+/// Credentials for one registry of one tenant. Debug never shows the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RegistryCredential {
+    /// Registry host with port.
+    pub registry: String,
+    /// User name.
+    pub username: String,
+    /// Password or access token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryCredential")
+            .field("registry", &self.registry)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}

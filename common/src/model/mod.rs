@@ -1,0 +1,45 @@
+//! The model: what people specify and what both sides keep about it.
+//!
+//! One writer per field: the user writes specs, the brain writes desired, the agent writes observed. These types are
+//! stored and shown; the messages of the link are in [`crate::protocol`].
+
+mod container;
+mod image;
+mod node;
+mod resources;
+mod service;
+mod tenant;
+
+pub use container::{
+    ContainerRecord, ContainerSpec, ExitInfo, ObservedContainer, Phase, RegistryCredential, RunState,
+};
+pub use image::{Digest, ImageRef, LoadedImage};
+pub use node::{Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken};
+pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
+pub use service::{
+    Restart, RestartPolicy, ServiceRecord, ServiceSpec, SpecError, Tmpfs, UpdateOrder, UpdatePolicy,
+};
+pub use tenant::{Quota, Role, TenantRecord, TokenRecord};
+
+use serde::{Deserialize, Serialize};
+
+/// Wall-clock time in milliseconds since the Unix epoch. For people and logs; leases use monotonic clocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(transparent)]
+pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// The system's wall clock now. Only callers at the edge use it; plans take time as an input.
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self(since.as_millis() as u64)
+    }
+
+    /// Milliseconds from `earlier` to `self`, zero if the clock went back.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}

@@ -1,0 +1,288 @@
+//! What the brain wants of one node: a full set with a generation, and deltas to it (R8).
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ContainerId, Generation, Name, NodeId, ServiceId, TenantId};
+use crate::model::{ContainerSpec, RegistryCredential, RunState};
+
+/// One container a node should have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The tenant's name, for logs and people.
+    pub tenant_name: Name,
+    /// Its service.
+    pub service: ServiceId,
+    /// The service's name.
+    pub service_name: Name,
+    /// Which replica, from 1.
+    pub replica: u32,
+    /// What it is made from.
+    pub spec: ContainerSpec,
+    /// Whether it should run.
+    pub run: RunState,
+    /// Grows with every restart that was asked for; the agent restarts when it is behind.
+    #[serde(default)]
+    pub restarts_asked: u32,
+}
+
+/// A tenant's part of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantShare {
+    /// Which tenant.
+    pub tenant: TenantId,
+    /// Its name.
+    pub name: Name,
+    /// cgroup v2 CPU weight of its slice.
+    pub cpu_weight: u16,
+    /// Registry credentials it may use here.
+    #[serde(default)]
+    pub credentials: Vec<RegistryCredential>,
+}
+
+/// Everything the brain wants of a node. What is not in it must not be there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredSet {
+    /// Whose set it is; an agent refuses another node's.
+    pub node: NodeId,
+    /// Its version.
+    pub generation: Generation,
+    /// Tenants with containers here, sorted by id.
+    pub tenants: Vec<TenantShare>,
+    /// Containers, sorted by id.
+    pub containers: Vec<DesiredContainer>,
+}
+
+/// A full set or a delta.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "form", rename_all = "snake_case")]
+pub enum DesiredUpdate {
+    /// The whole set.
+    Full {
+        /// It.
+        set: DesiredSet,
+    },
+    /// Changes since the set of generation `base`.
+    Delta {
+        /// Whose set it is.
+        node: NodeId,
+        /// The generation it applies to.
+        base: Generation,
+        /// The generation after it.
+        generation: Generation,
+        /// Tenants added or changed.
+        #[serde(default)]
+        tenants: Vec<TenantShare>,
+        /// Tenants that have nothing here any more.
+        #[serde(default)]
+        tenants_gone: Vec<TenantId>,
+        /// Containers added or changed.
+        #[serde(default)]
+        containers: Vec<DesiredContainer>,
+        /// Containers to delete.
+        #[serde(default)]
+        gone: Vec<ContainerId>,
+    },
+}
+
+/// Outcome of [`DesiredSet::apply`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Apply {
+    /// A new set to persist and act on.
+    New(Box<DesiredSet>),
+    /// The same generation again; nothing to do.
+    Same,
+    /// Older than what is held (R8).
+    Stale,
+    /// The delta's base is not what is held: ask for a full set.
+    MissingBase,
+    /// Meant for another node (R7).
+    WrongNode,
+}
+
+impl DesiredSet {
+    /// The empty set of a node that never heard from its brain.
+    pub fn empty(node: NodeId) -> Self {
+        Self {
+            node,
+            generation: Generation(0),
+            tenants: Vec::new(),
+            containers: Vec::new(),
+        }
+    }
+
+    /// The container of an id.
+    pub fn container(&self, id: ContainerId) -> Option<&DesiredContainer> {
+        self.containers
+            .binary_search_by_key(&id, |c| c.id)
+            .ok()
+            .map(|at| &self.containers[at])
+    }
+
+    /// What holding `self` and receiving `update` leads to. Pure; `self` stays as it is until the result is persisted.
+    pub fn apply(&self, update: &DesiredUpdate) -> Apply {
+        let (node, generation) = match update {
+            DesiredUpdate::Full { set } => (set.node, set.generation),
+            DesiredUpdate::Delta { node, generation, .. } => (*node, *generation),
+        };
+        if node != self.node {
+            return Apply::WrongNode;
+        }
+        if generation < self.generation {
+            return Apply::Stale;
+        }
+        if generation == self.generation && generation.0 > 0 {
+            return Apply::Same;
+        }
+        let mut new = match update {
+            DesiredUpdate::Full { set } => set.clone(),
+            DesiredUpdate::Delta {
+                base,
+                tenants,
+                tenants_gone,
+                containers,
+                gone,
+                ..
+            } => {
+                if *base != self.generation {
+                    return Apply::MissingBase;
+                }
+                let mut set = self.clone();
+                set.generation = generation;
+                set.tenants.retain(|t| {
+                    !tenants_gone.contains(&t.tenant) && !tenants.iter().any(|n| n.tenant == t.tenant)
+                });
+                set.tenants.extend(tenants.iter().cloned());
+                let replaced: std::collections::HashSet<_> = containers
+                    .iter()
+                    .map(|c| c.id)
+                    .chain(gone.iter().copied())
+                    .collect();
+                set.containers.retain(|c| !replaced.contains(&c.id));
+                set.containers.extend(containers.iter().cloned());
+                set
+            }
+        };
+        new.tenants.sort_by_key(|t| t.tenant);
+        new.tenants.dedup_by_key(|t| t.tenant);
+        new.containers.sort_by_key(|c| c.id);
+        new.containers.dedup_by_key(|c| c.id);
+        Apply::New(Box::new(new))
+    }
+
+    /// The delta that leads from `self` to `to`.
+    pub fn delta_to(&self, to: &Self) -> DesiredUpdate {
+        let gone = self
+            .containers
+            .iter()
+            .map(|c| c.id)
+            .filter(|id| to.container(*id).is_none())
+            .collect();
+        let containers = to
+            .containers
+            .iter()
+            .filter(|c| self.container(c.id) != Some(c))
+            .cloned()
+            .collect();
+        let tenant_in = |set: &Self, id| set.tenants.iter().find(|t| t.tenant == id).cloned();
+        DesiredUpdate::Delta {
+            node: to.node,
+            base: self.generation,
+            generation: to.generation,
+            tenants: to
+                .tenants
+                .iter()
+                .filter(|t| tenant_in(self, t.tenant).as_ref() != Some(*t))
+                .cloned()
+                .collect(),
+            tenants_gone: self
+                .tenants
+                .iter()
+                .map(|t| t.tenant)
+                .filter(|id| tenant_in(to, *id).is_none())
+                .collect(),
+            containers,
+            gone,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ServiceSpec;
+    use proptest::prelude::*;
+
+    fn container(n: u8, restarts: u32) -> DesiredContainer {
+        let spec = ServiceSpec::new("s".parse().unwrap(), "x".parse().unwrap());
+        DesiredContainer {
+            id: ContainerId::from_bytes([n; 10]),
+            tenant: TenantId::from_bytes([n % 3; 10]),
+            tenant_name: "t".parse().unwrap(),
+            service: ServiceId::from_bytes([1; 10]),
+            service_name: "s".parse().unwrap(),
+            replica: 1,
+            spec: spec.container_spec().unwrap(),
+            run: RunState::Running,
+            restarts_asked: restarts,
+        }
+    }
+
+    fn set(generation: u64, members: &[(u8, u32)]) -> DesiredSet {
+        let mut containers: Vec<_> = members.iter().map(|(n, r)| container(*n, *r)).collect();
+        containers.sort_by_key(|c| c.id);
+        containers.dedup_by_key(|c| c.id);
+        let mut tenants: Vec<_> = containers
+            .iter()
+            .map(|c| TenantShare {
+                tenant: c.tenant,
+                name: "t".parse().unwrap(),
+                cpu_weight: 100,
+                credentials: vec![],
+            })
+            .collect();
+        tenants.sort_by_key(|t| t.tenant);
+        tenants.dedup_by_key(|t| t.tenant);
+        DesiredSet {
+            node: NodeId::from_bytes([9; 10]),
+            generation: Generation(generation),
+            tenants,
+            containers,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn delta_and_full_agree(a in proptest::collection::vec((any::<u8>(), 0u32..3), 0..20), b in proptest::collection::vec((any::<u8>(), 0u32..3), 0..20)) {
+            let (from, to) = (set(4, &a), set(5, &b));
+            let by_delta = from.apply(&from.delta_to(&to));
+            let by_full = from.apply(&DesiredUpdate::Full { set: to.clone() });
+            prop_assert_eq!(&by_delta, &Apply::New(Box::new(to)));
+            prop_assert_eq!(by_delta, by_full);
+        }
+
+        #[test]
+        fn r8_an_older_set_is_never_taken(held in 1u64..100, offered in 0u64..100) {
+            let update = DesiredUpdate::Full { set: set(offered, &[(1, 0)]) };
+            match set(held, &[]).apply(&update) {
+                Apply::New(new) => prop_assert!(new.generation.0 > held),
+                Apply::Same => prop_assert_eq!(offered, held),
+                Apply::Stale => prop_assert!(offered < held),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+
+    #[test]
+    fn r7_another_nodes_set_is_refused() {
+        let mut foreign = set(9, &[]);
+        foreign.node = NodeId::from_bytes([8; 10]);
+        assert_eq!(
+            set(1, &[]).apply(&DesiredUpdate::Full { set: foreign }),
+            Apply::WrongNode
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! The link's wire types and framing.
+//!
+//! Every message is one frame: a big-endian u32 length and that many bytes of JSON. JSON because it is self-describing:
+//! versions N and N−1 ignore each other's unknown fields and message types (docs/decisions/0001). Everything read is
+//! hostile until decoded: lengths are bounded, nesting is bounded by the decoder, ids and names are parsed into types.
+//!
+//! Streams, all on one connection that the agent dialled:
+//! - the agent opens one bidirectional **control** stream: Hello ↓ Welcome, then Desired down and Observed up;
+//! - one unidirectional stream for each usage report, up;
+//! - the brain opens a bidirectional stream for each [`NodeRequest`] (logs, exec, pull …);
+//! - the agent opens a bidirectional stream for each [`BrainRequest`] (renewal, loaded images).
+
+mod codec;
+mod desired;
+mod join;
+mod streams;
+mod usage;
+
+pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame, write_frame};
+pub use desired::{Apply, DesiredContainer, DesiredSet, DesiredUpdate, TenantShare};
+pub use join::{JoinReply, JoinRequest, JoinToken, TokenError};
+pub use streams::{
+    BrainReply, BrainRequest, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, LogStream,
+    NodeReply, NodeRequest, Progress,
+};
+pub use usage::{ContainerUsage, NodeUsage, Pressure, UsageReport};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Problem;
+use crate::id::{ContainerId, Generation, Name, NodeId};
+use crate::model::{NodeFacts, ObservedContainer};
+
+/// ALPN of the link.
+pub const ALPN_LINK: &[u8] = b"berth/1";
+/// ALPN of joining, the one exchange without a client certificate.
+pub const ALPN_JOIN: &[u8] = b"berth-join/1";
+
+/// The protocol revision of this build.
+pub const PROTOCOL: u32 = 1;
+/// The oldest revision this build still speaks.
+pub const PROTOCOL_MIN: u32 = 1;
+
+/// Up the control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "Hello is sent once a connection")]
+pub enum AgentMessage {
+    /// First on the stream.
+    Hello {
+        /// Newest protocol revision the agent speaks.
+        protocol: u32,
+        /// Oldest it speaks.
+        protocol_min: u32,
+        /// Generation of the desired set in its ledger; 0 if none.
+        generation: Generation,
+        /// The host.
+        facts: NodeFacts,
+    },
+    /// What the agent sees. `full` replaces everything the brain knew of this node.
+    Observed {
+        /// Whether `containers` is everything there is.
+        full: bool,
+        /// Generation that is persisted and being acted on.
+        generation: Generation,
+        /// Changed containers, or all.
+        containers: Vec<ObservedContainer>,
+        /// Containers of which nothing is left on this node.
+        #[serde(default)]
+        gone: Vec<ContainerId>,
+    },
+    /// The host changed.
+    Facts {
+        /// The whole of it.
+        facts: NodeFacts,
+    },
+    /// The desired update could not be taken; the brain answers a missing base with a full set.
+    Refused {
+        /// Generation the agent holds.
+        held: Generation,
+        /// Generation that was refused.
+        refused: Generation,
+        /// Why.
+        problem: Problem,
+    },
+    /// Something worth an event: OOM of a child, eviction, repair.
+    Event {
+        /// Which container it concerns.
+        #[serde(default)]
+        container: Option<ContainerId>,
+        /// Short kind, such as `oom`.
+        kind: String,
+        /// One sentence.
+        text: String,
+    },
+    /// The agent stops on purpose (upgrade, shutdown); its containers go on.
+    Goodbye,
+    /// A message of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Down the control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "short-lived, boxed where it is queued")]
+pub enum BrainMessage {
+    /// First on the stream: the link is up.
+    Welcome {
+        /// Protocol revision to speak.
+        protocol: u32,
+        /// Who the agent is.
+        node: NodeId,
+        /// Its name.
+        name: Name,
+        /// The brain's version.
+        brain_version: String,
+        /// How long the brain waits without hearing before it declares the node lost, milliseconds.
+        lease_ms: u32,
+        /// Interval of usage reports, milliseconds.
+        usage_interval_ms: u32,
+        /// Addresses (host:port) to dial from now on; empty: unchanged.
+        #[serde(default)]
+        addresses: Vec<String>,
+    },
+    /// Instead of Welcome: the link is refused.
+    Reject {
+        /// Why.
+        problem: Problem,
+    },
+    /// A new desired set or a delta to one.
+    Desired(DesiredUpdate),
+    /// Proof of life when nothing else is sent.
+    Ping,
+    /// A message of a newer brain.
+    #[serde(other)]
+    Unknown,
+}
