@@ -1,1 +1,7 @@
-//! Brain.
+//! berth's brain: holds the cluster in memory, decides what runs where, serves the HTTP API and the agents' link.
+//!
+//! Owns desired state. Refuses to touch hosts: everything it wants goes to agents as a desired set, everything it knows
+//! of hosts comes from them.
+#![forbid(unsafe_code)]
+
+pub mod cluster;

@@ -133,7 +133,7 @@ impl fmt::Display for Bytes {
         ];
         for (unit, size) in UNITS {
             if self.0 >= size {
-                let text = if self.0 % size == 0 {
+                let text = if self.0.is_multiple_of(size) {
                     format!("{}{unit}", self.0 / size)
                 } else {
                     format!("{:.1}{unit}", self.0 as f64 / size as f64)
@@ -211,7 +211,7 @@ impl FromStr for Millicores {
 
 impl fmt::Display for Millicores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = if self.0 % 1000 == 0 {
+        let text = if self.0.is_multiple_of(1000) {
             format!("{}", self.0 / 1000)
         } else {
             let text = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
