@@ -1,0 +1,74 @@
+//! Controllers: what must change so that the cluster becomes what its users asked for. All pure.
+//!
+//! The one writer runs [`plan`] after every batch of writes, on the state that contains them, and commits what it returns
+//! in the same transaction. So a service and the placement of its containers become durable and visible together.
+
+use std::collections::BTreeSet;
+
+use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
+use berth_common::model::UnixMillis;
+
+use crate::cluster::{Change, State};
+
+/// Time as plans see it: an input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Wall clock, for people.
+    pub wall: UnixMillis,
+    /// Monotonic milliseconds since the brain started, for leases and delays.
+    pub mono_ms: u64,
+}
+
+/// What has changed since the last plan. Small on a quiet cluster, so that planning costs what changed and not what exists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Look at everything.
+    pub all: bool,
+    /// Services to look at.
+    pub services: BTreeSet<ServiceId>,
+    /// Nodes whose liveness or settings changed.
+    pub nodes: BTreeSet<NodeId>,
+}
+
+/// What a plan is made from.
+pub struct Input<'a> {
+    /// The cluster, with the changes that made it dirty.
+    pub state: &'a State,
+    /// What to look at.
+    pub dirty: &'a Dirty,
+    /// Now.
+    pub now: Now,
+    /// Monotonic milliseconds at which a node was last heard; none if never since the brain started (which was at 0).
+    pub last_heard: &'a dyn Fn(NodeId) -> Option<u64>,
+    /// Silence after which a node is lost, milliseconds.
+    pub lease_ms: u64,
+}
+
+/// Something to tell people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// Short kind.
+    pub kind: &'static str,
+    /// Tenant it concerns.
+    pub tenant: Option<Name>,
+    /// Object it concerns.
+    pub subject: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// What to do. Every change carries all its parameters.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Changes, in order: removals before additions.
+    pub changes: Vec<Change>,
+    /// What to tell people.
+    pub events: Vec<NewEvent>,
+    /// Plan again at this monotonic time even if nothing changes (settling, backing off).
+    pub recheck_at_ms: Option<u64>,
+    /// Services to look at then.
+    pub recheck: BTreeSet<ServiceId>,
+}
+
+/// Fresh container ids; an input like time.
+pub type NewIds<'a> = dyn FnMut() -> ContainerId + 'a;
