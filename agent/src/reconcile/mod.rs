@@ -1,0 +1,19 @@
+//! The reconciler: brings the host from what is observed to what is desired.
+//!
+//! Owns the decision what happens to a container next. [`plan`] decides (pure), [`outcome`] says what a finished step
+//! changes (pure), [`apply`] carries steps out through the traits, [`actor`] is the loop that owns the state and the
+//! only writer of it, [`observe`] merges what the runtime holds and publishes it for the link. Refuses to decide where
+//! things run: that is the brain's.
+
+pub mod actor;
+pub mod apply;
+pub mod observe;
+pub mod outcome;
+pub mod plan;
+pub mod state;
+
+#[cfg(test)]
+mod converge;
+
+pub use actor::{Accepted, Handle, Reconciler, Refusal, Settings};
+pub use observe::{Board, Changes};

@@ -1,0 +1,347 @@
+//! What a finished step changes. Pure: the other half of the state machine in [`super::plan`].
+//!
+//! Back-off is plain doubling without jitter: a container's delays depend on its own history alone, so they can be
+//! tested and explained. Ends are told truthfully (R9): who sent the signal, whether memory was the cause.
+
+use berth_common::id::ContainerId;
+use berth_common::model::{ContainerSpec, Digest, ExitInfo, Limits, Restart, RestartPolicy, UnixMillis};
+use berth_common::protocol::DesiredContainer;
+
+use super::plan::Step;
+use super::state::{Memory, Rest, Seen, StopReason, Stopping};
+use crate::container::runtime::{ContainerMeta, RuntimeContainer, Started, TaskExit, TaskState};
+use crate::image::ImageInfo;
+
+/// First delay after a failed pull, creation or start, milliseconds.
+const FAILURE_DELAY_MS: u64 = 1_000;
+/// Longest.
+const FAILURE_MAX_MS: u64 = 60_000;
+/// An OOM kill noticed this shortly before the end is the end's cause, milliseconds.
+const OOM_NEAR_MS: u64 = 2_000;
+
+/// How a step went.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It worked and there is nothing to tell.
+    Done,
+    /// `Pull`: the image is here.
+    Image(std::sync::Arc<ImageInfo>),
+    /// `Start`.
+    Started(Started),
+    /// `Collect`.
+    Exit(Option<TaskExit>),
+    /// `ReadLimits`.
+    Limits(Limits),
+    /// It failed.
+    Failed {
+        /// In words, with the cause.
+        message: String,
+        /// Whether trying again can help.
+        retryable: bool,
+        /// The runtime does not have what was assumed: look again.
+        relist: bool,
+    },
+}
+
+/// Something the brain should show as an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Which container.
+    pub container: ContainerId,
+    /// Short kind.
+    pub kind: &'static str,
+    /// One sentence.
+    pub text: String,
+}
+
+/// The delay before the `n`th try in a row (from 1): `first`, doubled each time, at most `max` milliseconds.
+pub fn backoff_ms(n: u32, first: u64, max: u64) -> u64 {
+    let doublings = n.saturating_sub(1).min(40);
+    first.saturating_mul(1 << doublings).min(max)
+}
+
+/// Applies `outcome` of `step` to what was seen. `want` is what is desired now.
+pub fn settle(
+    seen: &mut Seen,
+    step: &Step,
+    outcome: Outcome,
+    want: Option<&DesiredContainer>,
+    now: UnixMillis,
+) -> Option<Notice> {
+    if let Outcome::Failed {
+        message, retryable, ..
+    } = outcome
+    {
+        return failed(seen, step, message, retryable, now);
+    }
+    match (step, outcome) {
+        (Step::Pull { .. }, Outcome::Image(image)) => seen.image = Some(image),
+        (Step::Create { meta, spec, image }, _) => {
+            seen.runtime = Some(created(meta, spec, image));
+            seen.image = None;
+            seen.ended = false;
+            seen.disk = None;
+        }
+        (Step::Start { again, .. }, Outcome::Started(started)) => on_started(seen, *again, started),
+        (Step::Stop { reason, deadline, .. }, _) => {
+            seen.memory.stopping = Some(Stopping {
+                reason: *reason,
+                deadline: *deadline,
+                killed_at: None,
+            });
+        }
+        (Step::Kill { .. }, _) => {
+            let stopping = seen.memory.stopping.get_or_insert(Stopping {
+                reason: StopReason::Asked,
+                deadline: now,
+                killed_at: None,
+            });
+            stopping.killed_at = Some(now);
+        }
+        (Step::Collect { id }, Outcome::Exit(exit)) => return on_exit(seen, *id, exit, want, now),
+        (Step::Update { spec, .. }, _) => {
+            if let Some(runtime) = &mut seen.runtime {
+                runtime.spec = (**spec).clone();
+            }
+            seen.limits_tried = false;
+            clear_failure(&mut seen.memory);
+        }
+        (Step::ReadLimits { .. }, Outcome::Limits(limits)) => {
+            seen.limits = Some(limits);
+            seen.limits_tried = true;
+        }
+        (Step::Delete { .. }, _) => {
+            seen.runtime = None;
+            seen.ended = false;
+            seen.limits = None;
+            seen.limits_tried = false;
+            seen.disk = None;
+            seen.memory.stopping = None;
+            clear_failure(&mut seen.memory);
+        }
+        _ => {}
+    }
+    None
+}
+
+fn created(meta: &ContainerMeta, spec: &ContainerSpec, image: &ImageInfo) -> RuntimeContainer {
+    RuntimeContainer {
+        meta: meta.clone(),
+        spec: spec.clone(),
+        image: image.manifest.clone(),
+        task: TaskState::None,
+        complete: true,
+    }
+}
+
+fn clear_failure(memory: &mut Memory) {
+    memory.failures_in_a_row = 0;
+    memory.failure = None;
+    memory.hopeless = false;
+    memory.not_before = None;
+}
+
+fn on_started(seen: &mut Seen, again: bool, started: Started) {
+    if let Some(runtime) = &mut seen.runtime {
+        runtime.task = TaskState::Running {
+            pid: started.pid,
+            started_at: Some(started.at),
+        };
+    }
+    let memory = &mut seen.memory;
+    clear_failure(memory);
+    memory.started_at = Some(started.at);
+    memory.rest = None;
+    memory.stopping = None;
+    memory.oom_run = 0;
+    memory.oom_at = None;
+    if again {
+        memory.restarts = memory.restarts.saturating_add(1);
+    }
+    seen.limits = None;
+    seen.limits_tried = false;
+}
+
+fn failed(
+    seen: &mut Seen,
+    step: &Step,
+    message: String,
+    retryable: bool,
+    now: UnixMillis,
+) -> Option<Notice> {
+    if matches!(step, Step::ReadLimits { .. }) {
+        // Not known is shown as not known; the next relist tries again.
+        seen.limits_tried = true;
+        return None;
+    }
+    if let Step::Create { .. } = step {
+        // The image may have been collected meanwhile: look it up again.
+        seen.image = None;
+    }
+    let memory = &mut seen.memory;
+    memory.failures_in_a_row = memory.failures_in_a_row.saturating_add(1);
+    memory.hopeless = !retryable;
+    let delay = if retryable {
+        backoff_ms(memory.failures_in_a_row, FAILURE_DELAY_MS, FAILURE_MAX_MS)
+    } else {
+        FAILURE_MAX_MS
+    };
+    memory.not_before = Some(UnixMillis(now.0.saturating_add(delay)));
+    let first = memory.failure.as_ref() != Some(&message);
+    memory.failure = Some(message.clone());
+    let container = step.container()?;
+    first.then_some(Notice {
+        container,
+        kind: "failed",
+        text: message,
+    })
+}
+
+fn on_exit(
+    seen: &mut Seen,
+    id: ContainerId,
+    exit: Option<TaskExit>,
+    want: Option<&DesiredContainer>,
+    now: UnixMillis,
+) -> Option<Notice> {
+    seen.ended = false;
+    let runtime = seen.runtime.as_mut()?;
+    let was_alive = !matches!(runtime.task, TaskState::None);
+    runtime.task = TaskState::None;
+    let memory = &mut seen.memory;
+    let stopping = memory.stopping.take();
+    // Absent only if the exit was collected before a crash, or the runtime lost it with a reboot.
+    let known = exit.or_else(|| {
+        was_alive.then_some(TaskExit {
+            code: 255,
+            at: now,
+            oom_kills: None,
+        })
+    })?;
+    let info = explain(
+        &known,
+        exit.is_some(),
+        stopping.as_ref(),
+        memory,
+        &runtime.spec,
+    );
+    memory.oom_run = memory.oom_run.max(known.oom_kills.unwrap_or(0));
+    memory.oom_past = memory.oom_kills();
+    memory.oom_run = 0;
+    memory.oom_at = None;
+    memory.last_exit = Some(info.clone());
+    clear_failure(memory);
+    match stopping.map(|s| s.reason) {
+        Some(StopReason::Asked) => {
+            memory.rest = Some(Rest::Stopped);
+            memory.ends_in_a_row = 0;
+        }
+        Some(StopReason::Removed | StopReason::Recreate) => memory.ends_in_a_row = 0,
+        Some(StopReason::Restart) => {
+            memory.rest = None;
+            memory.ends_in_a_row = 0;
+            // Counted before the start, so that a crash between the two restarts nothing twice.
+            memory.restarts_done = want.map_or(memory.restarts_done, |w| w.restarts_asked);
+        }
+        Some(StopReason::DiskLimit { limit }) => memory.rest = Some(Rest::DiskLimit { limit }),
+        None => {
+            let policy = want.map_or(runtime.spec.restart, |w| w.spec.restart);
+            by_policy(memory, policy, &info, now);
+        }
+    }
+    let kind = match stopping.map(|s| s.reason) {
+        _ if info.oom => "oom",
+        Some(StopReason::DiskLimit { .. }) => "disk-limit",
+        None if info.code != 0 => "exited",
+        _ => return None,
+    };
+    Some(Notice {
+        container: id,
+        kind,
+        text: info.reason,
+    })
+}
+
+fn by_policy(memory: &mut Memory, policy: RestartPolicy, exit: &ExitInfo, now: UnixMillis) {
+    let ran_ms = memory.started_at.map_or(0, |at| exit.at.since(at));
+    if ran_ms >= u64::from(policy.reset_after_ms) {
+        memory.ends_in_a_row = 0;
+    }
+    memory.ends_in_a_row = memory.ends_in_a_row.saturating_add(1);
+    let again = match policy.on {
+        Restart::Always => true,
+        Restart::OnFailure => exit.code != 0 || exit.oom,
+        Restart::Never => false,
+    };
+    let used_up = policy.max_restarts.is_some_and(|max| memory.ends_in_a_row > max);
+    if !again || used_up {
+        memory.rest = Some(Rest::Policy);
+        return;
+    }
+    let delay = backoff_ms(
+        memory.ends_in_a_row,
+        u64::from(policy.delay_ms),
+        u64::from(policy.max_delay_ms),
+    );
+    memory.not_before = Some(UnixMillis(now.0.saturating_add(delay)));
+}
+
+/// The end in words.
+fn explain(
+    exit: &TaskExit,
+    known: bool,
+    stopping: Option<&Stopping>,
+    memory: &Memory,
+    spec: &ContainerSpec,
+) -> ExitInfo {
+    let killed_by_us = stopping.is_some_and(|s| s.killed_at.is_some());
+    let more_kills = exit.oom_kills.is_some_and(|n| n > memory.oom_run);
+    let just_noticed = memory.oom_at.is_some_and(|at| exit.at.since(at) < OOM_NEAR_MS);
+    let oom = exit.code == 137 && !killed_by_us && (more_kills || just_noticed);
+    let reason = if oom {
+        format!("out of memory (limit {})", spec.limits.memory)
+    } else if let Some(StopReason::DiskLimit { limit }) = stopping.map(|s| s.reason) {
+        format!("disk limit {limit} exceeded")
+    } else if !known {
+        "ended while nobody could see how (host or runtime restarted)".to_owned()
+    } else if killed_by_us {
+        format!("killed by SIGKILL after {}s of grace", spec.stop_grace_secs)
+    } else {
+        match exit.code {
+            code @ 129..=192 => format!("killed by {}", signal_name(code - 128)),
+            code => format!("exited with code {code}"),
+        }
+    };
+    ExitInfo {
+        code: exit.code,
+        oom,
+        reason,
+        at: exit.at,
+    }
+}
+
+fn signal_name(number: i32) -> String {
+    nix::sys::signal::Signal::try_from(number)
+        .map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}
+
+/// OOM kills of the present run were read. Tells of kills that PID 1 survived.
+pub fn on_oom_kills(seen: &mut Seen, id: ContainerId, kills: u64, now: UnixMillis) -> Option<Notice> {
+    if kills <= seen.memory.oom_run {
+        return None;
+    }
+    let more = kills - seen.memory.oom_run;
+    seen.memory.oom_run = kills;
+    seen.memory.oom_at = Some(now);
+    let limit = seen.runtime.as_ref().map(|r| r.spec.limits.memory)?;
+    Some(Notice {
+        container: id,
+        kind: "oom",
+        text: format!("the kernel killed {more} process(es) inside for memory (limit {limit})"),
+    })
+}
+
+/// The image a container was made from, if it was made.
+pub fn image_of(seen: &Seen) -> Option<Digest> {
+    seen.runtime.as_ref().map(|r| r.image.clone())
+}
