@@ -5,3 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod controllers;
+pub mod scheduler;
+pub mod store;
+pub mod usage;

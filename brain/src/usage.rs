@@ -56,7 +56,8 @@ impl UsageBook {
             node: NodeUsage::default(),
             containers: HashMap::new(),
         });
-        let late = serial < page.serial || (serial == page.serial && serial > 0 && report.sequence <= page.sequence);
+        let late =
+            serial < page.serial || (serial == page.serial && serial > 0 && report.sequence <= page.sequence);
         if late {
             return false;
         }
@@ -68,7 +69,9 @@ impl UsageBook {
             page.containers.clear();
         }
         for usage in report.containers {
-            if own(usage.id) && (page.containers.len() < MAX_CONTAINERS || page.containers.contains_key(&usage.id)) {
+            if own(usage.id)
+                && (page.containers.len() < MAX_CONTAINERS || page.containers.contains_key(&usage.id))
+            {
                 page.containers.insert(usage.id, (usage, now_ms));
             }
         }
@@ -88,7 +91,12 @@ impl UsageBook {
 
     /// A container's load on its node; none if the node has no fresh report. A container whose load does not change is
     /// reported seldom, so its reading is as fresh as its node's and `age_ms` says when it last changed.
-    pub fn container(&self, node: NodeId, container: ContainerId, now_ms: u64) -> Option<Reading<ContainerUsage>> {
+    pub fn container(
+        &self,
+        node: NodeId,
+        container: ContainerId,
+        now_ms: u64,
+    ) -> Option<Reading<ContainerUsage>> {
         let pages = self.pages.lock();
         let page = pages.get(&node)?;
         if now_ms.saturating_sub(page.arrived_ms) >= STALE_MS {
@@ -117,7 +125,8 @@ mod tests {
             .iter()
             .map(|n| {
                 let id = ContainerId::from_bytes([*n; 10]);
-                serde_json::from_value(serde_json::json!({ "id": id, "at": UnixMillis(1), "cpu": cpu })).unwrap()
+                serde_json::from_value(serde_json::json!({ "id": id, "at": UnixMillis(1), "cpu": cpu }))
+                    .unwrap()
             })
             .collect();
         UsageReport {
@@ -138,14 +147,29 @@ mod tests {
         let own = |id: ContainerId| id != ContainerId::from_bytes([9; 10]);
         let id = |n| ContainerId::from_bytes([n; 10]);
         assert!(book.record(node, 1, report(5, 100, &[1, 9], false), 1_000, own));
-        assert!(!book.record(node, 1, report(4, 999, &[], false), 1_100, own), "late");
-        assert!(book.record(node, 2, report(1, 200, &[2], false), 2_000, own), "a new connection counts anew");
-        assert!(!book.record(node, 1, report(9, 999, &[], false), 2_100, own), "the old connection is over");
+        assert!(
+            !book.record(node, 1, report(4, 999, &[], false), 1_100, own),
+            "late"
+        );
+        assert!(
+            book.record(node, 2, report(1, 200, &[2], false), 2_000, own),
+            "a new connection counts anew"
+        );
+        assert!(
+            !book.record(node, 1, report(9, 999, &[], false), 2_100, own),
+            "the old connection is over"
+        );
         assert_eq!(book.node(node, 3_000).unwrap().usage.cpu, Some(200));
         assert_eq!(book.container(node, id(1), 3_000).unwrap().age_ms, 2_000);
-        assert!(book.container(node, id(9), 3_000).is_none(), "another node's container (R7)");
+        assert!(
+            book.container(node, id(9), 3_000).is_none(),
+            "another node's container (R7)"
+        );
         assert!(book.record(node, 2, report(2, 200, &[2], true), 3_000, own));
-        assert!(book.container(node, id(1), 3_000).is_none(), "a full report lacks it");
+        assert!(
+            book.container(node, id(1), 3_000).is_none(),
+            "a full report lacks it"
+        );
         assert!(book.node(node, 3_000 + STALE_MS).is_none(), "silent is not idle");
         assert!(book.container(node, id(2), 3_000 + STALE_MS).is_none());
     }

@@ -97,19 +97,27 @@ impl ConfigError {
                 path.display()
             ),
             Self::Foreign { path, .. } => {
-                format!("set BERTH_CONFIG to a file of your own instead of {}", path.display())
+                format!(
+                    "set BERTH_CONFIG to a file of your own instead of {}",
+                    path.display()
+                )
             }
             Self::Malformed { path, .. } | Self::TooLarge { path } => {
-                format!("repair {} or move it away and run `berth login` again", path.display())
+                format!(
+                    "repair {} or move it away and run `berth login` again",
+                    path.display()
+                )
             }
             Self::Encode(_) | Self::Io { .. } => "check the path, its permissions and free space".into(),
             Self::NoContext { known, .. } if known.is_empty() => {
                 "make one with `berth login URL --ca FILE` or `berth context add`".into()
             }
             Self::NoContext { known, .. } => format!("there are: {}", known.join(", ")),
-            Self::Nothing => "run `berth login https://HOST:7443 --ca ca.crt`, or as root on the brain's host \
+            Self::Nothing => {
+                "run `berth login https://HOST:7443 --ca ca.crt`, or as root on the brain's host \
                               `sudo berth …`, or set BERTH_SERVER, BERTH_CA and BERTH_TOKEN"
-                .into(),
+                    .into()
+            }
             Self::Setting { cure, .. } => cure.clone(),
         }
     }
@@ -335,12 +343,18 @@ mod tests {
             let map: BTreeMap<_, _> = pairs.iter().copied().collect();
             path_from(|key| map.get(key).map(|v| (*v).to_owned()))
         };
-        assert_eq!(place(&[("BERTH_CONFIG", "/x"), ("HOME", "/h")]).unwrap(), Path::new("/x"));
+        assert_eq!(
+            place(&[("BERTH_CONFIG", "/x"), ("HOME", "/h")]).unwrap(),
+            Path::new("/x")
+        );
         assert_eq!(
             place(&[("XDG_CONFIG_HOME", "/c"), ("HOME", "/h")]).unwrap(),
             Path::new("/c/berth/config.toml")
         );
-        assert_eq!(place(&[("HOME", "/h")]).unwrap(), Path::new("/h/.config/berth/config.toml"));
+        assert_eq!(
+            place(&[("HOME", "/h")]).unwrap(),
+            Path::new("/h/.config/berth/config.toml")
+        );
         assert!(place(&[("HOME", "")]).is_err());
     }
 

@@ -58,16 +58,13 @@ pub fn resolve(
         Some(name) => Some((name, config.context(name)?)),
         None => None,
     };
-    let mut target = match chosen {
-        Some((name, context)) => Some(Target {
-            origin: name.to_owned(),
-            server: context.server.clone(),
-            ca: context.ca.clone(),
-            token: context.token.clone(),
-            tenant: context.tenant.clone().unwrap_or_else(default_tenant),
-        }),
-        None => None,
-    };
+    let mut target = chosen.map(|(name, context)| Target {
+        origin: name.to_owned(),
+        server: context.server.clone(),
+        ca: context.ca.clone(),
+        token: context.token.clone(),
+        tenant: context.tenant.clone().unwrap_or_else(default_tenant),
+    });
     if let Some(server) = set("BERTH_SERVER") {
         // A token belongs to the server it was made for: never send a context's token to another one.
         let keep = target.take().filter(|known| known.server == server);
@@ -123,7 +120,8 @@ fn local(read: impl Fn(&Path) -> std::io::Result<String>) -> Option<Target> {
     })
 }
 
-fn default_tenant() -> Name {
+/// The tenant of those who name none.
+pub fn default_tenant() -> Name {
     "default".parse().expect("a valid name")
 }
 
@@ -175,18 +173,38 @@ mod tests {
     #[test]
     fn the_current_context_unless_another_is_named() {
         let a = case(&config(), None, None, &[], &[]).unwrap();
-        assert_eq!((a.server.as_str(), a.tenant.as_str()), ("https://a:7443", "default"));
+        assert_eq!(
+            (a.server.as_str(), a.tenant.as_str()),
+            ("https://a:7443", "default")
+        );
         let b = case(&config(), Some("b"), None, &[], &[]).unwrap();
-        assert_eq!((b.token.as_deref(), b.tenant.as_str()), (Some("token of b"), "shop"));
-        assert!(case(&config(), Some("c"), None, &[], &[]).unwrap_err().cure().contains("a, b"));
+        assert_eq!(
+            (b.token.as_deref(), b.tenant.as_str()),
+            (Some("token of b"), "shop")
+        );
+        assert!(
+            case(&config(), Some("c"), None, &[], &[])
+                .unwrap_err()
+                .cure()
+                .contains("a, b")
+        );
     }
 
     #[test]
     fn variables_override_and_the_flag_overrides_them() {
         let env = [("BERTH_TENANT", "one"), ("BERTH_TOKEN", " t\n")];
         let target = case(&config(), None, None, &env, &[]).unwrap();
-        assert_eq!((target.tenant.as_str(), target.token.as_deref()), ("one", Some("t")));
-        assert_eq!(case(&config(), None, Some("two"), &env, &[]).unwrap().tenant.as_str(), "two");
+        assert_eq!(
+            (target.tenant.as_str(), target.token.as_deref()),
+            ("one", Some("t"))
+        );
+        assert_eq!(
+            case(&config(), None, Some("two"), &env, &[])
+                .unwrap()
+                .tenant
+                .as_str(),
+            "two"
+        );
         assert!(case(&config(), None, None, &[("BERTH_TENANT", "No!")], &[]).is_err());
     }
 
@@ -203,7 +221,10 @@ mod tests {
     fn root_on_the_brains_host_needs_no_configuration() {
         let files = [(LOCAL_TOKEN, "berth_x_y\n"), (LOCAL_CA, "pem")];
         let target = case(&ConfigFile::default(), None, None, &[], &files).unwrap();
-        assert_eq!((target.server.as_str(), target.token.as_deref()), (LOCAL_SERVER, Some("berth_x_y")));
+        assert_eq!(
+            (target.server.as_str(), target.token.as_deref()),
+            (LOCAL_SERVER, Some("berth_x_y"))
+        );
         assert!(matches!(
             case(&ConfigFile::default(), None, None, &[], &files[..1]),
             Err(ConfigError::Nothing)

@@ -175,7 +175,10 @@ fn push_where(text: &mut String, problem: &Problem) {
     if problem.kind == ErrorKind::Internal
         && let Some(id) = &problem.request_id
     {
-        text.push_str(&format!("request: {} (the brain's log has the details)\n", clean(id)));
+        text.push_str(&format!(
+            "request: {} (the brain's log has the details)\n",
+            clean(id)
+        ));
     }
 }
 
@@ -223,7 +226,10 @@ mod tests {
             "error: service \"web\" does not exist\ncure: list them with `berth service ls`\n"
         );
         let json: serde_json::Value = serde_json::from_str(&failure.render(true)).unwrap();
-        assert_eq!((json["kind"].as_str(), json["status"].as_u64()), (Some("not-found"), Some(404)));
+        assert_eq!(
+            (json["kind"].as_str(), json["status"].as_u64()),
+            (Some("not-found"), Some(404))
+        );
     }
 
     #[test]

@@ -72,7 +72,13 @@ mod tests {
             };
             log.push(event, UnixMillis(n));
         }
-        assert_eq!(log.newest(10, |_| true).iter().map(|e| e.sequence).collect::<Vec<_>>(), [100, 101, 102]);
+        assert_eq!(
+            log.newest(10, |_| true)
+                .iter()
+                .map(|e| e.sequence)
+                .collect::<Vec<_>>(),
+            [100, 101, 102]
+        );
         assert_eq!(log.subscribe_after(101).next().await.unwrap().sequence, 102);
     }
 }

@@ -66,7 +66,11 @@ impl<T> Feed<T> {
     /// A reader that begins at the first kept item for which `wanted` holds, else after the newest.
     pub fn follow_from(self: &Arc<Self>, wanted: impl Fn(&T) -> bool) -> Cursor<T> {
         let ring = self.ring.lock();
-        let skip = ring.items.iter().position(|(item, _)| wanted(item)).unwrap_or(ring.items.len());
+        let skip = ring
+            .items
+            .iter()
+            .position(|(item, _)| wanted(item))
+            .unwrap_or(ring.items.len());
         Cursor {
             next: ring.first + skip as u64,
             head: self.head.subscribe(),
@@ -87,8 +91,14 @@ impl<T> Feed<T> {
     /// The newest kept items for which `wanted` holds, oldest of them first, at most `limit`.
     pub fn newest(&self, limit: usize, wanted: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
         let ring = self.ring.lock();
-        let mut found: Vec<_> =
-            ring.items.iter().rev().filter(|(item, _)| wanted(item)).take(limit).map(|(i, _)| Arc::clone(i)).collect();
+        let mut found: Vec<_> = ring
+            .items
+            .iter()
+            .rev()
+            .filter(|(item, _)| wanted(item))
+            .take(limit)
+            .map(|(i, _)| Arc::clone(i))
+            .collect();
         found.reverse();
         found
     }
@@ -129,7 +139,9 @@ impl<T> Cursor<T> {
             return Err(Lagged { missed });
         }
         let at = usize::try_from(self.next - ring.first).unwrap_or(usize::MAX);
-        let Some((item, _)) = ring.items.get(at) else { return Ok(None) };
+        let Some((item, _)) = ring.items.get(at) else {
+            return Ok(None);
+        };
         self.next += 1;
         Ok(Some(Arc::clone(item)))
     }
@@ -156,7 +168,13 @@ mod tests {
         assert_eq!(early.next().await.unwrap_err(), Lagged { missed: 2 });
         assert_eq!(*early.next().await.unwrap(), 5);
         assert_eq!(*feed.follow_from(|n| *n >= 6).next().await.unwrap(), 6);
-        assert_eq!(feed.newest(2, |n| n % 2 == 1).iter().map(|n| **n).collect::<Vec<_>>(), [5, 7]);
+        assert_eq!(
+            feed.newest(2, |n| n % 2 == 1)
+                .iter()
+                .map(|n| **n)
+                .collect::<Vec<_>>(),
+            [5, 7]
+        );
     }
 
     #[tokio::test]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use berth_common::id::{ContainerId, Generation, Name, NodeId, Revision, ServiceId, TenantId, TokenId};
 use berth_common::model::{
-    ContainerRecord, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer, RegistryCredential, Reservation,
-    ServiceRecord, Taken, TenantRecord, TokenRecord, UnixMillis,
+    ContainerRecord, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer, Phase,
+    RegistryCredential, Reservation, ServiceRecord, Taken, TenantRecord, TokenRecord, UnixMillis,
 };
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -95,12 +95,17 @@ pub enum Change {
         /// Nothing is left of these.
         gone: Vec<ContainerId>,
     },
+    /// A container was first seen in its present run at this monotonic millisecond of the brain. Rollouts count from it.
+    RunningSince(ContainerId, u64),
 }
 
 impl Change {
     /// Whether the store must hold it before it is visible.
     pub const fn durable(&self) -> bool {
-        !matches!(self, Self::Connected(..) | Self::Disconnected(..) | Self::Observed { .. })
+        !matches!(
+            self,
+            Self::Connected(..) | Self::Disconnected(..) | Self::Observed { .. } | Self::RunningSince(..)
+        )
     }
 }
 
@@ -145,6 +150,10 @@ pub struct State {
     pub connections: OrdMap<NodeId, Connection>,
     /// What agents last said of containers.
     pub observed: OrdMap<ContainerId, Arc<ObservedContainer>>,
+    /// Monotonic millisecond of the brain at which a container's present run was first seen; only where a rollout asks.
+    pub running_since: OrdMap<ContainerId, u64>,
+    /// Containers being removed of which their node said that nothing is left.
+    pub gone: OrdSet<ContainerId>,
 }
 
 /// A stored object of any kind, as [`State::restore`] takes it.
@@ -197,7 +206,8 @@ impl State {
 
     /// A service by tenant and name.
     pub fn service(&self, tenant: TenantId, name: &Name) -> Option<&Arc<ServiceRecord>> {
-        self.services.get(self.service_names.get(&(tenant, name.clone()))?)
+        self.services
+            .get(self.service_names.get(&(tenant, name.clone()))?)
     }
 
     /// A node by name.
@@ -207,12 +217,20 @@ impl State {
 
     /// Containers of a service, by id.
     pub fn containers_of(&self, service: ServiceId) -> impl Iterator<Item = &Arc<ContainerRecord>> {
-        self.by_service.get(&service).into_iter().flatten().filter_map(|id| self.containers.get(id))
+        self.by_service
+            .get(&service)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.containers.get(id))
     }
 
     /// Containers bound to a node, by id.
     pub fn containers_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<ContainerRecord>> {
-        self.by_node.get(&node).into_iter().flatten().filter_map(|id| self.containers.get(id))
+        self.by_node
+            .get(&node)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.containers.get(id))
     }
 
     /// What is set aside on a node.
@@ -235,7 +253,9 @@ impl State {
             self.apply_one(change);
         }
         for node in touched {
-            let Some(record) = self.nodes.get(&node) else { continue };
+            let Some(record) = self.nodes.get(&node) else {
+                continue;
+            };
             let mut record = (**record).clone();
             record.generation = record.generation.next();
             record.revision = revision;
@@ -275,7 +295,10 @@ impl State {
                 }
             }
             Change::PutTenant(new) => {
-                let changed = self.tenants.get(&new.id).is_some_and(|old| old.cpu_weight != new.cpu_weight);
+                let changed = self
+                    .tenants
+                    .get(&new.id)
+                    .is_some_and(|old| old.cpu_weight != new.cpu_weight);
                 if changed {
                     nodes.extend(self.nodes_of_tenant(new.id));
                 }
@@ -289,7 +312,11 @@ impl State {
 
     /// Nodes that have containers of a tenant.
     pub fn nodes_of_tenant(&self, tenant: TenantId) -> std::collections::BTreeSet<NodeId> {
-        self.containers.values().filter(|c| c.tenant == tenant).filter_map(|c| c.node).collect()
+        self.containers
+            .values()
+            .filter(|c| c.tenant == tenant)
+            .filter_map(|c| c.node)
+            .collect()
     }
 
     /// Puts a stored object in place while loading.
@@ -345,6 +372,8 @@ impl State {
                 if let Some(old) = self.containers.remove(&id) {
                     self.unindex(&old);
                     self.observed.remove(&id);
+                    self.running_since.remove(&id);
+                    self.gone.remove(&id);
                 }
             }
             Change::PutNode(n) => {
@@ -368,7 +397,17 @@ impl State {
                     self.connections.remove(&node);
                 }
             }
-            Change::Observed { node, full, containers, gone } => self.observe(node, full, containers, gone),
+            Change::Observed {
+                node,
+                full,
+                containers,
+                gone,
+            } => self.observe(node, full, containers, gone),
+            Change::RunningSince(id, mono_ms) => {
+                if self.containers.contains_key(&id) {
+                    self.running_since.insert(id, mono_ms);
+                }
+            }
         }
     }
 
@@ -424,8 +463,28 @@ impl State {
     }
 
     /// Takes what a node says about its own containers and nothing else (R7).
-    fn observe(&mut self, node: NodeId, full: bool, containers: Vec<ObservedContainer>, gone: Vec<ContainerId>) {
-        let own = |state: &Self, id: &ContainerId| state.containers.get(id).is_some_and(|c| c.node == Some(node));
+    fn observe(
+        &mut self,
+        node: NodeId,
+        full: bool,
+        containers: Vec<ObservedContainer>,
+        gone: Vec<ContainerId>,
+    ) {
+        let own =
+            |state: &Self, id: &ContainerId| state.containers.get(id).is_some_and(|c| c.node == Some(node));
+        let same_run = |state: &Self, seen: &ObservedContainer| {
+            seen.phase == Phase::Running
+                && state.observed.get(&seen.id).is_some_and(|old| {
+                    old.phase == Phase::Running
+                        && old.started_at == seen.started_at
+                        && old.restarts == seen.restarts
+                })
+        };
+        for seen in &containers {
+            if own(self, &seen.id) && !same_run(self, seen) {
+                self.running_since.remove(&seen.id);
+            }
+        }
         if full {
             let bound: Vec<_> = self.by_node.get(&node).into_iter().flatten().copied().collect();
             for id in bound {
@@ -435,6 +494,10 @@ impl State {
         for id in gone {
             if own(self, &id) {
                 self.observed.remove(&id);
+                self.running_since.remove(&id);
+                if self.containers.get(&id).is_some_and(|c| c.removing) {
+                    self.gone.insert(id);
+                }
             }
         }
         for seen in containers {

@@ -3,12 +3,28 @@
 //! The one writer runs [`plan`] after every batch of writes, on the state that contains them, and commits what it returns
 //! in the same transaction. So a service and the placement of its containers become durable and visible together.
 
+pub mod commands;
+mod context;
+mod dirty;
+pub mod nodes;
+mod rollout;
+pub mod services;
+pub mod view;
+
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
+mod sim;
+
 use std::collections::BTreeSet;
 
 use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
 use berth_common::model::UnixMillis;
 
 use crate::cluster::{Change, State};
+use context::Context;
 
 /// Time as plans see it: an input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,6 +44,10 @@ pub struct Dirty {
     pub services: BTreeSet<ServiceId>,
     /// Nodes whose liveness or settings changed.
     pub nodes: BTreeSet<NodeId>,
+    /// Room may have come free: what waits for some is tried again.
+    pub freed: bool,
+    /// Look at leases and expiry times. The writer sets it in its periodic tick (once a second is fine).
+    pub leases: bool,
 }
 
 /// What a plan is made from.
@@ -72,3 +92,49 @@ pub struct Plan {
 
 /// Fresh container ids; an input like time.
 pub type NewIds<'a> = dyn FnMut() -> ContainerId + 'a;
+
+impl Plan {
+    /// What to look at when [`Plan::recheck_at_ms`] comes.
+    pub fn recheck_dirty(&self) -> Dirty {
+        Dirty {
+            services: self.recheck.clone(),
+            leases: true,
+            ..Dirty::default()
+        }
+    }
+
+    /// Nothing to commit and nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.events.is_empty()
+    }
+}
+
+/// What must change now. Equal inputs (with equal fresh ids) give equal plans.
+pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
+    let mut cx = Context::new(input, new_id);
+    let dirty = input.dirty;
+    let mut services = dirty.services.clone();
+    let mut freed = dirty.freed || dirty.all;
+    if dirty.all || dirty.leases || !dirty.nodes.is_empty() || dirty.services.is_empty() {
+        let turned = nodes::leases(&mut cx);
+        freed |= !turned.is_empty();
+        for node in turned {
+            services.extend(input.state.containers_on(node).map(|c| c.service));
+        }
+        nodes::expiries(&mut cx);
+    }
+    if dirty.all {
+        services.extend(input.state.services.keys().copied());
+        services.extend(input.state.by_service.keys().copied());
+    }
+    for service in &services {
+        freed |= nodes::sweep(&mut cx, *service);
+    }
+    if freed {
+        services.extend(nodes::waiting(&cx));
+    }
+    for service in services {
+        services::plan_service(&mut cx, service);
+    }
+    cx.finish()
+}

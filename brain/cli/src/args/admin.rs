@@ -1,0 +1,272 @@
+//! Arguments about nodes, images, tenants and contexts.
+
+use std::path::PathBuf;
+
+use berth_common::id::{Name, TokenId};
+use berth_common::model::ImageRef;
+use berth_common::units::{Bytes, Millicores};
+use clap::{Args, Subcommand};
+
+use super::value;
+
+/// `berth node …`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List nodes
+    #[command(visible_alias = "list", after_help = "Example:\n  berth node ls")]
+    Ls,
+    /// Show everything about a node
+    #[command(after_help = "Example:\n  berth node inspect h1 -o yaml")]
+    Inspect {
+        /// Name or id.
+        node: String,
+    },
+    /// Make a token with which one host joins
+    #[command(after_help = "Examples:
+  berth node token
+  berth node token --private shop --label site=berlin --ttl 10m")]
+    Token {
+        /// Make it a private node of this tenant.
+        #[arg(long, value_name = "TENANT")]
+        private: Option<Name>,
+        /// Label of the node.
+        #[arg(long, value_name = "K=V", value_parser = value::pair)]
+        label: Vec<(String, String)>,
+        /// How long it can be used; default 1h.
+        #[arg(long, value_parser = value::duration)]
+        ttl: Option<u64>,
+        /// host:port at which that host reaches the brain; default the brain's own idea.
+        #[arg(long)]
+        address: Vec<String>,
+    },
+    /// Give a node no new containers
+    #[command(after_help = "Example:\n  berth node cordon h1")]
+    Cordon {
+        /// Name or id.
+        node: String,
+    },
+    /// Undo cordon and drain
+    #[command(after_help = "Example:\n  berth node uncordon h1")]
+    Uncordon {
+        /// Name or id.
+        node: String,
+    },
+    /// Move all containers away and wait until it is empty
+    #[command(after_help = "Example:\n  berth node drain h1 --timeout 10m")]
+    Drain {
+        /// Name or id.
+        node: String,
+        /// Wait at most so long; draining goes on afterwards.
+        #[arg(long, value_parser = value::duration)]
+        timeout: Option<u64>,
+        /// Don't wait.
+        #[arg(short, long)]
+        detach: bool,
+    },
+    /// Remove a node for good
+    #[command(after_help = "Examples:\n  berth node rm h1\n  berth node rm --force burnt-down")]
+    Rm {
+        /// Name or id.
+        node: String,
+        /// Also with containers on it, which are replaced elsewhere.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `berth image …`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Load an OCI or docker archive into the brain
+    #[command(after_help = "Examples:
+  berth image load app.tar
+  docker save app | berth image load - --name app:1")]
+    Load {
+        /// Archive (tar, gzip or zstd); - for standard input.
+        file: PathBuf,
+        /// Name for an archive that names none.
+        #[arg(long)]
+        name: Option<ImageRef>,
+    },
+    /// Fetch an image to nodes ahead of time
+    #[command(after_help = "Example:\n  berth image pull nginx:1.27 --node h1")]
+    Pull {
+        /// Which.
+        reference: ImageRef,
+        /// Only to this node (may be repeated).
+        #[arg(long)]
+        node: Vec<Name>,
+    },
+    /// List images
+    #[command(visible_alias = "list", after_help = "Example:\n  berth image ls")]
+    Ls,
+    /// Remove an image from brain and nodes
+    #[command(
+        visible_alias = "remove",
+        after_help = "Example:\n  berth image rm nginx:1.27"
+    )]
+    Rm {
+        /// Which.
+        reference: ImageRef,
+    },
+    /// Keep credentials of a registry for this tenant
+    #[command(after_help = "Example:\n  berth image login reg.example -u me --password-stdin < password")]
+    Login {
+        /// Host with port.
+        registry: String,
+        /// User name.
+        #[arg(short, long)]
+        username: Option<String>,
+        /// Read the password from standard input instead of asking.
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Forget credentials of a registry
+    #[command(after_help = "Example:\n  berth image logout reg.example")]
+    Logout {
+        /// Host with port.
+        registry: String,
+    },
+}
+
+/// `berth tenant …`.
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Make a tenant
+    #[command(after_help = "Example:\n  berth tenant create shop --cpus 8 --memory 16GiB --containers 100")]
+    Create {
+        /// Its name.
+        name: Name,
+        /// Its quota.
+        #[command(flatten)]
+        quota: QuotaArgs,
+    },
+    /// List tenants
+    #[command(visible_alias = "list", after_help = "Example:\n  berth tenant ls")]
+    Ls,
+    /// Show everything about a tenant
+    #[command(after_help = "Example:\n  berth tenant inspect shop")]
+    Inspect {
+        /// Which.
+        name: Name,
+    },
+    /// Change what a tenant may reserve; 0 is unlimited
+    #[command(after_help = "Example:\n  berth tenant quota shop --memory 32GiB --privileged=false")]
+    Quota {
+        /// Which.
+        name: Name,
+        /// The changes.
+        #[command(flatten)]
+        quota: QuotaArgs,
+        /// CPU weight of its slice on nodes, 1 to 10000.
+        #[arg(long)]
+        cpu_weight: Option<u16>,
+        /// Whether its services may be privileged.
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        privileged: Option<bool>,
+    },
+    /// Make, list or revoke a tenant's API tokens
+    #[command(after_help = "Examples:
+  berth tenant token shop --note ci --ttl 30d     prints the token once
+  berth tenant token shop --ls
+  berth tenant token shop --revoke abcdefghij234567")]
+    Token {
+        /// Which.
+        name: Name,
+        /// What it is for.
+        #[arg(long, default_value = "")]
+        note: String,
+        /// When it stops working; default never.
+        #[arg(long, value_parser = value::duration)]
+        ttl: Option<u64>,
+        /// An administrator's token (tenant default only).
+        #[arg(long)]
+        admin: bool,
+        /// List them instead.
+        #[arg(long, conflicts_with_all = ["note", "ttl", "admin", "revoke"])]
+        ls: bool,
+        /// Revoke this one instead.
+        #[arg(long, value_name = "ID", conflicts_with_all = ["note", "ttl", "admin"])]
+        revoke: Option<TokenId>,
+    },
+    /// Remove a tenant
+    #[command(visible_alias = "remove", after_help = "Example:\n  berth tenant rm shop")]
+    Rm {
+        /// Which.
+        name: Name,
+    },
+}
+
+/// A quota on the command line.
+#[derive(Debug, Default, Args)]
+pub struct QuotaArgs {
+    /// Cores.
+    #[arg(long)]
+    pub cpus: Option<Millicores>,
+    /// Memory: 16GiB.
+    #[arg(long)]
+    pub memory: Option<Bytes>,
+    /// Disk: 100GiB.
+    #[arg(long)]
+    pub disk: Option<Bytes>,
+    /// Containers.
+    #[arg(long)]
+    pub containers: Option<u32>,
+}
+
+/// `berth context …`.
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// List contexts
+    #[command(visible_alias = "list", after_help = "Example:\n  berth context ls")]
+    Ls,
+    /// Use a context from now on
+    #[command(after_help = "Example:\n  berth context use home")]
+    Use {
+        /// Which.
+        name: String,
+    },
+    /// Add or replace a context without contacting its brain
+    #[command(after_help = "Example:
+  berth context add home https://10.0.0.5:7443 --ca ca.crt --token-stdin < token")]
+    Add {
+        /// Its name.
+        name: String,
+        /// https://HOST:7443
+        url: String,
+        /// The brain's ca.crt.
+        #[arg(long)]
+        ca: PathBuf,
+        /// Read a token from standard input.
+        #[arg(long)]
+        token_stdin: bool,
+    },
+    /// Forget a context
+    #[command(visible_alias = "remove", after_help = "Example:\n  berth context rm home")]
+    Rm {
+        /// Which.
+        name: String,
+    },
+    /// Show the context in use, without its token
+    #[command(after_help = "Example:\n  berth context show")]
+    Show,
+}
+
+/// `berth login`.
+#[derive(Debug, Args)]
+pub struct LoginArgs {
+    /// https://HOST:7443
+    pub url: String,
+    /// The brain's ca.crt (on its host: /var/lib/berth-brain/ca/ca.crt).
+    #[arg(long, required_unless_present = "fingerprint", conflicts_with = "fingerprint")]
+    pub ca: Option<PathBuf>,
+    /// SHA-256 of the CA instead, in hex.
+    #[arg(long)]
+    pub fingerprint: Option<String>,
+    /// Read the token from standard input instead of asking.
+    #[arg(long)]
+    pub token_stdin: bool,
+    /// Name of the context; default the host.
+    #[arg(long)]
+    pub name: Option<String>,
+}

@@ -1,0 +1,245 @@
+//! Arguments about services and their containers.
+
+use std::path::PathBuf;
+
+use berth_common::id::Name;
+use berth_common::model::{ImageRef, Tmpfs};
+use berth_common::units::{Bytes, Millicores};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::value::{self, Since};
+
+/// `berth run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The image.
+    pub image: ImageRef,
+    /// The service's name; default made from the image's.
+    #[arg(long)]
+    pub name: Option<Name>,
+    /// Everything else.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Don't wait until it runs.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Wait at most so long.
+    #[arg(long, default_value = "2m", value_parser = value::duration)]
+    pub wait: u64,
+    /// Arguments of the container, instead of the image's command.
+    #[arg(last = true)]
+    pub args: Vec<String>,
+}
+
+/// What a service's spec can hold; what is absent stays as it is.
+#[derive(Debug, Default, Args)]
+pub struct SpecArgs {
+    /// How many equal containers.
+    #[arg(long)]
+    pub replicas: Option<u32>,
+    /// CPU limit in cores: 0.5, 2, 250m.
+    #[arg(long, help_heading = "Limits")]
+    pub cpus: Option<Millicores>,
+    /// Share of CPU under contention, 1 to 10000.
+    #[arg(long, help_heading = "Limits")]
+    pub cpu_weight: Option<u16>,
+    /// Memory limit: 256MiB.
+    #[arg(short, long, help_heading = "Limits")]
+    pub memory: Option<Bytes>,
+    /// Most processes and threads.
+    #[arg(long, help_heading = "Limits")]
+    pub pids: Option<u32>,
+    /// Limit of the writable layer: 1GiB.
+    #[arg(long, help_heading = "Limits")]
+    pub disk: Option<Bytes>,
+    /// Bytes read a second: 50MiB.
+    #[arg(long, help_heading = "Limits")]
+    pub read_bps: Option<Bytes>,
+    /// Bytes written a second.
+    #[arg(long, help_heading = "Limits")]
+    pub write_bps: Option<Bytes>,
+    /// Read operations a second.
+    #[arg(long, help_heading = "Limits")]
+    pub read_iops: Option<u32>,
+    /// Write operations a second.
+    #[arg(long, help_heading = "Limits")]
+    pub write_iops: Option<u32>,
+    /// CPU to set aside; default a tenth of the limit.
+    #[arg(long, help_heading = "Limits")]
+    pub reserve_cpu: Option<Millicores>,
+    /// Memory to set aside; default the limit.
+    #[arg(long, help_heading = "Limits")]
+    pub reserve_memory: Option<Bytes>,
+    /// Disk to set aside; default the limit.
+    #[arg(long, help_heading = "Limits")]
+    pub reserve_disk: Option<Bytes>,
+    /// Environment variable K=V; K alone takes yours.
+    #[arg(short, long, value_name = "K=V")]
+    pub env: Vec<String>,
+    /// File of K=V lines.
+    #[arg(long)]
+    pub env_file: Vec<PathBuf>,
+    /// Working directory inside.
+    #[arg(short, long)]
+    pub workdir: Option<String>,
+    /// User: name, uid or user:group.
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Host name inside.
+    #[arg(long)]
+    pub hostname: Option<Name>,
+    /// Scratch file system in memory: /path[:size].
+    #[arg(long, value_parser = value::tmpfs)]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Label of the service.
+    #[arg(short, long, value_name = "K=V", value_parser = value::pair)]
+    pub label: Vec<(String, String)>,
+    /// Label that the node must carry.
+    #[arg(long, value_name = "K=V", value_parser = value::pair)]
+    pub on: Vec<(String, String)>,
+    /// When to start a container again.
+    #[arg(long, value_enum)]
+    pub restart: Option<RestartArg>,
+    /// Run a small init as PID 1 (--init=false to undo).
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub init: Option<bool>,
+    /// Mount the image read-only (--read-only=false to undo).
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub read_only: Option<bool>,
+    /// Add a capability.
+    #[arg(long)]
+    pub cap_add: Vec<String>,
+    /// Drop a capability, or ALL.
+    #[arg(long)]
+    pub cap_drop: Vec<String>,
+    /// No confinement; only for tenants an administrator named.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub privileged: Option<bool>,
+    /// Time from the stop signal to SIGKILL: 30s.
+    #[arg(long, value_parser = value::duration)]
+    pub stop_grace: Option<u64>,
+    /// Stop signal instead of the image's, such as SIGINT.
+    #[arg(long)]
+    pub stop_signal: Option<String>,
+    /// Program instead of the image's entrypoint.
+    #[arg(long)]
+    pub entrypoint: Option<String>,
+}
+
+/// When to start again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RestartArg {
+    /// After every end.
+    Always,
+    /// After failures.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// `berth service …`.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// List services
+    #[command(visible_alias = "list", after_help = "Example:\n  berth service ls")]
+    Ls,
+    /// Show everything about a service
+    #[command(after_help = "Example:\n  berth service inspect web -o yaml")]
+    Inspect {
+        /// Which.
+        name: Name,
+    },
+    /// Change a service; containers are replaced one by one where needed
+    #[command(after_help = "Examples:
+  berth service update web --memory 512MiB      live, without restart
+  berth service update web --image nginx:1.28 -e MODE=slow
+  berth service update web -f web.yaml")]
+    Update {
+        /// Which.
+        name: Name,
+        /// The new image.
+        #[arg(long)]
+        image: Option<ImageRef>,
+        /// Take the whole spec from this YAML or JSON file (- for standard input).
+        #[arg(short, long)]
+        file: Option<PathBuf>,
+        /// Changes.
+        #[command(flatten)]
+        spec: Box<SpecArgs>,
+        /// Don't wait.
+        #[arg(short, long)]
+        detach: bool,
+        /// Wait at most so long.
+        #[arg(long, default_value = "2m", value_parser = value::duration)]
+        wait: u64,
+        /// New arguments of the container.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Make or change services as a file says
+    #[command(after_help = "Example:\n  berth service apply -f services.yaml")]
+    Apply {
+        /// YAML (several documents allowed) or JSON; - for standard input.
+        #[arg(short, long)]
+        file: PathBuf,
+    },
+    /// Change the number of replicas
+    #[command(after_help = "Example:\n  berth service scale web 5")]
+    Scale {
+        /// Which.
+        name: Name,
+        /// How many.
+        replicas: u32,
+    },
+    /// Remove services with their containers
+    #[command(visible_alias = "remove", after_help = "Example:\n  berth service rm web")]
+    Rm {
+        /// Which.
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+}
+
+/// `berth logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Service, service.replica, or (the beginning of) a container's id.
+    pub target: String,
+    /// Go on with new lines.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last so many lines of each container.
+    #[arg(short = 'n', long)]
+    pub tail: Option<u32>,
+    /// Only since: 10m, or 2025-01-31T12:00:00Z.
+    #[arg(long, value_parser = value::since)]
+    pub since: Option<Since>,
+    /// Print when each line was read.
+    #[arg(short, long)]
+    pub timestamps: bool,
+}
+
+/// `berth exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Pass on standard input.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal.
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Environment variable.
+    #[arg(short, long, value_name = "K=V", value_parser = value::pair)]
+    pub env: Vec<(String, String)>,
+    /// User.
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Working directory.
+    #[arg(short, long)]
+    pub workdir: Option<String>,
+    /// service.replica, (the beginning of) a container's id, or a service (its first running replica).
+    pub target: String,
+    /// Program and arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}

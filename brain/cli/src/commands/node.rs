@@ -1,0 +1,129 @@
+//! `node …`.
+
+use std::time::{Duration, Instant};
+
+use berth_common::api::{CreateJoinToken, CreatedJoinToken, NodeView};
+use reqwest::Method;
+
+use super::progress::Line;
+use super::{Session, print};
+use crate::args::NodeCommand;
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::render::text::moment;
+use crate::{render, spec};
+
+/// `berth node …`.
+pub async fn node(session: &Session, command: NodeCommand) -> Result<(), Failure> {
+    let client = session.client().await?;
+    match command {
+        NodeCommand::Ls => {
+            let (items, _) = client.list::<NodeView>(client.url(&["nodes"], &[])).await?;
+            session.list(
+                &items,
+                |n| n.record.name.to_string(),
+                |style, _, items| render::cluster::nodes(style, items),
+            )
+        }
+        NodeCommand::Inspect { node } => {
+            session.inspect(&client.get::<NodeView>(client.url(&["nodes", &node], &[])).await?)
+        }
+        NodeCommand::Token {
+            private,
+            label,
+            ttl,
+            address,
+        } => {
+            let body = CreateJoinToken {
+                private,
+                labels: spec::map(label),
+                ttl_secs: ttl,
+                addresses: address,
+            };
+            let url = client.url(&["nodes", "tokens"], &[]);
+            let made: CreatedJoinToken = client.call(Method::POST, url, Some(&body)).await?;
+            session.note(&format!(
+                "run on the new host until {}: sudo berth-agent join TOKEN",
+                moment(made.expires_at)
+            ));
+            session.show(&made, |_, _| format!("{}\n", made.token))
+        }
+        NodeCommand::Cordon { node } => {
+            simple(session, &client, &node, "cordon", "takes no new containers").await
+        }
+        NodeCommand::Uncordon { node } => {
+            simple(session, &client, &node, "uncordon", "takes containers again").await
+        }
+        NodeCommand::Drain {
+            node,
+            timeout,
+            detach,
+        } => drain(session, &client, &node, timeout, detach).await,
+        NodeCommand::Rm { node, force } => {
+            let url = client.url(&["nodes", &node], &[("force", force.to_string())]);
+            client
+                .call::<(), serde::de::IgnoredAny>(Method::DELETE, url, None)
+                .await?;
+            if session.global.quiet {
+                return print(&format!("{node}\n"));
+            }
+            session.note(&format!("{node}: removed"));
+            Ok(())
+        }
+    }
+}
+
+async fn simple(
+    session: &Session,
+    client: &Client,
+    node: &str,
+    verb: &str,
+    does: &str,
+) -> Result<(), Failure> {
+    let view: NodeView = client.post(client.url(&["nodes", node, verb], &[])).await?;
+    session.done(&view, &format!("{}: {does}", view.record.name))
+}
+
+async fn drain(
+    session: &Session,
+    client: &Client,
+    node: &str,
+    timeout: Option<u64>,
+    detach: bool,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let mut view: NodeView = client.post(client.url(&["nodes", node, "drain"], &[])).await?;
+    if detach {
+        return session.done(&view, &format!("{}: drains", view.record.name));
+    }
+    let line = Line::new(session.global.quiet);
+    let mut most = view.taken.containers;
+    while view.taken.containers > 0 {
+        most = most.max(view.taken.containers);
+        let waits = view.drain_waits.join("; ");
+        let left = view.taken.containers;
+        if timeout.is_some_and(|limit| begun.elapsed().as_secs() >= limit) {
+            return Err(Failure::refused(
+                format!("{node} still has {left} containers: {waits}"),
+                format!(
+                    "draining goes on; look with `berth node inspect {node}`, undo with `berth node uncordon {node}`"
+                ),
+            ));
+        }
+        if !view.record.draining {
+            return Err(Failure::refused(
+                format!("{node} is no longer draining; {left} containers are on it"),
+                "someone ran `berth node uncordon`; drain it again",
+            ));
+        }
+        line.say(&format!(
+            "{} of {most} containers left{}{waits}",
+            left,
+            if waits.is_empty() { "" } else { ": " }
+        ));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        view = client.get(client.url(&["nodes", node], &[])).await?;
+    }
+    drop(line);
+    session.done(&view, &format!("{}: empty", view.record.name))
+}

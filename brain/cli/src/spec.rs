@@ -1,0 +1,225 @@
+//! Turns flags and files into service specs.
+//!
+//! Pure: files are read by the caller. Refuses specs that the brain would refuse anyway, since here the flag can be named.
+
+use std::collections::BTreeMap;
+
+use berth_common::id::{Name, clip};
+use berth_common::model::{ImageRef, Restart, ServiceSpec};
+use serde::Deserialize as _;
+
+use crate::args::{RestartArg, SpecArgs};
+
+/// Applies flags to a spec. `files` are the texts of the environment files in order, `own` reads the caller's variables.
+///
+/// # Errors
+/// What is wrong with which value.
+pub fn apply(
+    spec: &mut ServiceSpec,
+    args: &SpecArgs,
+    command: &[String],
+    files: &[String],
+    own: impl Fn(&str) -> Option<String>,
+) -> Result<(), String> {
+    fn set<T: Clone>(slot: &mut Option<T>, value: &Option<T>) {
+        if value.is_some() {
+            slot.clone_from(value);
+        }
+    }
+    let limits = &mut spec.resources.limits;
+    set(&mut limits.cpu, &args.cpus);
+    set(&mut limits.cpu_weight, &args.cpu_weight);
+    set(&mut limits.memory, &args.memory);
+    set(&mut limits.pids, &args.pids);
+    set(&mut limits.disk, &args.disk);
+    set(&mut limits.read_bps, &args.read_bps);
+    set(&mut limits.write_bps, &args.write_bps);
+    set(&mut limits.read_iops, &args.read_iops);
+    set(&mut limits.write_iops, &args.write_iops);
+    let reserve = &mut spec.resources.reserve;
+    set(&mut reserve.cpu, &args.reserve_cpu);
+    set(&mut reserve.memory, &args.reserve_memory);
+    set(&mut reserve.disk, &args.reserve_disk);
+    for text in files {
+        spec.env.extend(crate::args::value::env_file(text, &own)?);
+    }
+    for pair in &args.env {
+        let (key, value) = match pair.split_once('=') {
+            Some((key, value)) => (key, value.to_owned()),
+            None => (
+                pair.as_str(),
+                own(pair).ok_or_else(|| {
+                    format!("--env {:?}: you have no such variable; write K=V", clip(pair, 40))
+                })?,
+            ),
+        };
+        spec.env.insert(key.to_owned(), value);
+    }
+    set(&mut spec.working_dir, &args.workdir);
+    set(&mut spec.user, &args.user);
+    set(&mut spec.hostname, &args.hostname);
+    set(&mut spec.stop_signal, &args.stop_signal);
+    if !args.tmpfs.is_empty() {
+        spec.tmpfs.clone_from(&args.tmpfs);
+    }
+    spec.labels.extend(args.label.iter().cloned());
+    spec.node_labels.extend(args.on.iter().cloned());
+    if let Some(restart) = args.restart {
+        spec.restart.on = match restart {
+            RestartArg::Always => Restart::Always,
+            RestartArg::OnFailure => Restart::OnFailure,
+            RestartArg::Never => Restart::Never,
+        };
+    }
+    spec.replicas = args.replicas.unwrap_or(spec.replicas);
+    spec.init = args.init.unwrap_or(spec.init);
+    spec.read_only = args.read_only.unwrap_or(spec.read_only);
+    spec.privileged = args.privileged.unwrap_or(spec.privileged);
+    if !args.cap_add.is_empty() {
+        spec.cap_add.clone_from(&args.cap_add);
+    }
+    if !args.cap_drop.is_empty() {
+        spec.cap_drop.clone_from(&args.cap_drop);
+    }
+    if let Some(grace) = args.stop_grace {
+        spec.stop_grace_secs = u32::try_from(grace).map_err(|_| "--stop-grace: at most 1h".to_owned())?;
+    }
+    if let Some(entrypoint) = &args.entrypoint {
+        spec.entrypoint = Some(vec![entrypoint.clone()]);
+    }
+    if !command.is_empty() {
+        spec.command = Some(command.to_vec());
+    }
+    spec.validate().map_err(|error| error.to_string())
+}
+
+/// Specs from YAML (several documents allowed) or JSON, which is YAML too.
+///
+/// # Errors
+/// Where and why it does not parse.
+pub fn parse(text: &str) -> Result<Vec<ServiceSpec>, String> {
+    let mut specs: Vec<ServiceSpec> = Vec::new();
+    for document in serde_yaml_ng::Deserializer::from_str(text) {
+        let spec = Option::<ServiceSpec>::deserialize(document).map_err(|error| error.to_string())?;
+        let Some(spec) = spec else { continue };
+        spec.validate()
+            .map_err(|error| format!("service {}: {error}", spec.name))?;
+        if specs.iter().any(|other| other.name == spec.name) {
+            return Err(format!("service {} is in it twice", spec.name));
+        }
+        specs.push(spec);
+    }
+    if specs.is_empty() {
+        return Err("it holds no service".into());
+    }
+    Ok(specs)
+}
+
+/// A name for a service of this image: its last part, made a DNS label, and a suffix that tells runs apart.
+pub fn generated_name(image: &ImageRef, suffix: &str) -> Name {
+    let last = image.repository().rsplit('/').next().unwrap_or_default();
+    let mut base: String = last
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .skip_while(|c| !c.is_ascii_lowercase())
+        .take(50)
+        .collect();
+    base.truncate(base.trim_end_matches('-').len());
+    if base.is_empty() {
+        base.push_str("service");
+    }
+    format!("{base}-{suffix}")
+        .parse()
+        .unwrap_or_else(|_| "service".parse().expect("a valid name"))
+}
+
+/// Pairs as a map.
+pub fn map(pairs: Vec<(String, String)>) -> BTreeMap<String, String> {
+    pairs.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_common::units::Bytes;
+    use proptest::prelude::*;
+
+    fn base() -> ServiceSpec {
+        ServiceSpec::new("web".parse().unwrap(), "nginx".parse().unwrap())
+    }
+
+    #[test]
+    fn what_is_absent_stays() {
+        let mut spec = base();
+        spec.env.insert("A".into(), "1".into());
+        spec.init = true;
+        let before = spec.clone();
+        apply(&mut spec, &SpecArgs::default(), &[], &[], |_| None).unwrap();
+        assert_eq!(spec, before);
+        let args = SpecArgs {
+            memory: Some(Bytes::mib(64)),
+            env: vec!["B=x=y".into(), "HOME".into()],
+            init: Some(false),
+            ..Default::default()
+        };
+        apply(&mut spec, &args, &["a".into()], &["A=2\nC=3".into()], |_| {
+            Some("/h".into())
+        })
+        .unwrap();
+        assert_eq!(spec.resources.limits.memory, Some(Bytes::mib(64)));
+        let env: Vec<_> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(env, ["A=2", "B=x=y", "C=3", "HOME=/h"]);
+        assert!(!spec.init);
+        assert_eq!(spec.command, Some(vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let args = SpecArgs {
+            cpu_weight: Some(0),
+            ..Default::default()
+        };
+        let error = apply(&mut base(), &args, &[], &[], |_| None).unwrap_err();
+        assert!(error.contains("cpu_weight"), "{error}");
+        let args = SpecArgs {
+            env: vec!["NOPE".into()],
+            ..Default::default()
+        };
+        assert!(
+            apply(&mut base(), &args, &[], &[], |_| None)
+                .unwrap_err()
+                .contains("NOPE")
+        );
+    }
+
+    #[test]
+    fn files_hold_one_or_more_services() {
+        let specs = parse("name: a\nimage: nginx\n---\nname: b\nimage: redis\nreplicas: 2\n").unwrap();
+        assert_eq!(specs.len(), 2);
+        assert_eq!(parse(r#"{"name":"a","image":"nginx"}"#).unwrap().len(), 1);
+        for bad in [
+            "",
+            "name: a",
+            "name: a\nimage: x\nreplcas: 2",
+            "name: a\nimage: x\n---\nname: a\nimage: x",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_image_gives_a_name(image in "[a-z0-9._/:-]{1,60}") {
+            if let Ok(image) = image.parse::<ImageRef>() {
+                let name = generated_name(&image, "ab2c");
+                prop_assert!(name.as_str().ends_with("-ab2c"));
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The compiled `berth` against a fake brain over real TLS.
+
+mod cluster;
+mod fake;
+mod setup;
+mod workloads;

@@ -1,0 +1,60 @@
+//! Live load. A tenant sees its own containers and its private nodes; a load that is not known is absent, never zero.
+
+use axum::extract::State as Extract;
+use berth_common::api::{ContainerLoad, NodeLoad, UsageView};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::Caller;
+use super::problem::Json;
+use super::{ApiState, nodes, views};
+
+/// Routes of this module.
+pub fn routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new().routes(routes!(usage))
+}
+
+/// Load of nodes and containers against what is set aside
+#[utoipa::path(get, path = "/usage", tag = "platform", operation_id = "usage",
+    responses((status = 200, description = "What the caller may see", body = UsageView)))]
+async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageView> {
+    let state = api.cluster.snapshot();
+    let now_ms = api.cluster.now().mono_ms;
+    let book = api.cluster.usage();
+    let nodes = state
+        .node_names
+        .values()
+        .filter_map(|id| state.nodes.get(id))
+        .filter(|node| nodes::visible(&caller, node))
+        .map(|node| {
+            let reading = book.node(node.id, now_ms);
+            NodeLoad {
+                node: node.id,
+                name: node.name.clone(),
+                capacity: node.facts.capacity,
+                allocatable: node.facts.allocatable(node.overcommit),
+                reserved: state.taken_on(node.id).reserved,
+                age_ms: reading.as_ref().map(|reading| reading.age_ms),
+                usage: reading.map(|reading| reading.usage),
+            }
+        })
+        .collect();
+    let containers = state
+        .containers
+        .values()
+        .filter(|c| caller.sees(c.tenant))
+        .filter_map(|c| {
+            let node = state.nodes.get(&c.node?)?;
+            Some(ContainerLoad {
+                container: c.id,
+                name: views::container_name(c),
+                tenant_name: views::tenant_name(&state, c.tenant),
+                node_name: node.name.clone(),
+                reservation: c.spec.reservation,
+                limits: c.spec.limits,
+                usage: book.container(node.id, c.id, now_ms).map(|reading| reading.usage),
+            })
+        })
+        .collect();
+    Json(UsageView { nodes, containers })
+}

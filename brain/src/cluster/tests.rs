@@ -1,0 +1,129 @@
+use std::sync::Arc;
+
+use berth_common::error::{ErrorKind, Problem};
+use berth_common::id::{Revision, TenantId};
+use berth_common::model::{Quota, TenantRecord, UnixMillis};
+
+use super::{Change, Cluster, ClusterSettings};
+use crate::store::memory::MemoryStore;
+use crate::store::sqlite::SqliteStore;
+
+fn tenant(name: &str) -> TenantRecord {
+    TenantRecord {
+        id: TenantId::random(),
+        name: name.parse().unwrap(),
+        quota: Quota::default(),
+        cpu_weight: 100,
+        privileged: false,
+        created_at: UnixMillis(1),
+        revision: Revision(0),
+    }
+}
+
+async fn add(cluster: &Cluster, name: String) -> Result<(), Problem> {
+    cluster
+        .write(move |state, _| {
+            let record = tenant(&name);
+            if state.tenant(&record.name).is_some() {
+                return Err(Problem::new(ErrorKind::AlreadyExists, name));
+            }
+            Ok((vec![Change::PutTenant(record)], vec![], ()))
+        })
+        .await
+        .map(|_| ())
+}
+
+async fn memory() -> (Arc<MemoryStore>, Cluster) {
+    let store = Arc::new(MemoryStore::new());
+    let cluster = Cluster::open(Arc::clone(&store) as _, ClusterSettings::default())
+        .await
+        .unwrap();
+    (store, cluster)
+}
+
+#[tokio::test]
+async fn r5_an_acknowledged_write_is_in_a_reopened_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b.db");
+    let open = async || {
+        Cluster::open(
+            Arc::new(SqliteStore::open(&path).unwrap()),
+            ClusterSettings::default(),
+        )
+        .await
+    };
+    let cluster = open().await.unwrap();
+    for n in 0..20 {
+        add(&cluster, format!("t{n}")).await.unwrap();
+    }
+    let revision = cluster.snapshot().revision;
+    // The old one is not closed: as after kill −9, nothing but the file counts.
+    let again = open().await.unwrap();
+    assert_eq!(again.snapshot().tenants.len(), 20);
+    assert_eq!(again.snapshot().revision, revision);
+    // Watchers resume over the restart without a gap.
+    let mut watch = again.watch(Revision(revision.0 - 3)).unwrap();
+    for n in 1..=3 {
+        assert_eq!(watch.next().await.unwrap().revision, Revision(revision.0 - 3 + n));
+    }
+}
+
+#[tokio::test]
+async fn r5_a_failed_commit_is_never_visible_and_says_so() {
+    let (store, cluster) = memory().await;
+    add(&cluster, "a".into()).await.unwrap();
+    store.fail_writes(1);
+    let problem = add(&cluster, "b".into()).await.unwrap_err();
+    assert_eq!(problem.kind, ErrorKind::Unavailable);
+    assert!(problem.cure.is_some());
+    assert_eq!(cluster.snapshot().tenants.len(), 1);
+    add(&cluster, "b".into()).await.unwrap();
+    assert_eq!(cluster.snapshot().tenants.len(), 2);
+}
+
+#[tokio::test]
+async fn many_writers_share_transactions_and_one_refusal_harms_nobody() {
+    let (_store, cluster) = memory().await;
+    let tasks: Vec<_> = (0..200)
+        .map(|n| {
+            let cluster = cluster.clone();
+            // Every tenth name is taken by its neighbour.
+            tokio::spawn(async move { add(&cluster, format!("t{}", n - n % 10 % 2)).await })
+        })
+        .collect();
+    let mut refused = 0;
+    for task in tasks {
+        refused += usize::from(task.await.unwrap().is_err());
+    }
+    let state = cluster.snapshot();
+    assert_eq!(state.tenants.len() + refused, 200);
+    assert!(refused > 0);
+    assert!(
+        state.revision.0 < 200,
+        "writes were grouped: {} transactions",
+        state.revision
+    );
+}
+
+#[tokio::test]
+async fn a_watch_misses_nothing_and_says_when_it_would() {
+    let (_store, cluster) = memory().await;
+    let from = cluster.snapshot().revision;
+    let mut watch = cluster.watch(from).unwrap();
+    for n in 0..50 {
+        add(&cluster, format!("t{n}")).await.unwrap();
+    }
+    let mut seen = 0;
+    while seen < 50 {
+        let batch = watch.next().await.unwrap();
+        seen += batch
+            .changes
+            .iter()
+            .filter(|c| matches!(c, Change::PutTenant(_)))
+            .count();
+    }
+    assert_eq!(
+        cluster.watch(Revision(1_000_000)).err().unwrap().kind,
+        ErrorKind::Compacted
+    );
+}

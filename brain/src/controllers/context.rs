@@ -1,0 +1,181 @@
+//! One plan in the making: the state it reads, what it has decided so far, and questions both controllers ask.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::{ContainerId, NodeId, ServiceId, TenantId};
+use berth_common::model::{
+    ContainerRecord, NodeRecord, ObservedContainer, Phase, Reservation, Restart, RunState,
+};
+
+use super::{Input, NewEvent, NewIds, Plan};
+use crate::cluster::{Change, State};
+use crate::scheduler::View;
+
+pub(super) struct Context<'a, 'n> {
+    pub input: &'a Input<'a>,
+    pub state: &'a State,
+    pub plan: Plan,
+    /// Containers whose records this plan deletes.
+    pub deleted: BTreeSet<ContainerId>,
+    /// Nodes that this plan declares lost (true) or back (false).
+    pub turned: BTreeMap<NodeId, bool>,
+    view: Option<View<'a>>,
+    released: Vec<(NodeId, Reservation)>,
+    new_id: &'a mut NewIds<'n>,
+}
+
+impl<'a, 'n> Context<'a, 'n> {
+    pub fn new(input: &'a Input<'a>, new_id: &'a mut NewIds<'n>) -> Self {
+        Self {
+            input,
+            state: input.state,
+            plan: Plan::default(),
+            deleted: BTreeSet::new(),
+            turned: BTreeMap::new(),
+            view: None,
+            released: Vec::new(),
+            new_id,
+        }
+    }
+
+    /// The nodes with what is free, built when a plan first needs it: most plans place nothing.
+    pub fn view(&mut self) -> &mut View<'a> {
+        self.view.get_or_insert_with(|| {
+            let mut view = View::new(self.state, &self.turned);
+            for (node, reservation) in self.released.drain(..) {
+                view.release(node, reservation);
+            }
+            view
+        })
+    }
+
+    pub fn fresh_id(&mut self) -> ContainerId {
+        (self.new_id)()
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&'a NodeRecord> {
+        self.state.nodes.get(&id).map(|node| &**node)
+    }
+
+    pub fn node_name(&self, id: NodeId) -> String {
+        self.node(id)
+            .map_or_else(|| id.to_string(), |node| node.name.to_string())
+    }
+
+    pub fn lost(&self, id: NodeId) -> bool {
+        self.turned
+            .get(&id)
+            .copied()
+            .unwrap_or_else(|| self.node(id).is_none_or(|node| node.lost))
+    }
+
+    /// Whether what is observed of this node is current.
+    pub fn current(&self, id: NodeId) -> bool {
+        !self.lost(id) && self.state.connections.get(&id).is_some_and(|c| c.synced)
+    }
+
+    /// Deletes the record of a container of which nothing is left.
+    pub fn delete(&mut self, container: &ContainerRecord) {
+        if !self.deleted.insert(container.id) {
+            return;
+        }
+        self.plan.changes.push(Change::DeleteContainer(container.id));
+        if let Some(node) = container.node {
+            match &mut self.view {
+                Some(view) => view.release(node, container.spec.reservation),
+                None => self.released.push((node, container.spec.reservation)),
+            }
+        }
+    }
+
+    pub fn event(&mut self, kind: &'static str, tenant: Option<TenantId>, subject: String, text: String) {
+        let tenant = tenant
+            .and_then(|id| self.state.tenants.get(&id))
+            .map(|t| t.name.clone());
+        self.plan.events.push(NewEvent {
+            kind,
+            tenant,
+            subject,
+            text,
+        });
+    }
+
+    pub fn container_event(&mut self, kind: &'static str, container: &ContainerRecord, text: String) {
+        let subject = format!("container {} ({})", label(container), container.id);
+        self.event(kind, Some(container.tenant), subject, text);
+    }
+
+    /// Plans `service` again at `at_ms`.
+    pub fn recheck(&mut self, service: ServiceId, at_ms: u64) {
+        self.plan.recheck.insert(service);
+        self.recheck_leases(at_ms);
+    }
+
+    /// Plans again at `at_ms`.
+    pub fn recheck_leases(&mut self, at_ms: u64) {
+        let first = self
+            .plan
+            .recheck_at_ms
+            .map_or(at_ms, |earlier| earlier.min(at_ms));
+        self.plan.recheck_at_ms = Some(first);
+    }
+
+    pub fn finish(mut self) -> Plan {
+        // Removals before additions; the sort is stable, so the order is otherwise that of the decisions.
+        self.plan.changes.sort_by_key(|change| match change {
+            Change::DeleteContainer(_) | Change::DeleteToken(_) | Change::DeleteJoinToken(_) => 0,
+            Change::PutContainer(c) if c.removing => 1,
+            _ => 2,
+        });
+        self.plan
+    }
+}
+
+/// `service.replica`.
+pub(super) fn label(container: &ContainerRecord) -> String {
+    format!("{}.{}", container.service_name, container.replica)
+}
+
+/// It has ended and its policy wants no other run: nothing is to be moved or kept up.
+pub(super) fn ended(container: &ContainerRecord, seen: Option<&ObservedContainer>) -> bool {
+    let Some(seen) = seen else { return false };
+    let ok = seen.last_exit.as_ref().is_some_and(|exit| exit.code == 0);
+    container.run == RunState::Running
+        && seen.phase == Phase::Exited
+        && match container.spec.restart.on {
+            Restart::Always => false,
+            Restart::OnFailure => ok,
+            Restart::Never => true,
+        }
+}
+
+/// It has ended well and counts as done.
+pub(super) fn complete(container: &ContainerRecord, seen: Option<&ObservedContainer>) -> bool {
+    ended(container, seen)
+        && seen
+            .and_then(|seen| seen.last_exit.as_ref())
+            .is_some_and(|exit| exit.code == 0)
+}
+
+/// It can't be made, or falls over again and again.
+pub(super) fn failing(container: &ContainerRecord, seen: Option<&ObservedContainer>) -> bool {
+    let Some(seen) = seen else { return false };
+    container.run == RunState::Running
+        && (seen.restarts > 0
+            || matches!(seen.phase, Phase::Backoff | Phase::Failed)
+            || seen.phase == Phase::Exited && !complete(container, Some(seen)))
+}
+
+/// Why it fails, in words.
+pub(super) fn failure(seen: &ObservedContainer) -> String {
+    let why = seen
+        .reason
+        .clone()
+        .or_else(|| seen.last_exit.as_ref().map(|exit| exit.reason.clone()));
+    let why = why.unwrap_or_else(|| "no reason given by the node".to_owned());
+    match seen.restarts {
+        0 => why,
+        1 => format!("{why} (restarted once)"),
+        n => format!("{why} (restarted {n} times)"),
+    }
+}

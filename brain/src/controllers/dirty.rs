@@ -1,0 +1,140 @@
+//! What a batch of changes makes worth planning again: small, so that a quiet cluster costs nothing.
+
+use berth_common::id::ContainerId;
+use berth_common::model::{NodeRecord, ObservedContainer};
+
+use super::Dirty;
+use crate::cluster::{Change, State};
+
+impl Dirty {
+    /// Everything, for the first plan after a start.
+    pub fn everything() -> Self {
+        Self {
+            all: true,
+            ..Self::default()
+        }
+    }
+
+    /// Nothing to look at.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What `changes` make dirty; `before` is the state they are (or were) applied to.
+    pub fn of(changes: &[Change], before: &State) -> Self {
+        let mut dirty = Self::default();
+        for change in changes {
+            dirty.add(change, before);
+        }
+        dirty
+    }
+
+    /// Takes in what else is dirty.
+    pub fn merge(&mut self, other: Self) {
+        self.all |= other.all;
+        self.freed |= other.freed;
+        self.leases |= other.leases;
+        self.services.extend(other.services);
+        self.nodes.extend(other.nodes);
+    }
+
+    fn add(&mut self, change: &Change, before: &State) {
+        match change {
+            Change::PutService(service) => drop(self.services.insert(service.id)),
+            Change::DeleteService(id) => drop(self.services.insert(*id)),
+            Change::PutContainer(container) => {
+                self.services.insert(container.service);
+                if let Some(old) = before.containers.get(&container.id) {
+                    self.freed |= old.spec.reservation != container.spec.reservation;
+                }
+            }
+            Change::DeleteContainer(id) => {
+                self.container(*id, before);
+                self.freed = true;
+            }
+            Change::PutNode(node) => {
+                let old = before.nodes.get(&node.id);
+                if old.is_none_or(|old| placement_differs(old, node)) {
+                    self.nodes.insert(node.id);
+                    self.freed = true;
+                    self.services
+                        .extend(before.containers_on(node.id).map(|c| c.service));
+                }
+            }
+            Change::DeleteNode(id) => {
+                self.services.extend(before.containers_on(*id).map(|c| c.service));
+                self.freed = true;
+            }
+            Change::Connected(node, connection) => {
+                self.nodes.insert(*node);
+                let synced = before.connections.get(node).is_some_and(|c| c.synced);
+                self.freed |= connection.synced && !synced;
+                // A node that has caught up confirms with it what it no longer has.
+                self.services.extend(
+                    before
+                        .containers_on(*node)
+                        .filter(|c| c.removing)
+                        .map(|c| c.service),
+                );
+            }
+            Change::Disconnected(node, _) => drop(self.nodes.insert(*node)),
+            Change::Observed {
+                node,
+                full,
+                containers,
+                gone,
+            } => {
+                for seen in containers {
+                    if before
+                        .observed
+                        .get(&seen.id)
+                        .is_none_or(|old| moved_on(old, seen))
+                    {
+                        self.container(seen.id, before);
+                    }
+                }
+                for id in gone {
+                    self.container(*id, before);
+                }
+                if *full {
+                    let reported: std::collections::BTreeSet<_> = containers.iter().map(|c| c.id).collect();
+                    let missing = before.containers_on(*node).filter(|c| !reported.contains(&c.id));
+                    self.services.extend(missing.map(|c| c.service));
+                }
+            }
+            Change::PutTenant(_)
+            | Change::DeleteTenant(_)
+            | Change::PutToken(_)
+            | Change::DeleteToken(_)
+            | Change::PutJoinToken(_)
+            | Change::DeleteJoinToken(_)
+            | Change::PutRegistry(..)
+            | Change::DeleteRegistry(..)
+            | Change::PutImage(_)
+            | Change::DeleteImage(..)
+            | Change::RunningSince(..) => {}
+        }
+    }
+
+    fn container(&mut self, id: ContainerId, before: &State) {
+        if let Some(container) = before.containers.get(&id) {
+            self.services.insert(container.service);
+        }
+    }
+}
+
+/// Whether placement would answer differently; generation and revision say nothing about that.
+fn placement_differs(old: &NodeRecord, new: &NodeRecord) -> bool {
+    old.cordoned != new.cordoned
+        || old.draining != new.draining
+        || old.lost != new.lost
+        || old.kind != new.kind
+        || old.labels != new.labels
+        || old.overcommit != new.overcommit
+        || old.facts.capacity != new.facts.capacity
+        || old.facts.system_reserve != new.facts.system_reserve
+}
+
+fn moved_on(old: &ObservedContainer, new: &ObservedContainer) -> bool {
+    old.phase != new.phase || old.restarts != new.restarts || old.started_at != new.started_at
+}

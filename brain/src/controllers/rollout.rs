@@ -1,0 +1,203 @@
+//! Rollouts: the one step that a slot may take (update, leave a draining node, replace what a lost node holds), when a
+//! replacement has proven itself, and what a service asks of nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::{ServiceId, TenantId};
+use berth_common::model::{ContainerRecord, ContainerSpec, Phase, RunState, UpdateOrder};
+
+use super::context::{complete, label};
+use super::services::{Live, Pass};
+use crate::cluster::{Change, State};
+use crate::scheduler::Request;
+
+/// Replacements of one service that are under way.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    /// How many have not proven themselves.
+    pub unsettled: u32,
+    /// One of them fails, so no further one is begun.
+    pub failing: bool,
+}
+
+/// Longest wait between looks at a replacement whose node is silent, milliseconds.
+const LOOK_AGAIN_MS: u64 = 1_000;
+
+/// Delay before a rollout that found no room looks again, milliseconds.
+const STALLED_MS: u64 = 5_000;
+
+impl Pass<'_, '_, '_> {
+    /// Replaces a container of a lost node, if there is an elsewhere; if not, it may still come back with its node.
+    pub fn rescue(&mut self, current: Live) {
+        match self.place() {
+            Ok(node) => {
+                let text = format!(
+                    "its node {} is lost; replaced on {}",
+                    self.node_name(&current),
+                    self.cx.node_name(node)
+                );
+                self.cx.container_event("moved", &current.record, text);
+                let (replica, run) = (current.record.replica, current.record.run);
+                self.remove(current);
+                self.add(replica, None, Some(node), None, run);
+            }
+            Err(refusal) => {
+                if current
+                    .record
+                    .node
+                    .is_some_and(|node| self.cx.turned.contains_key(&node))
+                {
+                    let text = format!(
+                        "its node {} is lost and there is no elsewhere: {refusal}",
+                        self.node_name(&current)
+                    );
+                    self.cx.container_event("no-elsewhere", &current.record, text);
+                }
+                self.keep(current);
+            }
+        }
+    }
+
+    /// One step of a rolling update.
+    pub fn update(&mut self, current: Live, flight: &mut Flight) {
+        let replica = current.record.replica;
+        let old = current.record.id;
+        let policy = self.service.spec.update;
+        let stop_first = policy.order == UpdateOrder::StopFirst;
+        if self.idle(&current) {
+            // Nothing serves here, so nothing is lost by going ahead at once.
+            self.remove(current);
+            self.create(replica, Some(old), !stop_first);
+            flight.unsettled += 1;
+            return;
+        }
+        if flight.failing || flight.unsettled >= policy.parallel {
+            return self.keep(current);
+        }
+        if !stop_first && let Ok(node) = self.place() {
+            let text = format!(
+                "{old} gets a successor of generation {} on {}",
+                self.service.generation,
+                self.cx.node_name(node)
+            );
+            self.cx.container_event("rollout", &current.record, text);
+            self.keep(current);
+            self.add(replica, Some(old), Some(node), None, self.service.run);
+            flight.unsettled += 1;
+            return;
+        }
+        if !self.room_after(&current) {
+            let again = self.cx.input.now.mono_ms + STALLED_MS;
+            self.cx.recheck(self.service.id, again);
+            return self.keep(current);
+        }
+        let text = format!(
+            "{old} stops, then its successor of generation {} starts",
+            self.service.generation
+        );
+        self.cx.container_event("rollout", &current.record, text);
+        let waiting = format!(
+            "waits until {} on {} has stopped, which it replaces",
+            label(&current.record),
+            self.node_name(&current)
+        );
+        self.remove(current);
+        self.add(replica, Some(old), None, Some(waiting), self.service.run);
+        flight.unsettled += 1;
+    }
+
+    /// Moves a container off a draining node: one at a time, the new one first.
+    pub fn evacuate(&mut self, current: Live, flight: &mut Flight) {
+        let idle = self.idle(&current);
+        if !idle && (flight.failing || flight.unsettled > 0) {
+            return self.keep(current);
+        }
+        let Ok(node) = self.place() else {
+            return self.keep(current);
+        };
+        let text = format!(
+            "moves from {} to {}: the node is being drained",
+            self.node_name(&current),
+            self.cx.node_name(node)
+        );
+        self.cx.container_event("moved", &current.record, text);
+        let (replica, old, run) = (current.record.replica, current.record.id, current.record.run);
+        if idle {
+            self.remove(current)
+        } else {
+            self.keep(current)
+        }
+        self.add(replica, Some(old), Some(node), None, run);
+        flight.unsettled += 1;
+    }
+
+    /// Whether a replacement has run long enough to count: `settle_ms`, or, if it has fallen over before, as long as
+    /// its restart policy calls a good run. Notes the start of a run that is seen for the first time.
+    pub fn settled(&mut self, container: &ContainerRecord) -> bool {
+        let seen = self.seen(container);
+        if container.run == RunState::Stopped || complete(container, seen) {
+            return true;
+        }
+        let (Some(node), Some(seen)) = (container.node, seen) else {
+            return false;
+        };
+        if seen.phase != Phase::Running {
+            return false;
+        }
+        let now = self.cx.input.now.mono_ms;
+        let mut need = u64::from(self.service.spec.update.settle_ms);
+        if seen.restarts > 0 {
+            need = need.max(u64::from(container.spec.restart.reset_after_ms));
+        }
+        if !self.cx.current(node) {
+            self.cx.recheck(self.service.id, now + LOOK_AGAIN_MS);
+            return false;
+        }
+        let since = match self.cx.state.running_since.get(&container.id) {
+            Some(since) => *since,
+            None => {
+                if need > 0 {
+                    self.cx.plan.changes.push(Change::RunningSince(container.id, now));
+                }
+                now
+            }
+        };
+        let due = since.saturating_add(need);
+        if now < due {
+            self.cx.recheck(self.service.id, due);
+        }
+        now >= due
+    }
+}
+
+/// What a service's next container asks of nodes.
+pub(super) fn request<'a>(
+    state: &State,
+    service: ServiceId,
+    tenant: TenantId,
+    spec: &'a ContainerSpec,
+) -> Request<'a> {
+    let mut replicas = BTreeMap::new();
+    let mut image_on = BTreeSet::new();
+    for container in state.containers_of(service) {
+        let Some(node) = container.node else { continue };
+        if !container.removing {
+            *replicas.entry(node).or_insert(0) += 1;
+        }
+        if container.spec.image == spec.image
+            && state
+                .observed
+                .get(&container.id)
+                .is_some_and(|o| o.image.is_some())
+        {
+            image_on.insert(node);
+        }
+    }
+    Request {
+        tenant,
+        reservation: spec.reservation,
+        node_labels: &spec.node_labels,
+        replicas,
+        image_on,
+    }
+}

@@ -1,0 +1,384 @@
+//! A simulated cluster in virtual time: nodes that obey their desired set with delays, vanish, return and reboot, images
+//! that crash or end. Property tests drive it with random actions and check the rules after every plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::{ContainerId, Generation, NodeId, Revision, ServiceId};
+use berth_common::model::{
+    ExitInfo, NodeKind, NodeRecord, ObservedContainer, Phase, Restart, RunState, ServiceRecord, TenantRecord,
+    UnixMillis,
+};
+
+use super::fixtures::{container_id, tenant_id};
+use super::{Dirty, Input, NewEvent, Now, Plan, plan};
+use crate::cluster::{Change, Connection, State};
+
+pub(super) const TICK_MS: u64 = 500;
+pub(super) const LEASE_MS: u64 = 10_000;
+
+#[derive(Default)]
+struct FakeNode {
+    /// Up and reachable.
+    up: bool,
+    /// Has a link to the brain.
+    linked: bool,
+    serial: u64,
+    applied: Generation,
+    ledger: BTreeSet<ContainerId>,
+    has: BTreeMap<ContainerId, ObservedContainer>,
+    reported: BTreeMap<ContainerId, ObservedContainer>,
+}
+
+pub(super) struct World {
+    pub state: State,
+    pub now: u64,
+    pub events: Vec<NewEvent>,
+    nodes: BTreeMap<NodeId, FakeNode>,
+    heard: BTreeMap<NodeId, u64>,
+    ids: u64,
+    pending: Option<(u64, Dirty)>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let mut world = Self {
+            state: State::default(),
+            now: 0,
+            events: vec![],
+            nodes: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            ids: 0,
+            pending: None,
+        };
+        for n in 1..=2 {
+            world.commit(vec![Change::PutTenant(TenantRecord {
+                id: tenant_id(n),
+                name: format!("t{n}").parse().unwrap(),
+                quota: Default::default(),
+                cpu_weight: 100,
+                privileged: false,
+                created_at: UnixMillis(0),
+                revision: Revision(0),
+            })]);
+        }
+        world
+    }
+
+    pub fn join(&mut self, record: NodeRecord) {
+        let id = record.id;
+        self.commit(vec![Change::PutNode(record)]);
+        self.nodes.insert(
+            id,
+            FakeNode {
+                up: true,
+                ..Default::default()
+            },
+        );
+    }
+
+    /// What the writer does with a batch: apply, plan, apply the plan, in one transaction; here with every rule checked.
+    pub fn commit(&mut self, changes: Vec<Change>) {
+        let dirty = Dirty::of(&changes, &self.state);
+        self.apply(changes);
+        self.run_plan(&dirty);
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        let before: BTreeMap<_, _> = self
+            .state
+            .nodes
+            .iter()
+            .map(|(id, n)| (*id, n.generation))
+            .collect();
+        let next = self.state.revision.next();
+        self.state.apply(changes, next);
+        for (id, generation) in before {
+            if let Some(node) = self.state.nodes.get(&id) {
+                assert!(node.generation >= generation, "R8: a generation went back");
+            }
+        }
+    }
+
+    pub fn dry_plan(&self, dirty: &Dirty) -> Plan {
+        let heard = |id| self.heard.get(&id).copied();
+        let input = Input {
+            state: &self.state,
+            dirty,
+            now: Now {
+                wall: UnixMillis(1_000_000 + self.now),
+                mono_ms: self.now,
+            },
+            last_heard: &heard,
+            lease_ms: LEASE_MS,
+        };
+        let mut ids = self.ids;
+        plan(&input, &mut || {
+            ids += 1;
+            container_id(ids)
+        })
+    }
+
+    fn run_plan(&mut self, dirty: &Dirty) {
+        let plan = self.dry_plan(dirty);
+        assert_eq!(
+            format!("{plan:?}"),
+            format!("{:?}", self.dry_plan(dirty)),
+            "equal inputs, equal plans"
+        );
+        self.ids += 1_000;
+        if let Some(at) = plan.recheck_at_ms {
+            assert!(at > self.now, "a recheck in the past would spin");
+            let mut dirty = plan.recheck_dirty();
+            let mut first = at;
+            if let Some((earlier, more)) = self.pending.take() {
+                first = first.min(earlier);
+                dirty.merge(more);
+            }
+            self.pending = Some((first, dirty));
+        }
+        let before = self.state.clone();
+        self.events.extend(plan.events);
+        self.apply(plan.changes);
+        self.check_rules(&before);
+    }
+
+    fn serving(&self, state: &State, service: &ServiceRecord) -> BTreeSet<u32> {
+        let live = state
+            .containers_of(service.id)
+            .filter(|c| !c.removing && c.replica <= service.spec.replicas);
+        live.filter(|c| {
+            // Judged by what is known of nodes after the plan: a container on a lost node serves nobody.
+            let node = c.node.and_then(|id| self.state.nodes.get(&id));
+            node.is_some_and(|n| !n.lost && self.state.connections.get(&n.id).is_some_and(|c| c.synced))
+                && state
+                    .observed
+                    .get(&c.id)
+                    .is_some_and(|seen| seen.phase == Phase::Running)
+        })
+        .map(|c| c.replica)
+        .collect()
+    }
+
+    fn check_rules(&self, before: &State) {
+        let state = &self.state;
+        for (id, node) in &state.nodes {
+            let most = node.facts.allocatable(node.overcommit);
+            let taken = state.taken_on(*id).reserved;
+            let fits = taken.cpu <= most.cpu && taken.memory <= most.memory && taken.disk <= most.disk;
+            assert!(fits, "R4: {taken:?} of {most:?} taken on {}", node.name);
+        }
+        for c in state.containers.values() {
+            let node = c.node.and_then(|id| state.nodes.get(&id));
+            if let Some(NodeKind::Private { tenant }) = node.map(|n| n.kind) {
+                assert_eq!(tenant, c.tenant, "R6: a foreign container on a private node");
+            }
+            if c.node.is_none() && !c.removing {
+                assert!(
+                    c.waiting.as_ref().is_some_and(|why| !why.is_empty()),
+                    "R9: it waits without a reason"
+                );
+            }
+            assert!(
+                c.removing || state.services.contains_key(&c.service),
+                "orphan of a deleted service"
+            );
+            let old = before.containers.get(&c.id).and_then(|old| old.node);
+            assert!(old.is_none() || old == c.node, "a container changed its node");
+        }
+        for service in state.services.values() {
+            if service.run == RunState::Stopped {
+                continue;
+            }
+            let (was, is) = (self.serving(before, service), self.serving(state, service));
+            let lowered = was.difference(&is).count() as u32;
+            let stop_first = |c: &&std::sync::Arc<berth_common::model::ContainerRecord>| {
+                c.node.is_none() && c.replaces.is_some() && !before.containers.contains_key(&c.id)
+            };
+            let stopped = state.containers_of(service.id).filter(stop_first).count() as u32;
+            assert!(
+                lowered <= stopped,
+                "a plan took down {lowered} replicas of {}",
+                service.spec.name
+            );
+            assert!(
+                lowered <= service.spec.update.parallel,
+                "more than `parallel` down at a time"
+            );
+        }
+    }
+
+    pub fn set_up(&mut self, node: NodeId, up: bool) {
+        if let Some(fake) = self.nodes.get_mut(&node) {
+            fake.up = up;
+        }
+    }
+
+    pub fn reboot(&mut self, node: NodeId) {
+        if let Some(fake) = self.nodes.get_mut(&node) {
+            for seen in fake.has.values_mut() {
+                seen.phase = Phase::Pending;
+            }
+            fake.linked = false;
+        }
+    }
+
+    pub fn everyone_up(&mut self) {
+        for fake in self.nodes.values_mut() {
+            fake.up = true;
+        }
+    }
+
+    pub fn drop_node(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+        self.commit(vec![Change::DeleteNode(node)]);
+    }
+
+    pub fn run(&mut self, ticks: u64) {
+        for _ in 0..ticks {
+            self.now += TICK_MS;
+            for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+                self.tick_node(id);
+            }
+            let due = self.pending.take_if(|(at, _)| *at <= self.now);
+            if let Some((_, dirty)) = due {
+                self.run_plan(&dirty);
+            }
+            if self.now.is_multiple_of(1_000) {
+                self.run_plan(&Dirty {
+                    leases: true,
+                    ..Dirty::default()
+                });
+            }
+        }
+    }
+
+    fn tick_node(&mut self, id: NodeId) {
+        let mut fake = self.nodes.remove(&id).unwrap();
+        let mut batch = Vec::new();
+        if fake.up {
+            self.heard.insert(id, self.now);
+            let link = |fake: &FakeNode, synced| {
+                let (serial, applied) = (fake.serial, fake.applied);
+                Change::Connected(
+                    id,
+                    Connection {
+                        serial,
+                        address: "198.51.100.7:9".into(),
+                        synced,
+                        applied,
+                    },
+                )
+            };
+            let generation = self.state.nodes[&id].generation;
+            let news = fake.applied != generation || !fake.linked;
+            if !fake.linked {
+                fake.serial += 1;
+                batch.push(link(&fake, false));
+            }
+            if news {
+                let bound = self.state.containers_on(id).filter(|c| !c.removing);
+                fake.ledger = bound.map(|c| c.id).collect();
+                fake.applied = generation;
+            }
+            self.live(&mut fake);
+            let gone = fake
+                .reported
+                .keys()
+                .filter(|c| !fake.has.contains_key(c))
+                .copied()
+                .collect();
+            let full = !fake.linked;
+            let changed = |seen: &&ObservedContainer| full || fake.reported.get(&seen.id) != Some(*seen);
+            let containers = fake.has.values().filter(changed).cloned().collect();
+            batch.push(Change::Observed {
+                node: id,
+                full,
+                containers,
+                gone,
+            });
+            fake.reported = fake.has.clone();
+            fake.linked = true;
+            if news {
+                batch.push(link(&fake, true));
+            }
+        } else {
+            if fake.linked {
+                batch.push(Change::Disconnected(id, fake.serial));
+                fake.linked = false;
+            }
+            // The host works on without the brain.
+            self.live(&mut fake);
+        }
+        self.nodes.insert(id, fake);
+        if !batch.is_empty() {
+            self.commit(batch);
+        }
+    }
+
+    /// One tick of a node's containers, each at most one phase forward.
+    fn live(&self, fake: &mut FakeNode) {
+        for id in &fake.ledger {
+            fake.has
+                .entry(*id)
+                .or_insert_with(|| ObservedContainer::pending(*id));
+        }
+        let ledger = &fake.ledger;
+        fake.has
+            .retain(|id, seen| ledger.contains(id) || seen.phase != Phase::Stopping);
+        for (id, seen) in &mut fake.has {
+            let Some(want) = self.state.containers.get(id).filter(|_| ledger.contains(id)) else {
+                seen.phase = Phase::Stopping;
+                continue;
+            };
+            let stop = want.run == RunState::Stopped;
+            let image = want.spec.image.to_string();
+            let end = |code| {
+                Some(ExitInfo {
+                    code,
+                    oom: false,
+                    reason: format!("exited with code {code}"),
+                    at: UnixMillis(self.now),
+                })
+            };
+            seen.phase = match seen.phase {
+                Phase::Pending => Phase::Creating,
+                Phase::Creating | Phase::Backoff if !stop => {
+                    seen.started_at = Some(UnixMillis(self.now));
+                    Phase::Running
+                }
+                Phase::Running if stop => Phase::Stopping,
+                Phase::Running if image.contains("bad") => {
+                    seen.restarts += 1;
+                    seen.last_exit = end(1);
+                    Phase::Backoff
+                }
+                Phase::Running if image.contains("job") && want.spec.restart.on != Restart::Always => {
+                    seen.last_exit = end(0);
+                    Phase::Exited
+                }
+                Phase::Stopping | Phase::Creating | Phase::Backoff => Phase::Exited,
+                Phase::Exited if !stop && seen.last_exit.is_none() => Phase::Creating,
+                other => other,
+            };
+        }
+    }
+
+    /// Containers of a service that run on their node in fact.
+    pub fn running(&self, service: ServiceId) -> usize {
+        let live = self.state.containers_of(service).filter(|c| !c.removing);
+        live.filter(|c| {
+            let fake = c.node.and_then(|id| self.nodes.get(&id));
+            fake.and_then(|f| f.has.get(&c.id))
+                .is_some_and(|seen| seen.phase == Phase::Running)
+        })
+        .count()
+    }
+
+    /// Containers that exist on nodes.
+    pub fn existing(&self) -> BTreeSet<ContainerId> {
+        self.nodes
+            .values()
+            .flat_map(|fake| fake.has.keys().copied())
+            .collect()
+    }
+}

@@ -1,0 +1,214 @@
+//! The scheduler: which node takes a container.
+//!
+//! Owns filters, scores and explanations, over a [`View`] of all nodes that counts what the same plan has already
+//! placed, so that one plan never overbooks (R4). Refuses to know anything of rollouts or lost nodes: those are the
+//! controllers'. A policy that looks at measured load comes in behind the same functions.
+
+pub mod explain;
+pub mod filter;
+pub mod score;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::{NodeId, TenantId};
+use berth_common::model::{NodeRecord, Reservation};
+
+pub use explain::Refusal;
+
+use crate::cluster::State;
+
+/// What is asked of a node.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// Whose container it is.
+    pub tenant: TenantId,
+    /// What it sets aside.
+    pub reservation: Reservation,
+    /// Labels its node must carry.
+    pub node_labels: &'a BTreeMap<String, String>,
+    /// Replicas of its service that each node has already.
+    pub replicas: BTreeMap<NodeId, u32>,
+    /// Nodes known to hold its image.
+    pub image_on: BTreeSet<NodeId>,
+}
+
+/// A node as placement sees it.
+#[derive(Debug)]
+pub struct Seat<'a> {
+    /// The node.
+    pub node: &'a NodeRecord,
+    /// Its lease is over.
+    pub lost: bool,
+    /// Its agent is connected and has said what runs there.
+    pub synced: bool,
+    /// What reservations may add up to.
+    pub allocatable: Reservation,
+    /// What they add up to, with what this plan added.
+    pub taken: Reservation,
+}
+
+/// Every node with what is free on it, in the order of ids.
+#[derive(Debug)]
+pub struct View<'a> {
+    seats: Vec<Seat<'a>>,
+}
+
+impl<'a> View<'a> {
+    /// The nodes of `state`; `lost` overrides what their records say.
+    pub fn new(state: &'a State, lost: &BTreeMap<NodeId, bool>) -> Self {
+        let seats = state
+            .nodes
+            .iter()
+            .map(|(id, node)| Seat {
+                node,
+                lost: lost.get(id).copied().unwrap_or(node.lost),
+                synced: state.connections.get(id).is_some_and(|c| c.synced),
+                allocatable: node.facts.allocatable(node.overcommit),
+                taken: state.taken_on(*id).reserved,
+            })
+            .collect();
+        Self { seats }
+    }
+
+    fn find(&self, node: NodeId) -> Option<usize> {
+        self.seats.binary_search_by_key(&node, |seat| seat.node.id).ok()
+    }
+
+    /// Gives back what a container set aside on `node`.
+    pub fn release(&mut self, node: NodeId, reservation: Reservation) {
+        if let Some(at) = self.find(node) {
+            self.seats[at].taken = self.seats[at].taken.minus(reservation);
+        }
+    }
+
+    /// Exchanges a reservation on `node` for another if that one fits; false, and nothing changed, if not.
+    pub fn exchange(&mut self, node: NodeId, old: Reservation, new: Reservation) -> bool {
+        let Some(at) = self.find(node) else { return false };
+        let seat = &mut self.seats[at];
+        let rest = seat.taken.minus(old);
+        // Less than before always fits, even on a node whose capacity has shrunk below what is taken.
+        let shrinks = new.cpu <= old.cpu && new.memory <= old.memory && new.disk <= old.disk;
+        if !shrinks && filter::room(seat.allocatable, rest, new).is_some() {
+            return false;
+        }
+        seat.taken = rest.plus(new);
+        true
+    }
+}
+
+/// One request's search: the checks that placements don't change are made once for any number of equal containers.
+#[derive(Debug)]
+pub struct Search {
+    asked: Reservation,
+    eligible: Vec<Candidate>,
+    standing: Refusal,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    seat: usize,
+    replicas: u32,
+    image: bool,
+}
+
+impl Search {
+    /// Prepares a search for nodes that fit `request`.
+    pub fn new(view: &View<'_>, request: &Request<'_>) -> Self {
+        let mut standing = Refusal::of(request.reservation);
+        let mut eligible = Vec::new();
+        for (at, seat) in view.seats.iter().enumerate() {
+            match filter::STANDING.iter().find_map(|check| check(seat, request)) {
+                Some(obstacle) => standing.add(obstacle, seat.node.name.as_str()),
+                None => eligible.push(Candidate {
+                    seat: at,
+                    replicas: request.replicas.get(&seat.node.id).copied().unwrap_or(0),
+                    image: request.image_on.contains(&seat.node.id),
+                }),
+            }
+        }
+        Self {
+            asked: request.reservation,
+            eligible,
+            standing,
+        }
+    }
+
+    fn best(&self, view: &View<'_>) -> Option<usize> {
+        let mut best: Option<(i64, usize)> = None;
+        for (index, candidate) in self.eligible.iter().enumerate() {
+            let seat = &view.seats[candidate.seat];
+            if filter::room(seat.allocatable, seat.taken, self.asked).is_some() {
+                continue;
+            }
+            let score = score::score(
+                seat.allocatable,
+                seat.taken,
+                self.asked,
+                candidate.replicas,
+                candidate.image,
+            );
+            // Strictly greater: of equals the smallest node id wins.
+            if best.is_none_or(|(top, _)| score > top) {
+                best = Some((score, index));
+            }
+        }
+        best.map(|(_, index)| index)
+    }
+
+    /// Chooses a node and takes the reservation there in `view`.
+    ///
+    /// # Errors
+    /// Why no node fits.
+    pub fn place(&mut self, view: &mut View<'_>) -> Result<NodeId, Box<Refusal>> {
+        let Some(index) = self.best(view) else {
+            return Err(Box::new(self.refusal(view)));
+        };
+        let candidate = &mut self.eligible[index];
+        candidate.replicas += 1;
+        let seat = &mut view.seats[candidate.seat];
+        seat.taken = seat.taken.plus(self.asked);
+        Ok(seat.node.id)
+    }
+
+    /// Whether a node fits now, without taking anything.
+    ///
+    /// # Errors
+    /// Why none does.
+    pub fn possible(&self, view: &View<'_>) -> Result<(), Box<Refusal>> {
+        if self.best(view).is_some() {
+            Ok(())
+        } else {
+            Err(Box::new(self.refusal(view)))
+        }
+    }
+
+    /// Whether `node` would fit once `freed` is given back there.
+    pub fn fits_after(&self, view: &View<'_>, node: NodeId, freed: Reservation) -> bool {
+        let Some(at) = view.find(node) else { return false };
+        let seat = &view.seats[at];
+        self.eligible.iter().any(|candidate| candidate.seat == at)
+            && filter::room(seat.allocatable, seat.taken.minus(freed), self.asked).is_none()
+    }
+
+    fn refusal(&self, view: &View<'_>) -> Refusal {
+        let mut refusal = self.standing.clone();
+        for candidate in &self.eligible {
+            let seat = &view.seats[candidate.seat];
+            if let Some(obstacle) = filter::room(seat.allocatable, seat.taken, self.asked) {
+                refusal.add(obstacle, seat.node.name.as_str());
+            }
+        }
+        refusal
+    }
+}
+
+/// Chooses a node for one container and takes its reservation there in `view`.
+///
+/// # Errors
+/// Why no node fits.
+pub fn place(view: &mut View<'_>, request: &Request<'_>) -> Result<NodeId, Box<Refusal>> {
+    Search::new(view, request).place(view)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Scores: which of the nodes that can take a container should. Integers only, so that equal inputs give equal answers
+//! on every machine.
+
+use berth_common::model::Reservation;
+
+/// Added for a node that is known to hold the image already. Small: a pull costs seconds, a bad fit stays.
+const IMAGE_HERE: i64 = 50;
+
+/// Per mille of `whole` that `part` is; a resource that a node does not have at all counts as full.
+#[inline]
+fn permille(part: u64, whole: u64) -> i64 {
+    if whole == 0 {
+        return 1000;
+    }
+    // Dividing first where multiplying would overflow loses nothing that matters at such sizes.
+    let share = match part.checked_mul(1000) {
+        Some(scaled) => scaled / whole,
+        None => part / (whole / 1000).max(1),
+    };
+    share.min(1000) as i64
+}
+
+/// How good a node would be; more is better. Replicas of the same service keep apart first of all, then the node
+/// that would be least and most evenly reserved wins.
+#[inline]
+pub fn score(
+    allocatable: Reservation,
+    taken: Reservation,
+    asked: Reservation,
+    replicas_here: u32,
+    image_here: bool,
+) -> i64 {
+    let after = taken.plus(asked);
+    let cpu = permille(u64::from(after.cpu.0), u64::from(allocatable.cpu.0));
+    let memory = permille(after.memory.0, allocatable.memory.0);
+    let disk = permille(after.disk.0, allocatable.disk.0);
+    let least = 1000 - (cpu + memory + disk) / 3;
+    let uneven = cpu.max(memory).max(disk) - cpu.min(memory).min(disk);
+    let image = if image_here { IMAGE_HERE } else { 0 };
+    least - uneven / 4 + image - i64::from(replicas_here) * 10_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_common::units::{Bytes, Millicores};
+
+    fn r(cpu: u32, memory: u64, disk: u64) -> Reservation {
+        Reservation {
+            cpu: Millicores(cpu),
+            memory: Bytes::gib(memory),
+            disk: Bytes::gib(disk),
+        }
+    }
+
+    #[test]
+    fn order_of_preferences() {
+        let whole = r(4000, 8, 100);
+        let asked = r(500, 1, 1);
+        let empty = score(whole, r(0, 0, 0), asked, 0, false);
+        let half = score(whole, r(2000, 4, 50), asked, 0, false);
+        let lopsided = score(whole, r(3500, 4, 5), asked, 0, false);
+        assert!(empty > half, "least allocated wins");
+        assert!(half > lopsided, "even beats lopsided");
+        assert!(
+            half > score(whole, r(0, 0, 0), asked, 1, true),
+            "spread comes first"
+        );
+        assert!(
+            score(whole, r(0, 0, 0), asked, 0, true) > empty,
+            "image here breaks ties"
+        );
+    }
+
+    #[test]
+    fn absurd_sizes_do_not_overflow() {
+        let most = Reservation {
+            cpu: Millicores(u32::MAX),
+            memory: Bytes(u64::MAX),
+            disk: Bytes(u64::MAX),
+        };
+        assert!(
+            score(most, most, most, u32::MAX, true)
+                < score(most, Reservation::default(), r(1, 1, 1), 0, false)
+        );
+        assert!(score(Reservation::default(), most, most, 0, false) <= 0);
+    }
+}

@@ -1,0 +1,140 @@
+//! Placement on its own: refusals in words, private nodes, and speed.
+
+use berth_common::model::{NodeKind, Reservation};
+use berth_common::units::{Bytes, Millicores};
+
+use super::*;
+use crate::cluster::{Change, Connection};
+use crate::controllers::fixtures::{node, node_id, tenant_id};
+use berth_common::id::{Generation, Revision};
+
+fn state(nodes: Vec<NodeRecord>) -> State {
+    let mut state = State::default();
+    let mut changes = Vec::new();
+    for (serial, node) in nodes.into_iter().enumerate() {
+        let id = node.id;
+        changes.push(Change::PutNode(node));
+        let address = "198.51.100.7:9".to_owned();
+        changes.push(Change::Connected(
+            id,
+            Connection {
+                serial: serial as u64,
+                address,
+                synced: true,
+                applied: Generation(0),
+            },
+        ));
+    }
+    state.apply(changes, Revision(1));
+    state
+}
+
+fn request(labels: &BTreeMap<String, String>, mib: u64) -> Request<'_> {
+    let reservation = Reservation {
+        cpu: Millicores(100),
+        memory: Bytes::mib(mib),
+        disk: Bytes::mib(10),
+    };
+    Request {
+        tenant: tenant_id(1),
+        reservation,
+        node_labels: labels,
+        replicas: BTreeMap::new(),
+        image_on: BTreeSet::new(),
+    }
+}
+
+#[test]
+fn r9_a_refusal_names_every_obstacle_with_numbers() {
+    let none = BTreeMap::new();
+    let mut nodes = vec![node(1, NodeKind::Shared, 4, 1), node(2, NodeKind::Shared, 4, 2)];
+    nodes.push(NodeRecord {
+        cordoned: true,
+        ..node(3, NodeKind::Shared, 4, 64)
+    });
+    nodes.push(NodeRecord {
+        lost: true,
+        ..node(4, NodeKind::Shared, 4, 64)
+    });
+    nodes.push(node(5, NodeKind::Private { tenant: tenant_id(2) }, 4, 64));
+    let state = state(nodes);
+    let mut view = View::new(&state, &BTreeMap::new());
+    let refusal = place(&mut view, &request(&none, 3072)).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "no node fits: 2 nodes lack memory (need 3GiB, most free is 2GiB on h2), 1 node is lost, \
+         1 node is cordoned, 1 node is private to another tenant"
+    );
+    let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
+    let refusal = place(&mut view, &request(&labels, 1)).unwrap_err();
+    assert!(
+        refusal.to_string().contains("2 nodes lack the label disk=ssd"),
+        "{refusal}"
+    );
+    let empty = State::default();
+    let refusal = place(&mut View::new(&empty, &BTreeMap::new()), &request(&none, 1)).unwrap_err();
+    assert!(
+        refusal.to_string().starts_with("no node has joined yet"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn r6_a_tenant_uses_shared_nodes_and_its_own_private_ones() {
+    let none = BTreeMap::new();
+    let own = node(1, NodeKind::Private { tenant: tenant_id(1) }, 4, 1);
+    let state = state(vec![
+        own,
+        node(2, NodeKind::Shared, 4, 1),
+        node(3, NodeKind::Private { tenant: tenant_id(2) }, 4, 8),
+    ]);
+    let mut view = View::new(&state, &BTreeMap::new());
+    let first = place(&mut view, &request(&none, 1024)).unwrap();
+    let second = place(&mut view, &request(&none, 1024)).unwrap();
+    assert_eq!((first, second), (node_id(1), node_id(2)));
+    assert!(place(&mut view, &request(&none, 1024)).is_err());
+}
+
+#[test]
+fn r4_ten_thousand_on_a_thousand_nodes_fast_even_and_never_overbooked() {
+    let none = BTreeMap::new();
+    let state = state((1..=1000).map(|n| node(n, NodeKind::Shared, 4, 10)).collect());
+    let start = std::time::Instant::now();
+    let mut view = View::new(&state, &BTreeMap::new());
+    let mut search = Search::new(&view, &request(&none, 1024));
+    for _ in 0..10_000 {
+        search.place(&mut view).unwrap();
+    }
+    let took = start.elapsed();
+    eprintln!("10,000 placements on 1,000 nodes: {took:?}");
+    assert!(view.seats.iter().all(|seat| seat.taken.memory == Bytes::gib(10)));
+    assert!(search.place(&mut view).is_err(), "the 10,001st must not fit");
+    assert!(took.as_secs() < 5, "{took:?}, unoptimised");
+}
+
+#[test]
+fn r4_exactly_full_fits_and_one_unit_more_of_anything_does_not() {
+    let r = |cpu, memory, disk| Reservation {
+        cpu: Millicores(cpu),
+        memory: Bytes(memory),
+        disk: Bytes(disk),
+    };
+    let (whole, taken) = (r(1000, 1000, 1000), r(400, 400, 400));
+    assert_eq!(filter::room(whole, taken, r(600, 600, 600)), None);
+    assert_eq!(
+        filter::room(whole, taken, r(601, 1, 1)),
+        Some(filter::Obstacle::Cpu(Millicores(600)))
+    );
+    assert_eq!(
+        filter::room(whole, taken, r(1, 601, 1)),
+        Some(filter::Obstacle::Memory(Bytes(600)))
+    );
+    assert_eq!(
+        filter::room(whole, taken, r(1, 1, 601)),
+        Some(filter::Obstacle::Disk(Bytes(600)))
+    );
+    assert!(
+        filter::room(r(10, 10, 10), taken, r(1, 0, 0)).is_some(),
+        "a node that shrank takes nothing"
+    );
+}
