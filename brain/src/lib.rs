@@ -4,8 +4,14 @@
 //! of hosts comes from them.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod ca;
 pub mod cluster;
+pub mod config;
 pub mod controllers;
+pub mod images;
+pub mod link;
 pub mod scheduler;
 pub mod store;
 pub mod usage;
+pub mod wiring;

@@ -1,2 +1,116 @@
-//! Placeholder until wiring.
-fn main() {}
+//! `berth-brain`: reads its arguments and settings, and hands over to [`berth_brain::wiring`].
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use berth_brain::config::{Config, DEFAULT_PATH, LogFormat};
+use berth_brain::wiring;
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// berth's brain: decides which host runs which container, and serves the HTTP API and the agents' link.
+///
+/// On its first start it makes a certificate authority, the tenant `default`, and an administrator's token in
+/// STATE_DIR/admin.token. Stopping or upgrading it stops no container.
+#[derive(Debug, Parser)]
+#[command(name = "berth-brain", version)]
+struct Args {
+    /// Settings; a file that is not there means the defaults. Every key is explained in brain.toml.example.
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the brain (the default).
+    Run,
+    /// Print the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if matches!(args.command, Some(Command::Version)) {
+        println!("berth-brain {}", berth_common::VERSION);
+        return ExitCode::SUCCESS;
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berth-brain: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    log(&config)?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?;
+    let result = runtime.block_on(serve(config));
+    // A blocked file operation must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; containers go on");
+        tell(sd_notify::NotifyState::Stopping);
+        stop.cancel();
+    });
+    wiring::run(config, shutdown, || tell(sd_notify::NotifyState::Ready)).await?;
+    Ok(())
+}
+
+fn log(config: &Config) -> anyhow::Result<()> {
+    let filter: tracing_subscriber::EnvFilter = config.log_level.parse().context("log_level")?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// Every API connection and every event stream is an open file.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft == hard {
+            return Ok(());
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn tell(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager can't be told");
+    }
+}

@@ -3,6 +3,7 @@
 //! Owns starting and stopping, and cleans up in `Drop` also when a test fails: processes by pid, mounts and cgroups by the
 //! test's own folder and ids. Refuses to skip: a missing prerequisite is a failed test with its cure.
 
+pub mod bench;
 pub mod cluster;
 pub mod containerd;
 pub mod host;

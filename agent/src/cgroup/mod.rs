@@ -1,23 +1,41 @@
 //! Control groups: berth's parents, one per tenant below, and what can be read and written under a container's.
 //!
-//! The hierarchy is `/berth.slice/tenant-<id>.slice/<container id>` in every controller (v1) or in the one tree (v2).
+//! The hierarchy is `/<parent>/tenant-<id>.slice/<container id>`, parent `berth.slice` by default, in every controller (v1) or in the one tree (v2).
 //! containerd's runtime makes the leaf with its limits through the OCI spec (R1); the agent owns the parents only.
+//!
+//! Files are read and written directly: the library for it turns unreadable counters into zeros, drops write errors and
+//! moves live processes when it destroys a group, and here a wrong number must be absent and a lost write an error.
+//! Every call blocks for as long as the kernel takes (reclaim on a lowered memory limit included): keep it off async threads.
+
+mod convert;
+mod detect;
+mod device;
+mod file;
+mod meter;
+mod tree;
+pub mod v1;
+pub mod v2;
 
 use berth_common::id::{ContainerId, TenantId};
 use berth_common::model::{Limits, Reservation};
+use berth_common::protocol::Pressure;
 
-/// Path of a container's cgroup below each controller's mount, as the OCI spec's `cgroupsPath`.
-pub fn container_path(tenant: TenantId, container: ContainerId) -> String {
-    format!("{}/{container}", tenant_path(tenant))
+pub use convert::{CPU_PERIOD_US, parse_pressure, quota_us, shares_of_weight, weight_of_shares};
+pub use detect::{Kernel, detect};
+pub use device::device_of;
+
+/// Path of a container's cgroup below each controller's mount, with berth's top cgroup called `parent`.
+pub fn container_path(parent: &str, tenant: TenantId, container: ContainerId) -> String {
+    format!("{}/{container}", tenant_path(parent, tenant))
 }
 
 /// Path of a tenant's cgroup.
-pub fn tenant_path(tenant: TenantId) -> String {
-    format!("/{ROOT}/tenant-{tenant}.slice")
+pub fn tenant_path(parent: &str, tenant: TenantId) -> String {
+    format!("/{parent}/tenant-{tenant}.slice")
 }
 
-/// berth's own top cgroup.
-pub const ROOT: &str = "berth.slice";
+/// The name of berth's own top cgroup unless another is configured; several agents on one machine need different ones.
+pub const DEFAULT_PARENT: &str = "berth.slice";
 
 /// A block device, as `major:minor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -52,6 +70,26 @@ pub enum CgroupError {
         /// What was expected.
         expected: String,
     },
+    /// A memory limit would be below what is in use and can't be reclaimed; writing it would kill processes.
+    #[error(
+        "{path} can't be lowered to {wanted} bytes: {used} bytes are in use and can't be reclaimed; stop something inside first or choose a higher limit"
+    )]
+    InUse {
+        /// The file.
+        path: String,
+        /// The limit that was asked for, bytes.
+        wanted: u64,
+        /// What is in use, bytes.
+        used: u64,
+    },
+    /// A group still holds live processes, so it was left as it is.
+    #[error("{path} still holds processes {pids:?}: they must end before it can be removed")]
+    Busy {
+        /// The group's directory.
+        path: String,
+        /// Some of the processes, by host pid.
+        pids: Vec<u32>,
+    },
     /// A controller that berth needs is not there.
     #[error("the {controller} controller is not available: {cure}")]
     NoController {
@@ -85,10 +123,32 @@ pub struct RawStats {
     pub write_bytes: Option<u64>,
 }
 
+/// Stalls of one container over the last ten seconds. Absent where the kernel does not measure them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stalls {
+    /// Waiting for CPU.
+    pub cpu: Option<Pressure>,
+    /// Waiting for memory.
+    pub memory: Option<Pressure>,
+    /// Waiting for IO.
+    pub io: Option<Pressure>,
+}
+
+/// Reads one container's counters again and again, with its files kept open; cheaper than [`Cgroups::stats`].
+///
+/// Survives the container's restart under the same id. Counters that can only change while the container runs may be
+/// carried over when its CPU time did not advance.
+pub trait Meter: Send {
+    /// Counters now. What can't be read is absent.
+    fn read(&mut self) -> RawStats;
+}
+
 /// The control groups. Implemented for v1, v2, and in memory.
 pub trait Cgroups: Send + Sync + 'static {
     /// 1 or 2.
     fn version(&self) -> u8;
+    /// Path of a container's cgroup below each controller's mount, as the OCI spec's `cgroupsPath`.
+    fn container_path(&self, tenant: TenantId, container: ContainerId) -> String;
     /// Makes berth's top cgroup and sets it to the node's allocatable. Idempotent.
     fn ensure_root(&self, allocatable: Reservation) -> Result<(), CgroupError>;
     /// Makes a tenant's cgroup with its share. Idempotent.
@@ -108,6 +168,10 @@ pub trait Cgroups: Send + Sync + 'static {
         device: Option<Device>,
     ) -> Result<(), CgroupError>;
     /// The limits in force; `disk` is copied from `wanted`, as are IO limits when there is no device to throttle.
+    ///
+    /// A value that the kernel had to round (weight, memory pages) is reported as wanted when it is what the wanted
+    /// one rounds to. "Unlimited" is reported as the type's maximum, so that it differs from anything wanted.
+    /// Swap that is not excluded can't be expressed and is an error.
     fn read_limits(
         &self,
         tenant: TenantId,
@@ -119,4 +183,19 @@ pub trait Cgroups: Send + Sync + 'static {
     fn stats(&self, tenant: TenantId, container: ContainerId) -> RawStats;
     /// Host pids inside.
     fn pids(&self, tenant: TenantId, container: ContainerId) -> Result<Vec<u32>, CgroupError>;
+
+    /// A cheaper way to read counters repeatedly; `None` where there is none.
+    fn meter(&self, _tenant: TenantId, _container: ContainerId) -> Option<Box<dyn Meter>> {
+        None
+    }
+
+    /// Stalls of one container, where the kernel measures them.
+    fn stalls(&self, _tenant: TenantId, _container: ContainerId) -> Stalls {
+        Stalls::default()
+    }
+
+    /// What this host's control groups can't do, in words for the node's facts.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

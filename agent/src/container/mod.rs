@@ -1,3 +1,26 @@
 //! Containers on this host: their OCI spec, their life in containerd, their output.
 
+pub mod caps;
+pub mod containerd;
+mod create;
+mod events;
+mod exec;
+mod exec_pump;
+pub mod exit;
+pub mod files;
+pub mod idrange;
+mod operations;
+pub mod record;
+mod remove;
+pub mod rootfs;
 pub mod runtime;
+pub mod seccomp;
+pub mod spec;
+#[cfg(test)]
+mod spec_tests;
+mod start;
+mod sweep;
+mod update;
+pub mod users;
+
+pub use containerd::{ContainerdRuntime, RuntimeSettings};

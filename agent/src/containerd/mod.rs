@@ -121,6 +121,11 @@ impl Containerd {
         &self.socket
     }
 
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        self.namespace.to_str().unwrap_or_default()
+    }
+
     /// A request in the namespace.
     pub fn request<T>(&self, body: T) -> Request<T> {
         let mut request = Request::new(body);

@@ -3,6 +3,22 @@
 //! An image belongs to a tenant (R6): its record is named `<tenant id>/<reference>`, so that no tenant can use, list or
 //! remove another's, although equal layers are stored once.
 
+mod auth;
+mod collect;
+mod containerd_images;
+mod entry;
+mod fetch;
+pub mod manifest;
+mod pull;
+pub mod record;
+mod registry;
+pub mod scan;
+mod source;
+mod store;
+mod unpack;
+
+pub use containerd_images::{ContainerdImages, ImageSettings};
+
 use async_trait::async_trait;
 use berth_common::id::TenantId;
 use berth_common::model::{Digest, ImageRef, LoadedImage, RegistryCredential};
@@ -25,7 +41,7 @@ pub struct ImageInfo {
 }
 
 /// Why an image is not there.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ImageError {
     /// The registry, or the brain, can't be reached or broke off; try again later.
     #[error("{reference}: {registry} does not answer properly: {message}")]
@@ -38,7 +54,9 @@ pub enum ImageError {
         message: String,
     },
     /// The registry refuses this tenant.
-    #[error("{reference}: {registry} denies access; check the name, or sign in: `berth image login {registry}`")]
+    #[error(
+        "{reference}: {registry} denies access; check the name, or sign in: `berth image login {registry}`"
+    )]
     Denied {
         /// Which image.
         reference: ImageRef,
@@ -69,6 +87,14 @@ pub enum ImageError {
         /// What was tried.
         operation: &'static str,
         /// Its words.
+        message: String,
+    },
+    /// containerd or the host failed at something that is about no single image.
+    #[error("{operation} failed: {message}")]
+    Host {
+        /// What was tried.
+        operation: &'static str,
+        /// What happened.
         message: String,
     },
     /// The host has no room.

@@ -7,13 +7,18 @@
 
 pub mod actor;
 pub mod apply;
+mod events;
 pub mod observe;
+pub mod orders;
 pub mod outcome;
 pub mod plan;
 pub mod state;
 
 #[cfg(test)]
 mod converge;
+#[cfg(test)]
+mod loop_tests;
 
-pub use actor::{Accepted, Handle, Reconciler, Refusal, Settings};
+pub use actor::{Reconciler, Settings};
 pub use observe::{Board, Changes};
+pub use orders::{Accepted, Handle, Refusal};

@@ -98,7 +98,16 @@ pub fn settle(
             });
             stopping.killed_at = Some(now);
         }
-        (Step::Collect { id }, Outcome::Exit(exit)) => return on_exit(seen, *id, exit, want, now),
+        (Step::Collect { id }, Outcome::Exit(exit)) => match (exit, seen.runtime.as_ref().map(|r| &r.task)) {
+            // Collected before; how it ended is known from the list.
+            (None, Some(TaskState::Stopped(known))) => return on_exit(seen, *id, Some(*known), want, now),
+            // The event may have been an earlier process's, and this one alive: only a list can tell.
+            (None, Some(TaskState::Running { .. } | TaskState::Created)) => {
+                seen.ended = false;
+                seen.doubtful = true;
+            }
+            _ => return on_exit(seen, *id, exit, want, now),
+        },
         (Step::Update { spec, .. }, _) => {
             if let Some(runtime) = &mut seen.runtime {
                 runtime.spec = (**spec).clone();
@@ -113,6 +122,7 @@ pub fn settle(
         (Step::Delete { .. }, _) => {
             seen.runtime = None;
             seen.ended = false;
+            seen.doubtful = false;
             seen.limits = None;
             seen.limits_tried = false;
             seen.disk = None;
@@ -124,11 +134,41 @@ pub fn settle(
     None
 }
 
+/// What is desired of it changed: a failure of the old wish no longer delays anything.
+pub fn on_wish_changed(seen: &mut Seen) {
+    if seen.memory.failure.is_some() {
+        clear_failure(&mut seen.memory);
+    }
+}
+
+/// The runtime said that its process ended.
+pub fn on_end_noticed(seen: &mut Seen) {
+    if seen.runtime.as_ref().is_some_and(|r| r.task != TaskState::None) {
+        seen.ended = true;
+        on_wish_changed(seen);
+    }
+}
+
+/// A list shows that the process known here is gone and its exit collected: it ended, and counts as one that did.
+pub fn on_vanished(
+    seen: &mut Seen,
+    id: ContainerId,
+    want: Option<&DesiredContainer>,
+    now: UnixMillis,
+) -> Option<Notice> {
+    let exit = match seen.runtime.as_ref()?.task {
+        TaskState::Stopped(exit) => Some(exit),
+        TaskState::Running { .. } => None,
+        TaskState::None | TaskState::Created => return None,
+    };
+    on_exit(seen, id, exit, want, now)
+}
+
 fn created(meta: &ContainerMeta, spec: &ContainerSpec, image: &ImageInfo) -> RuntimeContainer {
     RuntimeContainer {
         meta: meta.clone(),
         spec: spec.clone(),
-        image: image.manifest.clone(),
+        image: image.manifest,
         task: TaskState::None,
         complete: true,
     }
@@ -162,13 +202,7 @@ fn on_started(seen: &mut Seen, again: bool, started: Started) {
     seen.limits_tried = false;
 }
 
-fn failed(
-    seen: &mut Seen,
-    step: &Step,
-    message: String,
-    retryable: bool,
-    now: UnixMillis,
-) -> Option<Notice> {
+fn failed(seen: &mut Seen, step: &Step, message: String, retryable: bool, now: UnixMillis) -> Option<Notice> {
     if matches!(step, Step::ReadLimits { .. }) {
         // Not known is shown as not known; the next relist tries again.
         seen.limits_tried = true;
@@ -218,13 +252,7 @@ fn on_exit(
             oom_kills: None,
         })
     })?;
-    let info = explain(
-        &known,
-        exit.is_some(),
-        stopping.as_ref(),
-        memory,
-        &runtime.spec,
-    );
+    let info = explain(&known, exit.is_some(), stopping.as_ref(), memory, &runtime.spec);
     memory.oom_run = memory.oom_run.max(known.oom_kills.unwrap_or(0));
     memory.oom_past = memory.oom_kills();
     memory.oom_run = 0;
@@ -321,8 +349,10 @@ fn explain(
 }
 
 fn signal_name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number)
-        .map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+    nix::sys::signal::Signal::try_from(number).map_or_else(
+        |_| format!("signal {number}"),
+        |signal| signal.as_str().to_owned(),
+    )
 }
 
 /// OOM kills of the present run were read. Tells of kills that PID 1 survived.
@@ -343,5 +373,5 @@ pub fn on_oom_kills(seen: &mut Seen, id: ContainerId, kills: u64, now: UnixMilli
 
 /// The image a container was made from, if it was made.
 pub fn image_of(seen: &Seen) -> Option<Digest> {
-    seen.runtime.as_ref().map(|r| r.image.clone())
+    seen.runtime.as_ref().map(|r| r.image)
 }

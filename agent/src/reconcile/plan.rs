@@ -4,6 +4,7 @@
 //! goes on. Removal comes before addition. A container whose step is under way gets none, and nothing is planned before
 //! the runtime was listed once: so nothing is ever started twice (R3).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use berth_common::id::{ContainerId, TenantId};
@@ -151,47 +152,63 @@ pub enum Decision {
 
 /// Every step that can be taken now. Empty for a converged host.
 pub fn plan(desired: &DesiredSet, observed: &Observed, now: UnixMillis) -> Vec<Step> {
-    if !observed.listed {
-        return Vec::new();
-    }
-    let mut steps = plan_tenants(desired, observed);
     let wanted = desired.containers.iter().map(|c| c.id);
     let mut ids: Vec<_> = wanted.chain(observed.containers.keys().copied()).collect();
     ids.sort_unstable();
     ids.dedup();
-    for id in ids {
-        if let Decision::Do(step) = decide(desired, observed, id, now) {
-            steps.push(step);
-        }
-    }
+    let mut steps = plan_tenants(desired, observed);
+    steps.extend(plan_containers(desired, observed, ids, now).0);
     steps.sort_by_key(Step::rank);
     steps
 }
 
-fn plan_tenants(desired: &DesiredSet, observed: &Observed) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for share in &desired.tenants {
-        let there = observed.tenants.get(&share.tenant);
-        if there != Some(&Some(share.cpu_weight)) && !observed.busy_tenants.contains(&share.tenant) {
-            steps.push(Step::EnsureTenant {
-                tenant: share.tenant,
-                cpu_weight: share.cpu_weight,
-            });
+/// Steps for some containers, and when to look again at those that wait.
+pub fn plan_containers(
+    desired: &DesiredSet,
+    observed: &Observed,
+    ids: impl IntoIterator<Item = ContainerId>,
+    now: UnixMillis,
+) -> (Vec<Step>, Vec<(UnixMillis, ContainerId)>) {
+    let (mut steps, mut waits) = (Vec::new(), Vec::new());
+    for id in ids {
+        match decide(desired, observed, id, now) {
+            Decision::Do(step) => steps.push(step),
+            Decision::Wait(at) => waits.push((at, id)),
+            Decision::Rest => {}
         }
     }
-    for tenant in observed.tenants.keys() {
-        let wanted = desired.tenants.iter().any(|t| t.tenant == *tenant)
-            || desired.containers.iter().any(|c| c.tenant == *tenant);
-        let used = observed
-            .containers
-            .values()
-            .filter_map(|seen| seen.runtime.as_ref())
-            .any(|runtime| runtime.meta.tenant == *tenant);
-        if !wanted && !used && !observed.busy_tenants.contains(tenant) {
-            steps.push(Step::RemoveTenant { tenant: *tenant });
-        }
+    steps.sort_by_key(Step::rank);
+    (steps, waits)
+}
+
+/// Tenants' cgroups to make, change or remove.
+pub fn plan_tenants(desired: &DesiredSet, observed: &Observed) -> Vec<Step> {
+    if !observed.listed {
+        return Vec::new();
     }
-    steps
+    // A container whose tenant the brain forgot to list still gets a parent.
+    let mut wanted: BTreeMap<TenantId, u16> = desired.containers.iter().map(|c| (c.tenant, 100)).collect();
+    wanted.extend(desired.tenants.iter().map(|t| (t.tenant, t.cpu_weight)));
+    let used: BTreeSet<TenantId> = observed
+        .containers
+        .values()
+        .filter_map(|seen| seen.runtime.as_ref())
+        .map(|runtime| runtime.meta.tenant)
+        .collect();
+    let idle = |tenant: &TenantId| !observed.busy_tenants.contains(tenant);
+    let gone = observed
+        .tenants
+        .keys()
+        .filter(|t| !wanted.contains_key(t) && !used.contains(t) && idle(t))
+        .map(|tenant| Step::RemoveTenant { tenant: *tenant });
+    let made = wanted
+        .iter()
+        .filter(|(t, weight)| observed.tenants.get(t) != Some(&Some(**weight)) && idle(t))
+        .map(|(tenant, cpu_weight)| Step::EnsureTenant {
+            tenant: *tenant,
+            cpu_weight: *cpu_weight,
+        });
+    gone.chain(made).collect()
 }
 
 /// What to do with one container; the hot path asks for just the one that changed.
@@ -201,6 +218,15 @@ pub fn decide(desired: &DesiredSet, observed: &Observed, id: ContainerId, now: U
     }
     let unseen = Seen::default();
     let seen = observed.containers.get(&id).unwrap_or(&unseen);
+    if seen.doubtful {
+        return Decision::Rest;
+    }
+    // Whatever failed is not hammered. A changed wish or a noticed end clears this, see `outcome`.
+    if seen.memory.failure.is_some()
+        && let Some(at) = too_early(seen, now)
+    {
+        return Decision::Wait(at);
+    }
     if let Some(runtime) = &seen.runtime
         && !runtime.complete
     {
@@ -254,13 +280,10 @@ fn decide_gone(seen: &Seen, id: ContainerId, reason: StopReason, now: UnixMillis
     if matches!(runtime.task, TaskState::Stopped(_)) || seen.ended {
         return Decision::Do(Step::Collect { id });
     }
-    match too_early(seen, now) {
-        Some(at) if seen.memory.failure.is_some() => Decision::Wait(at),
-        _ => Decision::Do(Step::Delete {
-            id,
-            tenant: runtime.meta.tenant,
-        }),
-    }
+    Decision::Do(Step::Delete {
+        id,
+        tenant: runtime.meta.tenant,
+    })
 }
 
 fn decide_stop(
@@ -272,9 +295,6 @@ fn decide_stop(
 ) -> Decision {
     let grace_ms = u64::from(grace_secs) * 1000;
     let Some(stopping) = seen.memory.stopping else {
-        if let Some(at) = too_early(seen, now).filter(|_| seen.memory.failure.is_some()) {
-            return Decision::Wait(at);
-        }
         return Decision::Do(Step::Stop {
             id,
             reason,
@@ -314,9 +334,6 @@ fn decide_running(
         return stop(StopReason::Restart);
     }
     if *has != want.spec {
-        if let Some(at) = too_early(seen, now) {
-            return Decision::Wait(at);
-        }
         return Decision::Do(Step::Update {
             id,
             spec: Box::new(want.spec.clone()),

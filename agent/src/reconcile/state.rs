@@ -110,6 +110,8 @@ pub struct Seen {
     pub memory: Memory,
     /// The runtime said that its process ended; not collected yet.
     pub ended: bool,
+    /// What the runtime said of its process contradicts itself: nothing is done to it before the next list.
+    pub doubtful: bool,
     /// Limits as read back.
     pub limits: Option<Limits>,
     /// Reading limits back was tried since the last start or update.

@@ -1,12 +1,15 @@
 //! Tests of borders: tenants against each other on every path (R6), tenants against administrators, tokens, nodes.
 
+use std::sync::Arc;
+
 use berth_common::error::ErrorKind;
 use berth_common::model::NodeKind;
 use berth_common::protocol::JoinToken;
 use serde_json::{Value, json};
 
 use super::auth::{secret_matches, split_join_secret};
-use super::fixtures::Bench;
+use super::fixtures::{Bench, NoNodes};
+use super::limits::Rates;
 
 /// Every documented operation: method, path.
 fn operations() -> Vec<(String, String)> {
@@ -34,7 +37,11 @@ fn fill(path: &str, tenant: &str, node: &str, other: &str) -> String {
 
 #[tokio::test]
 async fn r6_a_foreign_tenant_is_like_one_that_does_not_exist_on_every_path() {
-    let b = Bench::new().await;
+    let rates = Rates {
+        failed_sign_ins: 1_000,
+        ..Rates::default()
+    };
+    let b = Bench::with(Arc::new(NoNodes), rates).await;
     b.join(1, NodeKind::Shared).await;
     let web = json!({ "name": "web", "image": "nginx" });
     b.ok("shop", "POST", "/v1/tenants/shop/services", web).await;

@@ -120,6 +120,7 @@ impl Bench {
             synced: true,
             applied: Generation(0),
         };
+        self.api.cluster.heard(record.id);
         let changes = vec![
             Change::PutNode(record.clone()),
             Change::Connected(record.id, connection),

@@ -17,7 +17,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use super::problem::ApiError;
 use super::{ApiState, Peer};
 
-/// Requests a second. Bursts may be as large as one second's worth, failed sign-ins as twenty.
+/// Requests a second. Bursts may be as large as one second's worth, of failed sign-ins at least twenty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
     /// From one token. At least 1.
@@ -59,7 +59,7 @@ impl Limits {
         Self {
             tokens: RateLimiter::keyed(quota(rates.per_token)),
             addresses: RateLimiter::keyed(quota(rates.per_address)),
-            failures: RateLimiter::keyed(quota(rates.failed_sign_ins).allow_burst(FAILED_BURST)),
+            failures: RateLimiter::keyed(quota(rates.failed_sign_ins).allow_burst(FAILED_BURST.max(rate(rates.failed_sign_ins)))),
             checks: AtomicU32::new(0),
         }
     }

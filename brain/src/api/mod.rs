@@ -42,7 +42,7 @@ use crate::images::BlobStore;
 use crate::link::gateway::Gateway;
 
 pub use problem::{ApiError, Json};
-pub use server::serve;
+pub use server::{serve, serve_on};
 
 /// Settings of the API.
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@
 //! the records that will keep its blobs do not exist until it ends.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -78,10 +79,15 @@ struct Inner {
 }
 
 /// Keeps blobs from being collected while it lives.
-#[derive(Debug)]
 pub(super) struct Pins {
     store: BlobStore,
     held: HashSet<Digest>,
+}
+
+impl fmt::Debug for Pins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pins({})", self.held.len())
+    }
 }
 
 impl Drop for Pins {

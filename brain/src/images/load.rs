@@ -4,21 +4,21 @@
 //! copy and verify blobs. Nothing is copied for an archive that would be refused for its documents or names. Each
 //! refusal names the entry at fault (R9).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{self, Write as _};
+use std::collections::HashMap;
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::clip;
-use berth_common::model::{Digest, ImageRef};
 use berth_common::units::Bytes;
 use futures::{Stream, StreamExt as _};
 use tempfile::TempPath;
 
 use super::archive::{Archive, ArchiveError};
-use super::blobs::{BlobError, BlobStore, Pins};
+use super::blobs::{BlobError, BlobStore};
+use super::plan::{Copier, settle_names};
 use super::{LoadOptions, NewImage, docker, oci};
 
 /// Why an archive was not loaded.
@@ -52,9 +52,12 @@ impl From<LoadError> for Problem {
     fn from(error: LoadError) -> Self {
         let detail = error.to_string();
         match error {
-            LoadError::Archive(ArchiveError::Io { source, doing }) => disk(&format!("{doing} the archive"), &source),
-            LoadError::Archive(ArchiveError::NotArchive(_)) => Self::invalid(detail)
-                .cure("send what `docker save` or `skopeo copy … oci-archive:` writes, plain or with gzip or zstd"),
+            LoadError::Archive(ArchiveError::Io { source, doing }) => {
+                disk(&format!("{doing} the archive"), &source)
+            }
+            LoadError::Archive(ArchiveError::NotArchive(_)) => Self::invalid(detail).cure(
+                "send what `docker save` or `skopeo copy … oci-archive:` writes, plain or with gzip or zstd",
+            ),
             LoadError::Archive(ArchiveError::Damaged { .. } | ArchiveError::Truncated(_)) => {
                 Self::invalid(detail).cure("write the archive anew and send it again")
             }
@@ -98,7 +101,10 @@ pub async fn receive<E: std::fmt::Display>(
     builder
         .prefix("upload-")
         .permissions(std::fs::Permissions::from_mode(0o600));
-    let (file, path) = builder.tempfile_in(dir).map_err(|error| failed(&error))?.into_parts();
+    let (file, path) = builder
+        .tempfile_in(dir)
+        .map_err(|error| failed(&error))?
+        .into_parts();
     let mut file = tokio::fs::File::from_std(file);
     let mut body = std::pin::pin!(body);
     let mut total = 0_u64;
@@ -137,7 +143,10 @@ pub async fn load(store: &BlobStore, archive: &Path, options: LoadOptions) -> Re
         Ok(done) => Ok(done?),
         Err(error) => {
             tracing::error!(%error, "image load panicked");
-            Err(Problem::new(ErrorKind::Internal, "loading the image failed inside berth"))
+            Err(Problem::new(
+                ErrorKind::Internal,
+                "loading the image failed inside berth",
+            ))
         }
     }
 }
@@ -168,7 +177,8 @@ fn load_blocking(store: &BlobStore, path: &Path, options: &LoadOptions) -> Resul
         archive: &archive,
         store,
         pins: store.pins(),
-        copied: HashMap::new(),
+        done: HashMap::new(),
+        unpacked: options.limits.unpacked,
     };
     let mut stored = HashMap::new();
     for plan in &found.plans {
@@ -185,7 +195,12 @@ fn load_blocking(store: &BlobStore, path: &Path, options: &LoadOptions) -> Resul
                     cure: "leave the digest out of ?name=",
                 });
             }
-            Ok(NewImage { reference, manifest, blobs, _pins: pins.clone() })
+            Ok(NewImage {
+                reference,
+                manifest,
+                blobs,
+                _pins: pins.clone(),
+            })
         })
         .collect()
 }

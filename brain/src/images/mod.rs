@@ -10,6 +10,7 @@ mod blobs;
 mod docker;
 mod load;
 mod oci;
+mod plan;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,62 @@
+//! `berth-init`: PID 1 of containers that ask for one. Starts the program, hands it every signal, reaps what is orphaned,
+//! ends with its code. Built statically (`scripts/build`), since it runs in any image.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Ends of everything that has ended; the code of `child` if it is among them.
+fn reap(child: Pid) -> Option<u8> {
+    let mut code = None;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == child => code = Some(status as u8),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => code = Some(128 + signal as u8),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return code,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return code,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let Some(program) = arguments.next() else {
+        eprintln!("berth-init: no program was given");
+        return ExitCode::from(127);
+    };
+    // Blocked before the start, so that none is lost; the standard library clears the mask in the child.
+    let mut signals = SigSet::all();
+    for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTTIN, Signal::SIGTTOU] {
+        signals.remove(fault);
+    }
+    if let Err(error) = signals.thread_block() {
+        eprintln!("berth-init: signals can't be blocked: {error}");
+        return ExitCode::from(126);
+    }
+    let child = match Command::new(&program).args(arguments).process_group(0).spawn() {
+        Ok(child) => Pid::from_raw(child.id() as i32),
+        Err(error) => {
+            eprintln!("berth-init: {}: {error}", program.display());
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            return ExitCode::from(if missing { 127 } else { 126 });
+        }
+    };
+    loop {
+        match signals.wait() {
+            Ok(Signal::SIGCHLD) => {
+                if let Some(code) = reap(child) {
+                    return ExitCode::from(code);
+                }
+            }
+            Ok(signal) => {
+                let _ = kill(child, signal);
+            }
+            Err(_) => {}
+        }
+    }
+}

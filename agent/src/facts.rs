@@ -1,0 +1,243 @@
+//! What this host is: gathered once at start and again when the runtime comes back.
+//!
+//! Owns reading `/proc`, `os-release` and the file system of containerd's data. What can't be read is told as a warning
+//! and never invented; only memory and CPU must be there, since nothing can be limited without knowing them.
+
+use std::path::Path;
+
+use berth_common::model::{Architecture, Capacity, NodeFacts};
+use berth_common::units::{Bytes, Millicores};
+use procfs::Current as _;
+
+use crate::cgroup::Cgroups;
+use crate::config::{Config, allocatable};
+
+/// Why the host can't be described.
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    /// `/proc` can't be read.
+    #[error("reading {what}")]
+    Proc {
+        /// Which part.
+        what: &'static str,
+        /// The complaint.
+        #[source]
+        source: procfs::ProcError,
+    },
+    /// Nothing is left for containers.
+    #[error("system_reserve leaves no {0} for containers on this host; lower it")]
+    NothingLeft(&'static str),
+}
+
+/// What the runtime side told: passed in, since asking it is not this module's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeFacts {
+    /// containerd's version, or why it can't be reached.
+    pub version: String,
+    /// The snapshotter in use.
+    pub snapshotter: String,
+    /// Whether it enforces disk limits.
+    pub disk_limit_hard: bool,
+}
+
+/// The facts of this host.
+///
+/// # Errors
+/// [`FactsError`].
+pub fn gather(
+    config: &Config,
+    cgroups: &dyn Cgroups,
+    runtime: RuntimeFacts,
+) -> Result<NodeFacts, FactsError> {
+    let mut warnings = cgroups.warnings();
+    let (capacity, missing) = capacity(&config.containerd_root)?;
+    warnings.extend(missing);
+    let reserve: Capacity = config.system_reserve.into();
+    let left = allocatable(capacity, reserve);
+    if left.cpu.0 == 0 {
+        return Err(FactsError::NothingLeft("CPU"));
+    }
+    if left.memory.0 == 0 {
+        return Err(FactsError::NothingLeft("memory"));
+    }
+    if left.disk.0 == 0 {
+        warnings.push(format!(
+            "no disk is left for containers: the file system of {} has {}, of which {} are reserved",
+            config.containerd_root.display(),
+            capacity.disk,
+            reserve.disk
+        ));
+    }
+    if !runtime.disk_limit_hard {
+        warnings.push(
+            "disk limits are watched, not enforced: a container can exceed its limit for some seconds before it is stopped; \
+             put containerd's data on btrfs for hard limits"
+                .to_owned(),
+        );
+    }
+    let os = std::fs::read_to_string("/etc/os-release")
+        .or_else(|_| std::fs::read_to_string("/usr/lib/os-release"))
+        .unwrap_or_default();
+    let uname = nix::sys::utsname::uname();
+    let word = |part: Option<&std::ffi::OsStr>| part.and_then(|p| p.to_str()).unwrap_or("unknown").to_owned();
+    let (hostname, kernel) = match &uname {
+        Ok(uname) => (word(Some(uname.nodename())), word(Some(uname.release()))),
+        Err(_) => (word(None), word(None)),
+    };
+    Ok(NodeFacts {
+        hostname,
+        agent_version: berth_common::VERSION.to_owned(),
+        os: os_name(&os),
+        kernel,
+        arch: Architecture(architecture(std::env::consts::ARCH).to_owned()),
+        capacity,
+        system_reserve: reserve,
+        cgroup_version: cgroups.version(),
+        runtime: runtime.version,
+        snapshotter: runtime.snapshotter,
+        disk_limit_hard: runtime.disk_limit_hard,
+        boot_id: boot_id(),
+        warnings,
+    })
+}
+
+/// Facts before anything is set up, for joining; the runtime is told to be unknown.
+///
+/// # Errors
+/// [`FactsError`].
+pub fn before_running(
+    config: &Config,
+    cgroups: &dyn Cgroups,
+    version: String,
+) -> Result<NodeFacts, FactsError> {
+    let (snapshotter, disk_limit_hard) = snapshotter(config);
+    gather(
+        config,
+        cgroups,
+        RuntimeFacts {
+            version,
+            snapshotter,
+            disk_limit_hard,
+        },
+    )
+}
+
+/// The snapshotter in use and whether it enforces disk limits.
+pub fn snapshotter(config: &Config) -> (String, bool) {
+    let name = match config.snapshotter.as_str() {
+        "auto" if is_btrfs(&config.containerd_root) => "btrfs",
+        "auto" => "overlayfs",
+        other => other,
+    };
+    (name.to_owned(), name == "btrfs")
+}
+
+fn is_btrfs(path: &Path) -> bool {
+    nix::sys::statfs::statfs(nearest(path))
+        .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::BTRFS_SUPER_MAGIC)
+}
+
+/// The path, or the nearest above it that exists: containerd makes its folder only when it starts.
+pub fn nearest(path: &Path) -> &Path {
+    path.ancestors()
+        .find(|part| part.exists())
+        .unwrap_or(Path::new("/"))
+}
+
+/// What the hardware has, and what of it could not be told.
+fn capacity(layers: &Path) -> Result<(Capacity, Vec<String>), FactsError> {
+    let memory = procfs::Meminfo::current().map_err(|source| FactsError::Proc {
+        what: "/proc/meminfo",
+        source,
+    })?;
+    // Not what this process may use: the service manager's limits on the agent are not the containers'.
+    let cpus = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+    let cpus = cpus.ok().flatten().unwrap_or(1).max(1);
+    let mut warnings = Vec::new();
+    let disk = match nix::sys::statvfs::statvfs(nearest(layers)) {
+        Ok(stat) => Bytes(stat.blocks().saturating_mul(stat.fragment_size())),
+        Err(error) => {
+            warnings.push(format!("the size of {} is unknown: {error}", layers.display()));
+            Bytes(0)
+        }
+    };
+    let capacity = Capacity {
+        cpu: Millicores(u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(1000)),
+        memory: Bytes(memory.mem_total),
+        disk,
+    };
+    Ok((capacity, warnings))
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// As image indexes name it.
+fn architecture(machine: &str) -> &str {
+    match machine {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// `PRETTY_NAME` of an os-release text.
+fn os_name(text: &str) -> String {
+    let value = |key: &str| {
+        text.lines()
+            .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
+            .find(|value| !value.is_empty())
+    };
+    let name = value("PRETTY_NAME").or_else(|| value("NAME"));
+    berth_common::id::clip(&name.unwrap_or_else(|| "unknown Linux".to_owned()), 120)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes::FakeCgroups;
+
+    #[test]
+    fn os_release_table() {
+        for (text, want) in [
+            (
+                "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"x\"\n",
+                "Debian GNU/Linux 12 (bookworm)",
+            ),
+            ("NAME='Alpine'\n", "Alpine"),
+            ("PRETTY_NAME=\"\"\n", "unknown Linux"),
+            ("", "unknown Linux"),
+        ] {
+            assert_eq!(os_name(text), want);
+        }
+    }
+
+    #[test]
+    fn this_host_can_be_described() {
+        let config = Config {
+            containerd_root: "/nonexistent/containerd".into(),
+            ..Config::default()
+        };
+        let facts = before_running(&config, &FakeCgroups::default(), "1.6.20".into()).unwrap();
+        assert!(facts.capacity.cpu.0 >= 1000 && facts.capacity.memory > Bytes::mib(64));
+        assert!(facts.capacity.disk > Bytes(0), "the nearest folder's file system");
+        assert_eq!(facts.boot_id.len(), 36);
+        assert_eq!((facts.runtime.as_str(), facts.cgroup_version), ("1.6.20", 2));
+        assert_eq!(
+            facts.disk_limit_hard,
+            facts.warnings.iter().all(|w| !w.contains("watched"))
+        );
+    }
+
+    #[test]
+    fn a_reserve_above_the_host_is_an_error() {
+        let mut config = Config::default();
+        config.system_reserve.memory = Bytes(u64::MAX);
+        let error = before_running(&config, &FakeCgroups::default(), String::new()).unwrap_err();
+        assert!(error.to_string().contains("memory") && error.to_string().contains("system_reserve"));
+    }
+}

@@ -1,0 +1,13 @@
+//! Working in-memory facilities with fault injection: below the tests and below `agent-sim`.
+
+mod cgroups;
+mod facts;
+mod faults;
+mod images;
+mod runtime;
+
+pub use cgroups::FakeCgroups;
+pub use facts::facts;
+pub use faults::{Fault, Faults};
+pub use images::{FakeImages, NoLoadedImages};
+pub use runtime::FakeRuntime;

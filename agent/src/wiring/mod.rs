@@ -1,0 +1,263 @@
+//! Puts the parts together and runs them until told to stop.
+//!
+//! Owns no decision: facilities come in as trait objects, so that the whole agent also runs on fakes. [`host`] makes the
+//! real ones, [`meter`] turns samples into reports, [`lock`] keeps two agents apart, [`wipe`] undoes everything.
+
+pub mod host;
+pub mod lock;
+pub mod meter;
+pub mod wipe;
+
+#[cfg(test)]
+mod loopback;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use berth_common::id::ContainerId;
+use berth_common::model::NodeFacts;
+use berth_common::protocol::{LogLine, LogOptions};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::cgroup::CgroupError;
+use crate::config::{Config, allocatable};
+use crate::facts::{self, RuntimeFacts};
+use crate::join::{NodeFiles, NodeIdentity};
+use crate::ledger::Ledger;
+use crate::link::{Link, LinkSettings, LogSource, Server, dial};
+use crate::reconcile::apply::{Facilities, chain};
+use crate::reconcile::{Board, Reconciler, Settings};
+use crate::usage::{Sampler, Sources};
+
+/// Pause between collections of unused images.
+const COLLECT_EVERY: Duration = Duration::from_secs(300);
+/// Pause between looks at whether the host changed: a restarted containerd may be another version.
+const FACTS_EVERY: Duration = Duration::from_secs(60);
+/// Interval of usage reports until the brain says another, milliseconds.
+const USAGE_INTERVAL_MS: u32 = 2_000;
+
+/// The connection to the brain, shared by who asks over it.
+pub type Connection = watch::Sender<Option<quinn::Connection>>;
+
+/// What runs the containers.
+pub struct Host {
+    /// The facilities.
+    pub facilities: Facilities,
+    /// Containers' output.
+    pub logs: Arc<dyn LogSource>,
+    /// The snapshotter in use.
+    pub snapshotter: String,
+    /// Whether it enforces disk limits.
+    pub disk_limit_hard: bool,
+}
+
+/// Logs as `berth-log` writes them: one folder for each container.
+#[derive(Debug, Clone)]
+pub struct LogFolders(pub PathBuf);
+
+#[async_trait]
+impl LogSource for LogFolders {
+    async fn open(
+        &self,
+        container: ContainerId,
+        options: LogOptions,
+    ) -> Result<mpsc::Receiver<LogLine>, String> {
+        let dir = self.0.join(container.to_string());
+        match tokio::fs::metadata(&dir).await {
+            Ok(found) if found.is_dir() => Ok(crate::logs::reader::read(&dir, options)),
+            Ok(_) => Err(format!("the log of container {container} is damaged")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(format!("container {container} has no log on this node"))
+            }
+            Err(error) => Err(format!("the log of container {container} can't be read: {error}")),
+        }
+    }
+}
+
+/// An agent that has joined, ready to run.
+pub struct Agent {
+    /// Its settings.
+    pub config: Config,
+    /// Who it is.
+    pub who: NodeIdentity,
+    /// Its certificate and where it is renewed.
+    pub files: NodeFiles,
+    /// What runs the containers.
+    pub host: Host,
+    /// Told the present connection.
+    pub connection: Connection,
+}
+
+impl Agent {
+    /// Runs until `shutdown`; containers go on. Calls `ready` once everything is set up.
+    ///
+    /// # Errors
+    /// What keeps it from starting; afterwards it goes on whatever happens.
+    pub async fn run(self, shutdown: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
+        let Self {
+            config,
+            who,
+            files,
+            host,
+            connection,
+        } = self;
+        let facts = describe(&config, &host).await?;
+        ensure_root(&config, &host, &facts).await?;
+        let (ledger, restored) = Ledger::open(&config.state_dir, who.node).context("opening the ledger")?;
+        for damage in &restored.damage {
+            tracing::warn!("{damage}");
+        }
+        tracing::info!(
+            node = %who.node, name = %who.name, generation = %restored.desired.generation,
+            containers = restored.desired.containers.len(), runtime = facts.runtime, cgroups = facts.cgroup_version,
+            snapshotter = facts.snapshotter, "starting"
+        );
+        for warning in &facts.warnings {
+            tracing::warn!("{warning}");
+        }
+        let board = Arc::new(Board::new());
+        let settings = Settings {
+            nameservers: config.nameservers.clone(),
+            disk_limit_hard: host.disk_limit_hard,
+            disk_every: Duration::from_secs(10),
+            ..Settings::default()
+        };
+        let identity = files.identity()?;
+        let (reconciler, loop_task) =
+            Reconciler::start(host.facilities.clone(), settings, ledger, restored, board.clone());
+        let (facts_in, facts_out) = watch::channel(facts);
+        let (usage_in, usage_out) = mpsc::channel(4);
+        let (interval_in, interval_out) = watch::channel(USAGE_INTERVAL_MS);
+        let sources = Sources {
+            proc: "/proc".into(),
+            sys: "/sys".into(),
+            layers: facts::nearest(&config.containerd_root).to_owned(),
+        };
+        let sampler = Sampler::new(sources, host.facilities.cgroups.clone());
+        let background = [
+            tokio::spawn(meter::run(
+                sampler,
+                board.clone(),
+                interval_out,
+                connection.subscribe(),
+                usage_in,
+            )),
+            tokio::spawn(collect_images(config.clone(), host.facilities.clone())),
+        ];
+        // The loop ends with its last handle: not before the link.
+        let orders = reconciler.clone();
+        let link = Link {
+            settings: LinkSettings {
+                node: who.node,
+                addresses: if config.brain.is_empty() {
+                    who.addresses
+                } else {
+                    config.brain.clone()
+                },
+                identity,
+                files: Some(files),
+                endpoint: None,
+            },
+            reconciler,
+            board: board.clone(),
+            facts: facts_out,
+            usage: usage_out,
+            usage_interval_ms: interval_in,
+            server: Server {
+                facilities: host.facilities.clone(),
+                logs: host.logs.clone(),
+                board,
+            },
+            connection,
+            shutdown: shutdown.clone(),
+            idle: dial::IDLE_TIMEOUT,
+        };
+        let refresh = tokio::spawn(refresh_facts(config, host, facts_in));
+        ready();
+        let mut link = tokio::spawn(link.run());
+        let mut loop_task = loop_task;
+        let ended = tokio::select! {
+            result = &mut link => result.context("the link panicked"),
+            // Going on without it would look alive and do nothing; the service manager starts anew, containers go on.
+            result = &mut loop_task => result.context("the reconciler panicked")
+                .and_then(|()| Err(anyhow::anyhow!("the reconciler ended by itself"))),
+        };
+        for task in background {
+            task.abort();
+        }
+        refresh.abort();
+        ended?;
+        drop(orders);
+        let _ = tokio::time::timeout(Duration::from_secs(5), loop_task).await;
+        Ok(())
+    }
+}
+
+/// The host's facts, asking the runtime for its version.
+async fn describe(config: &Config, host: &Host) -> anyhow::Result<NodeFacts> {
+    let version = tokio::time::timeout(Duration::from_secs(3), host.facilities.runtime.version()).await;
+    let version = match version {
+        Ok(Ok(version)) => version,
+        Ok(Err(error)) => format!("can't be reached: {}", chain(&error)),
+        Err(_) => "does not answer".to_owned(),
+    };
+    let runtime = RuntimeFacts {
+        version,
+        snapshotter: host.snapshotter.clone(),
+        disk_limit_hard: host.disk_limit_hard,
+    };
+    Ok(facts::gather(config, &*host.facilities.cgroups, runtime)?)
+}
+
+async fn ensure_root(config: &Config, host: &Host, facts: &NodeFacts) -> anyhow::Result<()> {
+    let allocatable = allocatable(facts.capacity, config.system_reserve.into());
+    let cgroups = host.facilities.cgroups.clone();
+    match tokio::task::spawn_blocking(move || cgroups.ensure_root(allocatable)).await? {
+        // Containers of an earlier, larger setting: each keeps its own limits, so going on is safe.
+        Err(error @ CgroupError::InUse { .. }) => {
+            tracing::warn!(error = chain(&error), "the top cgroup keeps its old memory limit");
+            Ok(())
+        }
+        result => result.with_context(|| {
+            format!(
+                "setting up the {} cgroup; `berth-agent check` says what this host lacks",
+                config.cgroup_parent
+            )
+        }),
+    }
+}
+
+async fn refresh_facts(config: Config, host: Host, facts: watch::Sender<NodeFacts>) {
+    loop {
+        tokio::time::sleep(FACTS_EVERY).await;
+        match describe(&config, &host).await {
+            Ok(now) => {
+                facts.send_if_modified(|held| {
+                    let changed = *held != now;
+                    *held = now;
+                    changed
+                });
+            }
+            Err(error) => tracing::warn!("the host can't be described anew: {error:#}"),
+        }
+    }
+}
+
+async fn collect_images(config: Config, facilities: Facilities) {
+    let (high, low) = (config.image_gc_high_percent, config.image_gc_low_percent);
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        match facilities.images.collect_garbage(high, low).await {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => {
+                let names: Vec<_> = removed.iter().map(ToString::to_string).collect();
+                tracing::info!(images = names.join(", "), "unused images removed");
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "unused images are not collected"),
+        }
+    }
+}

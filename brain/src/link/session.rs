@@ -1,0 +1,415 @@
+//! One agent's connection: Hello and Welcome, desired sets down, everything it observes up, until either side ends it.
+//!
+//! Five loops in one task: control stream in, desired sets out, usage, requests, and the connection's end; whichever ends
+//! first ends the session. Reports wait while the cluster's writer is behind, which QUIC passes on to the agent.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_common::error::Problem;
+use berth_common::id::{Generation, NodeId, clip};
+use berth_common::model::{NodeFacts, NodeRecord};
+use berth_common::protocol::{AgentMessage, BrainMessage, CodecError, UsageReport, read_frame, write_frame};
+use quinn::{RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Membership;
+use super::desired::{Outbox, Verdict};
+use super::hello::{Hello, MAX_TEXT, bounded, greeting, judge, reject, who};
+use super::requests::{self, Asker};
+use super::seen::Seen;
+use super::server::{Place, REFUSED, Shared};
+use crate::cluster::{Change, desired_set};
+use crate::controllers::NewEvent;
+
+/// Time for the control stream and its Hello.
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time an agent has to take a message that is being sent.
+const SEND_TIMEOUT: Duration = Duration::from_secs(20);
+/// Largest message on the control stream, bytes: 2,000 observed containers with long reasons.
+const MAX_MESSAGE: usize = 4 << 20;
+/// Largest usage report, bytes.
+const MAX_USAGE: usize = 1 << 20;
+/// Facts change seldom, and each change is a write to the store.
+const FACTS_PAUSE: Duration = Duration::from_secs(1);
+/// Events of one node that are kept in a second.
+const EVENTS_A_SECOND: u32 = 20;
+/// A whole set is sent again at most this often.
+const RESEND_PAUSE: Duration = Duration::from_millis(500);
+
+/// How a session ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the agent said goodbye")]
+    Goodbye,
+    #[error("a newer connection of this node took over")]
+    Replaced,
+    #[error("{0}")]
+    Refused(Box<Problem>),
+    #[error("control stream: {0}")]
+    Control(#[source] CodecError),
+    #[error("the connection ended: {0}")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("the agent takes no messages")]
+    Stuck,
+}
+
+/// Serves one agent. `place` is given back once it has proved who it is.
+pub(super) async fn serve(shared: &Arc<Shared>, connection: &quinn::Connection, place: Place) {
+    let remote = connection.remote_address();
+    let asker = match who(connection) {
+        Ok(asker) => asker,
+        Err(why) => {
+            tracing::warn!(%remote, why, "a link was refused");
+            return connection.close(REFUSED.into(), why.as_bytes());
+        }
+    };
+    let node = asker.node;
+    let greeted = timeout(HELLO_TIMEOUT, greeting(connection)).await;
+    drop(place);
+    let (mut send, receive, hello) = match greeted {
+        Ok(Ok(greeting)) => greeting,
+        Ok(Err(error)) => {
+            tracing::warn!(%node, %remote, %error, "no usable Hello");
+            return connection.close(REFUSED.into(), b"no usable Hello");
+        }
+        Err(_) => {
+            tracing::warn!(%node, %remote, "no Hello in time");
+            return connection.close(REFUSED.into(), b"no Hello in time");
+        }
+    };
+    let welcome = judge(shared, &asker, &hello);
+    let welcome = match welcome {
+        Ok(welcome) => welcome,
+        Err(problem) => {
+            tracing::warn!(%node, %remote, %problem, "a link was refused");
+            return reject(connection, &mut send, problem).await;
+        }
+    };
+    let member = shared.links.enter(node, connection.clone()).await;
+    let session = Session {
+        shared,
+        connection,
+        member: &member,
+        asker,
+    };
+    let end = session.run(send, receive, welcome, hello).await;
+    tracing::info!(%node, serial = member.serial, %end, "link down");
+    if let End::Refused(problem) = &end {
+        connection.close(REFUSED.into(), problem.detail.as_bytes());
+    } else {
+        connection.close(0u32.into(), b"bye");
+    }
+    member.leave().await;
+}
+
+struct Session<'a> {
+    shared: &'a Arc<Shared>,
+    connection: &'a quinn::Connection,
+    member: &'a Membership,
+    asker: Asker,
+}
+
+impl Session<'_> {
+    fn node(&self) -> NodeId {
+        self.asker.node
+    }
+
+    async fn run(
+        &self,
+        mut send: SendStream,
+        receive: RecvStream,
+        welcome: BrainMessage,
+        hello: Hello,
+    ) -> End {
+        if let Err(end) = transmit(&mut send, &welcome).await {
+            return end;
+        }
+        let mut seen = Seen::new(self.connection.remote_address(), hello.generation);
+        self.shared.cluster.heard(self.node());
+        let connected = Change::Connected(self.node(), seen.connection(self.member.serial));
+        if !self.member.report(vec![connected], Vec::new()).await {
+            return End::Replaced;
+        }
+        tracing::info!(node = %self.node(), address = %seen.address, "link up");
+        let (refusals_in, refusals) = mpsc::channel(8);
+        let listen = async {
+            self.facts(hello.facts).await?;
+            self.listen(receive, &mut seen, refusals_in).await
+        };
+        tokio::select! {
+            end = never(listen) => end,
+            end = never(self.order(send, refusals)) => end,
+            end = never(self.usage()) => end,
+            end = never(self.requests()) => end,
+            error = self.connection.closed() => error.into(),
+        }
+    }
+
+    /// The control stream, from the agent.
+    async fn listen(
+        &self,
+        mut receive: RecvStream,
+        seen: &mut Seen,
+        refusals: mpsc::Sender<(Generation, Generation)>,
+    ) -> Result<(), End> {
+        let cluster = &self.shared.cluster;
+        let mut facts_due = Instant::now();
+        let mut window = (Instant::now(), 0u32);
+        loop {
+            let message = read_frame::<AgentMessage>(&mut receive, MAX_MESSAGE)
+                .await
+                .map_err(End::Control)?;
+            cluster.heard(self.node());
+            let mut changes = Vec::new();
+            let mut events = Vec::new();
+            match message {
+                AgentMessage::Observed {
+                    full,
+                    generation,
+                    containers,
+                    gone,
+                } => {
+                    if seen.observed(full, generation) {
+                        changes.push(Change::Connected(
+                            self.node(),
+                            seen.connection(self.member.serial),
+                        ));
+                    }
+                    changes.push(Change::Observed {
+                        node: self.node(),
+                        full,
+                        containers,
+                        gone,
+                    });
+                }
+                AgentMessage::Facts { facts } => {
+                    sleep_until(facts_due).await;
+                    facts_due = Instant::now() + FACTS_PAUSE;
+                    self.facts(bounded(facts)).await?;
+                }
+                AgentMessage::Refused {
+                    held,
+                    refused,
+                    problem,
+                } => {
+                    tracing::warn!(node = %self.node(), %held, %refused, %problem, "a desired set was refused");
+                    refusals.send((held, refused)).await.map_err(|_| End::Stuck)?;
+                }
+                AgentMessage::Event {
+                    container,
+                    kind,
+                    text,
+                } => {
+                    if window.0.elapsed() > Duration::from_secs(1) {
+                        window = (Instant::now(), 0);
+                    }
+                    window.1 += 1;
+                    if window.1 <= EVENTS_A_SECOND {
+                        events.extend(self.event(container, &kind, &text));
+                    }
+                }
+                AgentMessage::Goodbye => return Err(End::Goodbye),
+                AgentMessage::Hello { .. } => {
+                    return Err(End::Refused(Box::new(Problem::invalid(
+                        "the agent sent Hello twice",
+                    ))));
+                }
+                AgentMessage::Unknown => {}
+            }
+            if seen.moved(self.connection.remote_address()) {
+                changes.push(Change::Connected(
+                    self.node(),
+                    seen.connection(self.member.serial),
+                ));
+            }
+            if changes.is_empty() && events.is_empty() {
+                continue;
+            }
+            if !self.member.report(changes, events).await {
+                return Err(End::Replaced);
+            }
+        }
+    }
+
+    /// What the host is; written when it is news.
+    async fn facts(&self, facts: NodeFacts) -> Result<(), End> {
+        let node = self.node();
+        let same = |record: &NodeRecord| record.facts == facts;
+        match self.shared.cluster.snapshot().nodes.get(&node) {
+            Some(record) if same(record) => return Ok(()),
+            None => return Err(self.removed()),
+            Some(_) => {}
+        }
+        let propose = move |state: &crate::cluster::State, _| {
+            let record = state.nodes.get(&node).filter(|record| record.facts != facts);
+            let change = record.map(|record| {
+                Change::PutNode(NodeRecord {
+                    facts,
+                    ..(**record).clone()
+                })
+            });
+            Ok((change.into_iter().collect(), Vec::new(), ()))
+        };
+        if let Err(problem) = self.shared.cluster.write(propose).await {
+            // The store fails now; the next Hello tells them again.
+            tracing::warn!(%node, %problem, "a node's facts could not be kept");
+        }
+        Ok(())
+    }
+
+    fn removed(&self) -> End {
+        let detail = format!("node {} was removed from this cluster", self.node());
+        End::Refused(Box::new(Problem::not_found(detail)))
+    }
+
+    /// An event for people; none about a container that is not this node's (R7).
+    fn event(
+        &self,
+        container: Option<berth_common::id::ContainerId>,
+        kind: &str,
+        text: &str,
+    ) -> Option<NewEvent> {
+        let state = self.shared.cluster.snapshot();
+        let name = &state.nodes.get(&self.node())?.name;
+        let container = match container {
+            Some(id) => Some(
+                state
+                    .containers
+                    .get(&id)
+                    .filter(|c| c.node == Some(self.node()))?,
+            ),
+            None => None,
+        };
+        Some(NewEvent {
+            kind: event_kind(kind),
+            tenant: container.and_then(|c| Some(state.tenants.get(&c.tenant)?.name.clone())),
+            subject: match container {
+                Some(c) => format!("container {}/{} ({})", c.service_name, c.replica, c.id),
+                None => format!("node {name}"),
+            },
+            text: format!("{} (node {name})", clip(text, MAX_TEXT)),
+        })
+    }
+
+    /// Desired sets, to the agent.
+    async fn order(
+        &self,
+        mut send: SendStream,
+        mut refusals: mpsc::Receiver<(Generation, Generation)>,
+    ) -> Result<(), End> {
+        let node = self.node();
+        let mut changed = self.shared.cluster.node_changed(node);
+        let mut outbox = Outbox::default();
+        loop {
+            changed.borrow_and_update();
+            let state = self.shared.cluster.snapshot();
+            if !state.nodes.contains_key(&node) {
+                let end = self.removed();
+                if let End::Refused(problem) = &end {
+                    let problem = (**problem).clone();
+                    transmit(&mut send, &BrainMessage::Reject { problem }).await?;
+                    let _ = send.finish();
+                    // Closing at once would throw away what was not sent yet.
+                    let _ = timeout(HELLO_TIMEOUT, send.stopped()).await;
+                }
+                return Err(end);
+            }
+            let update = outbox.next(desired_set(&state, node));
+            drop(state);
+            if let Some(update) = update {
+                transmit(&mut send, &BrainMessage::Desired(update)).await?;
+            }
+            tokio::select! {
+                tick = changed.changed() => if tick.is_err() && self.shared.cluster.snapshot().nodes.contains_key(&node) {
+                    // Removed and put back meanwhile, or the brain stops.
+                    tokio::time::sleep(RESEND_PAUSE).await;
+                    changed = self.shared.cluster.node_changed(node);
+                },
+                refusal = refusals.recv() => {
+                    let Some((held, refused)) = refusal else { return Err(End::Stuck) };
+                    match outbox.refused(held, refused) {
+                        Verdict::Resend => tokio::time::sleep(RESEND_PAUSE).await,
+                        Verdict::Old => {}
+                        Verdict::Stuck => self.stuck(held, refused).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn stuck(&self, held: Generation, refused: Generation) -> Result<(), End> {
+        let state = self.shared.cluster.snapshot();
+        let event = state.nodes.get(&self.node()).map(|record| NewEvent {
+            kind: "desired-refused",
+            tenant: None,
+            subject: format!("node {}", record.name),
+            text: format!(
+                "Node {} holds desired set {held} and refuses {refused}; its log says why. A brain restored from a backup must raise its generations.",
+                record.name
+            ),
+        });
+        drop(state);
+        match self.member.report(Vec::new(), event.into_iter().collect()).await {
+            true => Ok(()),
+            false => Err(End::Replaced),
+        }
+    }
+
+    /// Usage reports, each on a stream of its own, one after the other.
+    async fn usage(&self) -> Result<(), End> {
+        let (cluster, node) = (&self.shared.cluster, self.node());
+        loop {
+            let mut stream = self.connection.accept_uni().await?;
+            let report = match timeout(HELLO_TIMEOUT, read_frame::<UsageReport>(&mut stream, MAX_USAGE)).await
+            {
+                Ok(Ok(report)) => report,
+                Ok(Err(error)) => {
+                    tracing::debug!(%node, %error, "a usage report can't be read");
+                    let _ = stream.stop(1u32.into());
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            cluster.heard(node);
+            let (state, now) = (cluster.snapshot(), cluster.now().mono_ms);
+            let own = |id| state.containers.get(&id).is_some_and(|c| c.node == Some(node));
+            cluster.usage().record(node, self.member.serial, report, now, own);
+        }
+    }
+
+    /// Streams that the agent opens; QUIC bounds their number.
+    async fn requests(&self) -> Result<(), End> {
+        // Dropped with the session, which ends what it still serves.
+        let mut running = JoinSet::new();
+        loop {
+            let (send, receive) = self.connection.accept_bi().await?;
+            while running.try_join_next().is_some() {}
+            let (shared, asker) = (Arc::clone(self.shared), self.asker.clone());
+            running.spawn(async move { requests::serve(&shared, &asker, send, receive).await });
+        }
+    }
+}
+
+/// Kinds of events that agents may report.
+fn event_kind(kind: &str) -> &'static str {
+    const KNOWN: [&str; 4] = ["oom", "disk-limit", "exited", "failed"];
+    KNOWN.into_iter().find(|known| *known == kind).unwrap_or("agent")
+}
+
+async fn never(loop_: impl Future<Output = Result<(), End>>) -> End {
+    match loop_.await {
+        Ok(()) => End::Stuck,
+        Err(end) => end,
+    }
+}
+
+async fn transmit(send: &mut SendStream, message: &BrainMessage) -> Result<(), End> {
+    match timeout(SEND_TIMEOUT, write_frame(send, message)).await {
+        Ok(sent) => sent.map_err(End::Control),
+        Err(_) => Err(End::Stuck),
+    }
+}

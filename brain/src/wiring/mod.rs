@@ -1,0 +1,241 @@
+//! Puts the brain's parts together and runs them until it is told to stop.
+//!
+//! Owns the order of start and stop: nothing listens before the store is read, readiness is told once both ports are bound,
+//! and a stop lets requests under way finish. Refuses a state folder that another brain uses.
+
+mod addresses;
+mod first;
+
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_common::identity::Identity;
+use rustls::crypto::ring;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, ApiSettings, ApiState};
+use crate::ca::{CaError, CertificateAuthority};
+use crate::cluster::{Cluster, ClusterError, ClusterSettings};
+use crate::config::{self, Config};
+use crate::images::{BlobError, BlobStore};
+use crate::link::{LinkError, LinkServer, LinkSettings, Links};
+use crate::store::StoreError;
+use crate::store::sqlite::SqliteStore;
+
+/// Interval of agents' usage reports, milliseconds.
+const USAGE_INTERVAL_MS: u32 = 2_000;
+/// Time between two searches for blobs that no image needs any more.
+const COLLECT_EVERY: Duration = Duration::from_secs(600);
+
+/// Why the brain can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum BrainError {
+    /// A file or folder.
+    #[error("{doing} {path}")]
+    File {
+        /// What was attempted.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's complaint.
+        #[source]
+        source: io::Error,
+    },
+    /// Another brain uses the folder.
+    #[error("another berth-brain runs in {0}; stop it first, or give this one a state_dir of its own")]
+    Locked(PathBuf),
+    /// The CA.
+    #[error("the certificate authority")]
+    Ca(#[from] CaError),
+    /// The store.
+    #[error("opening the store {path}")]
+    Store {
+        /// Its file.
+        path: PathBuf,
+        /// The store's complaint.
+        #[source]
+        source: StoreError,
+    },
+    /// The cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// Blobs of loaded images.
+    #[error("the store of loaded images")]
+    Blobs(#[from] BlobError),
+    /// The first records could not be written.
+    #[error("making the first tenant and token: {0}")]
+    First(Box<berth_common::error::Problem>),
+    /// The TCP port is not to be had.
+    #[error("binding TCP {listen}; is another program using it?")]
+    Bind {
+        /// Which.
+        listen: SocketAddr,
+        /// The system's complaint.
+        #[source]
+        source: io::Error,
+    },
+    /// The agents' link.
+    #[error("the agents' link")]
+    Link(#[from] LinkError),
+    /// TLS of the API.
+    #[error("TLS of the API")]
+    Tls(#[from] rustls::Error),
+    /// The API's listener failed.
+    #[error("serving the API")]
+    Serve(#[source] io::Error),
+}
+
+fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BrainError {
+    let path = path.to_owned();
+    move |source| BrainError::File { doing, path, source }
+}
+
+/// Runs the brain until `shutdown`; `ready` is called once it answers.
+///
+/// # Errors
+/// [`BrainError`], when it can't start or its listener fails.
+pub async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(),
+) -> Result<(), BrainError> {
+    let dir = config.state_dir.clone();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(file("making the folder", &dir))?;
+    let _lock = lock(&dir)?;
+    let ca = Arc::new(CertificateAuthority::open_or_create(&dir.join("ca"))?);
+    let blobs = BlobStore::open(&dir.join("blobs"))?;
+    let path = dir.join("brain.db");
+    let store = SqliteStore::open(&path).map_err(|source| BrainError::Store { path, source })?;
+    let lease_ms = config.lease_secs * 1000;
+    let settings = ClusterSettings {
+        lease_ms: u64::from(lease_ms),
+    };
+    let cluster = Cluster::open(Arc::new(store), settings).await?;
+    first::prepare(&cluster, &dir).await?;
+
+    let own = addresses::of_this_host(config.listen.ip());
+    let advertise = addresses::advertised(&config.advertise, &own, config.listen.port());
+    let (mut names, mut ips) = (config.tls_names.clone(), own);
+    for (host, _) in advertise.iter().filter_map(|address| config::split(address)) {
+        match host.parse() {
+            Ok(ip) => ips.push(ip),
+            Err(_) => names.push(host.to_owned()),
+        }
+    }
+    let identity = ca.issue_server(&names, &ips)?;
+    let tls = Arc::new(api_tls(&identity)?);
+
+    let links = Links::new(cluster.clone());
+    let link = LinkServer::bind(
+        config.listen,
+        &identity,
+        Arc::clone(&ca),
+        cluster.clone(),
+        links.clone(),
+        Arc::new(blobs.clone()),
+        LinkSettings {
+            lease_ms,
+            usage_interval_ms: USAGE_INTERVAL_MS,
+            addresses: advertise.clone(),
+        },
+    )?;
+    let listener = TcpListener::bind(config.listen).map_err(|source| BrainError::Bind {
+        listen: config.listen,
+        source,
+    })?;
+    let settings = ApiSettings {
+        max_upload: config.api.max_upload.0,
+        rates: (&config.api).into(),
+        ..ApiSettings::new(blobs.tmp_dir())
+    };
+    let state = ApiState::new(
+        cluster.clone(),
+        Arc::new(links),
+        ca.fingerprint(),
+        advertise.clone(),
+        blobs.clone(),
+        settings,
+    );
+    tracing::info!(listen = %config.listen, ?advertise, version = berth_common::VERSION, "the brain is up");
+    ready();
+    let stop = shutdown.clone().cancelled_owned();
+    let collector = tokio::spawn(collect(cluster, blobs));
+    let ended = shutdown.clone();
+    let (served, ()) = tokio::join!(
+        async {
+            let served = api::serve_on(state, listener, tls, stop).await;
+            // An API that fails takes the brain down: the service manager starts it anew.
+            ended.cancel();
+            served
+        },
+        link.run(shutdown),
+    );
+    collector.abort();
+    served.map_err(BrainError::Serve)
+}
+
+/// Takes the folder for this process; given back when dropped, or by the kernel.
+fn lock(dir: &Path) -> Result<File, BrainError> {
+    let path = dir.join("lock");
+    let lock = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(file("opening", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(BrainError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(file("locking", &path)(source)),
+    }
+}
+
+/// TLS of the API: the link's identity, for clients without certificates.
+fn api_tls(identity: &Identity) -> Result<rustls::ServerConfig, rustls::Error> {
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Removes blobs that no loaded image needs, now and then.
+async fn collect(cluster: Cluster, blobs: BlobStore) {
+    let mut tick = tokio::time::interval(COLLECT_EVERY);
+    loop {
+        tick.tick().await;
+        let state = cluster.snapshot();
+        let keep: HashSet<_> = state
+            .images
+            .values()
+            .flat_map(|image| {
+                image
+                    .blobs
+                    .iter()
+                    .map(|(digest, _)| *digest)
+                    .chain([image.manifest])
+            })
+            .collect();
+        drop(state);
+        let blobs = blobs.clone();
+        match tokio::task::spawn_blocking(move || blobs.collect(&keep)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(removed)) => tracing::info!(removed, "blobs without an image were removed"),
+            Ok(Err(error)) => tracing::warn!(%error, "blobs without an image could not be removed"),
+            Err(error) => tracing::error!(%error, "the search for unused blobs failed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! The values behind the recorded messages: every field set, and set to something that is not its default.
+
+use std::collections::BTreeMap;
+
+use berth_common::error::{ErrorKind, Problem};
+use berth_common::id::{ContainerId, Generation, NodeId, ServiceId, TenantId};
+use berth_common::model::*;
+use berth_common::protocol::*;
+use berth_common::units::{Bytes, Millicores};
+
+pub fn node() -> NodeId {
+    NodeId::from_bytes([1; 10])
+}
+
+pub fn tenant() -> TenantId {
+    TenantId::from_bytes([2; 10])
+}
+
+pub fn container() -> ContainerId {
+    ContainerId::from_bytes([4; 10])
+}
+
+fn map(key: &str, value: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([(key.to_owned(), value.to_owned())])
+}
+
+fn words(list: &[&str]) -> Vec<String> {
+    list.iter().map(|&word| word.to_owned()).collect()
+}
+
+pub fn digest() -> Digest {
+    Digest::from_bytes([0xab; 32])
+}
+
+pub fn reference() -> ImageRef {
+    "registry.example:5000/team/web:1.2".parse().unwrap()
+}
+
+pub fn problem() -> Problem {
+    let mut problem = Problem::new(ErrorKind::Precondition, "container web-1 is not running")
+        .cure("start it")
+        .field("/container");
+    problem.request_id = Some("r-17".to_owned());
+    problem
+}
+
+pub fn credential() -> RegistryCredential {
+    RegistryCredential {
+        registry: "registry.example:5000".to_owned(),
+        username: "reader".to_owned(),
+        password: "not-a-real-one".to_owned(),
+    }
+}
+
+pub fn facts() -> NodeFacts {
+    NodeFacts {
+        hostname: "host-1.example".to_owned(),
+        agent_version: "0.1.0".to_owned(),
+        os: "Debian GNU/Linux 13".to_owned(),
+        kernel: "6.12.0".to_owned(),
+        arch: Architecture("amd64".to_owned()),
+        capacity: Capacity {
+            cpu: Millicores(8000),
+            memory: Bytes::gib(32),
+            disk: Bytes::gib(500),
+        },
+        system_reserve: Capacity {
+            cpu: Millicores(500),
+            memory: Bytes::gib(1),
+            disk: Bytes::gib(10),
+        },
+        cgroup_version: 2,
+        runtime: "containerd 2.1.0".to_owned(),
+        snapshotter: "btrfs".to_owned(),
+        disk_limit_hard: true,
+        boot_id: "5f0c6a3e".to_owned(),
+        warnings: words(&["no swap accounting"]),
+    }
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        cpu: Millicores(1500),
+        cpu_weight: 200,
+        memory: Bytes::mib(300),
+        swap: MemorySwap::None,
+        pids: 77,
+        disk: Bytes::gib(2),
+        io: IoLimits {
+            read_bps: Bytes::mib(20),
+            write_bps: Bytes::mib(10),
+            read_iops: 900,
+            write_iops: 800,
+        },
+    }
+}
+
+pub fn spec() -> ContainerSpec {
+    ContainerSpec {
+        image: reference(),
+        entrypoint: Some(words(&["/bin/web"])),
+        command: Some(words(&["--port", "80"])),
+        env: map("MODE", "live"),
+        working_dir: Some("/srv".to_owned()),
+        user: Some("www:www".to_owned()),
+        hostname: Some("web-1".parse().unwrap()),
+        reservation: Reservation {
+            cpu: Millicores(150),
+            memory: Bytes::mib(256),
+            disk: Bytes::gib(1),
+        },
+        limits: limits(),
+        tmpfs: vec![Tmpfs {
+            path: "/run".to_owned(),
+            size: Bytes::mib(16),
+        }],
+        restart: RestartPolicy {
+            on: Restart::OnFailure,
+            delay_ms: 500,
+            max_delay_ms: 30_000,
+            reset_after_ms: 20_000,
+            max_restarts: Some(9),
+        },
+        stop_grace_secs: 12,
+        stop_signal: Some("SIGQUIT".to_owned()),
+        init: true,
+        read_only: true,
+        cap_add: words(&["NET_RAW"]),
+        cap_drop: words(&["CHOWN"]),
+        privileged: true,
+        node_labels: map("zone", "north"),
+    }
+}
+
+pub fn desired_container() -> DesiredContainer {
+    DesiredContainer {
+        id: container(),
+        tenant: tenant(),
+        tenant_name: "acme".parse().unwrap(),
+        service: ServiceId::from_bytes([3; 10]),
+        service_name: "web".parse().unwrap(),
+        replica: 1,
+        spec: spec(),
+        run: RunState::Stopped,
+        restarts_asked: 2,
+    }
+}
+
+pub fn share() -> TenantShare {
+    TenantShare {
+        tenant: tenant(),
+        name: "acme".parse().unwrap(),
+        cpu_weight: 150,
+        credentials: vec![credential()],
+    }
+}
+
+pub fn full() -> DesiredUpdate {
+    DesiredUpdate::Full {
+        set: DesiredSet {
+            node: node(),
+            generation: Generation(7),
+            tenants: vec![share()],
+            containers: vec![desired_container()],
+        },
+    }
+}
+
+pub fn delta() -> DesiredUpdate {
+    DesiredUpdate::Delta {
+        node: node(),
+        base: Generation(7),
+        generation: Generation(8),
+        tenants: vec![share()],
+        tenants_gone: vec![TenantId::from_bytes([5; 10])],
+        containers: vec![desired_container()],
+        gone: vec![ContainerId::from_bytes([6; 10])],
+    }
+}
+
+pub fn observed_container() -> ObservedContainer {
+    ObservedContainer {
+        id: container(),
+        phase: Phase::Backoff,
+        reason: Some("starts again in 4 s".to_owned()),
+        pid: Some(4321),
+        started_at: Some(UnixMillis(1_700_000_000_000)),
+        last_exit: Some(ExitInfo {
+            code: 137,
+            oom: true,
+            reason: "out of memory (limit 300MiB)".to_owned(),
+            at: UnixMillis(1_700_000_001_000),
+        }),
+        restarts: 3,
+        oom_kills: 4,
+        image: Some(digest()),
+        limits: Some(limits()),
+        disk_limit_hard: true,
+        restarts_done: 2,
+    }
+}
+
+pub fn usage() -> UsageReport {
+    let pressure = |some| Some(Pressure { some, full: some / 2 });
+    UsageReport {
+        sequence: 11,
+        at: UnixMillis(1_700_000_002_000),
+        node: NodeUsage {
+            cpu: Some(1),
+            cpu_containers: Some(2),
+            cpu_foreign: Some(3),
+            memory: Some(4),
+            memory_containers: Some(5),
+            memory_foreign: Some(6),
+            disk: Some(7),
+            disk_read_bps: Some(8),
+            disk_write_bps: Some(9),
+            net_rx_bps: Some(10),
+            net_tx_bps: Some(11),
+            psi_cpu: pressure(12),
+            psi_memory: pressure(14),
+            psi_io: pressure(16),
+            cpu_minute: Some([1, 2, 3, 4]),
+        },
+        containers: vec![ContainerUsage {
+            id: container(),
+            at: UnixMillis(1_700_000_001_900),
+            cpu: Some(21),
+            throttled: Some(22),
+            memory: Some(23),
+            oom_kills: Some(24),
+            pids: Some(25),
+            disk: Some(26),
+            read_bps: Some(27),
+            write_bps: Some(28),
+            net_rx_bps: Some(29),
+            net_tx_bps: Some(30),
+            cpu_minute: Some([5, 6, 7, 8]),
+            memory_minute_max: Some(31),
+        }],
+        full: true,
+    }
+}

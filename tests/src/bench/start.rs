@@ -1,0 +1,219 @@
+//! From the API call to a running process, against the same done straight on containerd, and against `ctr run -d`.
+//!
+//! The three alternate in one run, so machine noise falls on all of them alike.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use berth_common::model::UnixMillis;
+use containerd_client::services::v1::container::Runtime;
+use containerd_client::services::v1::containers_client::ContainersClient;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::tasks_client::TasksClient;
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
+    GetContainerRequest, KillRequest, StartRequest,
+};
+use containerd_client::tonic::Request;
+use containerd_client::tonic::transport::Channel;
+use containerd_client::with_namespace;
+
+use super::summary;
+use crate::cluster::{Agent, Brain};
+use crate::process::eventually;
+
+const ROUNDS: usize = 25;
+
+/// Measures and prints.
+///
+/// # Errors
+/// When the cluster can't be set up or containerd refuses.
+pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let brain = Brain::start(&dir.path().join("brain"));
+    let agent = Agent::start(&brain, &dir.path().join("h1"), "h1", None);
+    brain.wait_node("h1", "ready", 20);
+    brain.load_example();
+    let (client, base, token) = brain.http()?;
+    let body = |name: &str, replicas: usize| {
+        serde_json::json!({
+            "name": name, "image": "example:1", "replicas": replicas, "command": ["sleep", "1000000"],
+            "stop_grace_secs": 0,
+            "resources": {"limits": {"cpu": 100, "memory": "16MiB", "disk": "4MiB", "pids": 20}, "reserve": {"cpu": 1}},
+        })
+    };
+    let post = |name: &str, replicas: usize| -> anyhow::Result<u64> {
+        let began = UnixMillis::now().0;
+        let request =
+            client.post(format!("{base}/v1/tenants/default/services")).bearer_auth(&token).json(&body(name, replicas));
+        runtime.block_on(async { request.send().await?.error_for_status() })?;
+        Ok(began)
+    };
+    let started = |name: &str, replicas: usize| -> anyhow::Result<Vec<u64>> {
+        eventually(Duration::from_secs(60), || {
+            let items = brain.items(&["ps", name]);
+            let at: Vec<u64> = items
+                .iter()
+                .filter(|c| c["observed"]["phase"] == "running")
+                .filter_map(|c| c["observed"]["started_at"].as_u64())
+                .collect();
+            (at.len() == replicas).then_some(at)
+        })
+        .context("it did not start")
+    };
+    let remove = |name: &str| -> anyhow::Result<()> {
+        brain.berth(&["service", "rm", name]);
+        eventually(Duration::from_secs(60), || brain.items(&["ps", "-a"]).is_empty().then_some(())).context("it did not go")
+    };
+
+    // Warm caches, and a container whose spec the raw path can use.
+    post("model", 1)?;
+    started("model", 1)?;
+    let socket = agent.containerd.socket();
+    let channel = runtime.block_on(containerd_client::connect(&socket))?;
+    let id = agent.containerd.ctr(&["containers", "ls", "-q"]).trim().to_owned();
+    let model = runtime.block_on(async {
+        let mut containers = ContainersClient::new(channel.clone());
+        let request = GetContainerRequest { id: id.clone() };
+        containers.get(with_namespace!(request, "berth")).await
+    })?;
+    let model = model.into_inner().container.context("no model")?;
+    // Peers work in a namespace of their own: what is not berth's in berth's namespace gets deleted.
+    let archive = crate::example_image().display().to_string();
+    bench_ctr(&agent, &["images", "import", "--base-name", "peer", &archive])?;
+    let image = bench_ctr(&agent, &["images", "ls", "-q"])?.lines().next().context("no image")?.to_owned();
+    bench_ctr(&agent, &["run", "--rm", &image, "warm", "true"])?;
+    let parent = bench_ctr(&agent, &["snapshots", "ls"])?
+        .lines()
+        .find(|line| line.contains("Committed"))
+        .and_then(|line| line.split_whitespace().next())
+        .context("no snapshot")?
+        .to_owned();
+
+    let (mut berth, mut raw, mut ctr) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let name = format!("b{round}");
+        let began = post(&name, 1)?;
+        berth.push((started(&name, 1)?[0].saturating_sub(began)) as f64);
+        brain.berth(&["service", "rm", &name]);
+
+        raw.push(runtime.block_on(raw_start(&channel, &model, &parent, &format!("raw{round}")))?);
+        runtime.block_on(raw_delete(&channel, &format!("raw{round}")))?;
+
+        let began = Instant::now();
+        let name = format!("ctr{round}");
+        bench_ctr(
+            &agent,
+            &[
+                "run", "-d", "--memory-limit", "16777216", "--cpu-quota", "10000", "--cpu-period", "100000", &image, &name,
+                "sleep", "1000000",
+            ],
+        )?;
+        ctr.push(began.elapsed().as_secs_f64() * 1e3);
+        bench_ctr(&agent, &["tasks", "rm", "-f", &name])?;
+        bench_ctr(&agent, &["containers", "rm", &name])?;
+    }
+    remove("model")?;
+    let (b, r, c) = (summary(berth), summary(raw), summary(ctr));
+    println!("start: API call to running process: p50 {:.0} ms, p99 {:.0} ms", b.0, b.1);
+    println!("start: straight on containerd's API: p50 {:.0} ms, p99 {:.0} ms; berth adds {:.0} ms", r.0, r.1, b.0 - r.0);
+    println!("start: ctr run -d: p50 {:.0} ms, p99 {:.0} ms; berth / ctr = {:.2}", c.0, c.1, b.0 / c.0);
+
+    let began = post("fifty", 50)?;
+    let last = started("fifty", 50)?.into_iter().max().unwrap_or(0);
+    remove("fifty")?;
+    let begun = Instant::now();
+    runtime.block_on(async {
+        let starts: Vec<_> = (0..50)
+            .map(|n| {
+                let (channel, model, parent) = (channel.clone(), model.clone(), parent.clone());
+                tokio::spawn(async move { raw_start(&channel, &model, &parent, &format!("raw-many{n}")).await })
+            })
+            .collect();
+        for start in starts {
+            start.await??;
+        }
+        anyhow::Ok(())
+    })?;
+    let raw_fifty = begun.elapsed().as_millis() as f64;
+    for n in 0..50 {
+        runtime.block_on(raw_delete(&channel, &format!("raw-many{n}")))?;
+    }
+    let fifty = last.saturating_sub(began) as f64;
+    println!("start: 50 at once: {fifty:.0} ms, raw {raw_fifty:.0} ms, ratio {:.2}", fifty / raw_fifty);
+    Ok(())
+}
+
+fn bench_ctr(agent: &Agent, args: &[&str]) -> anyhow::Result<String> {
+    let out = Command::new("ctr")
+        .arg("--address")
+        .arg(agent.containerd.socket())
+        .args(["--namespace", "bench"])
+        .args(args)
+        .output()?;
+    anyhow::ensure!(out.status.success(), "ctr {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Snapshot, container, task, start, with the very spec that berth made; only what must differ does. Milliseconds.
+async fn raw_start(channel: &Channel, model: &Container, parent: &str, id: &str) -> anyhow::Result<f64> {
+    let mut spec = model.spec.clone().context("no spec")?;
+    let mut json: serde_json::Value = serde_json::from_slice(&spec.value)?;
+    json["linux"]["cgroupsPath"] = format!("/berth-bench/{id}").into();
+    // Without berth's mapped root file system the raw container runs unmapped, which is the cheaper case.
+    if let Some(namespaces) = json["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|n| n["type"] != "user");
+    }
+    for key in ["uidMappings", "gidMappings"] {
+        json["linux"].as_object_mut().context("no linux")?.remove(key);
+    }
+    spec.value = serde_json::to_vec(&json)?;
+
+    let began = Instant::now();
+    let request = PrepareSnapshotRequest {
+        snapshotter: model.snapshotter.clone(),
+        key: id.to_owned(),
+        parent: parent.to_owned(),
+        ..Default::default()
+    };
+    let mounts = SnapshotsClient::new(channel.clone())
+        .prepare(with_namespace!(request, "bench"))
+        .await?
+        .into_inner()
+        .mounts;
+    let container = Container {
+        id: id.to_owned(),
+        runtime: Some(Runtime { name: "io.containerd.runc.v2".into(), options: None }),
+        spec: Some(spec),
+        snapshotter: model.snapshotter.clone(),
+        snapshot_key: id.to_owned(),
+        ..Default::default()
+    };
+    let request = CreateContainerRequest { container: Some(container) };
+    ContainersClient::new(channel.clone()).create(with_namespace!(request, "bench")).await?;
+    let request = CreateTaskRequest { container_id: id.to_owned(), rootfs: mounts, ..Default::default() };
+    TasksClient::new(channel.clone()).create(with_namespace!(request, "bench")).await?;
+    let request = StartRequest { container_id: id.to_owned(), ..Default::default() };
+    TasksClient::new(channel.clone()).start(with_namespace!(request, "bench")).await?;
+    Ok(began.elapsed().as_secs_f64() * 1e3)
+}
+
+async fn raw_delete(channel: &Channel, id: &str) -> anyhow::Result<()> {
+    let mut tasks = TasksClient::new(channel.clone());
+    let request = KillRequest { container_id: id.to_owned(), signal: 9, all: true, ..Default::default() };
+    tasks.kill(with_namespace!(request, "bench")).await?;
+    for _ in 0..100 {
+        let request = DeleteTaskRequest { container_id: id.to_owned() };
+        if tasks.delete(with_namespace!(request, "bench")).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let request = DeleteContainerRequest { id: id.to_owned() };
+    ContainersClient::new(channel.clone()).delete(with_namespace!(request, "bench")).await?;
+    let request = RemoveSnapshotRequest { snapshotter: "overlayfs".into(), key: id.to_owned() };
+    SnapshotsClient::new(channel.clone()).remove(with_namespace!(request, "bench")).await?;
+    Ok(())
+}

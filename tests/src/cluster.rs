@@ -1,0 +1,307 @@
+//! A brain and its agents as real processes, and the `berth` command beside them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::containerd::{Containerd, Version, processes, unmount_below};
+use crate::host::Host;
+use crate::process::{Process, eventually, run};
+use crate::program;
+
+/// A running brain.
+#[derive(Debug)]
+pub struct Brain {
+    process: Option<Process>,
+    dir: PathBuf,
+    netns: Option<String>,
+    /// `host:port` at which it is reached.
+    pub address: String,
+}
+
+fn in_netns(netns: Option<&str>, program: &Path) -> Command {
+    match netns {
+        Some(netns) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net=/run/netns/{netns}")).arg("--").arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
+/// A TCP and UDP port that is free on loopback right now.
+pub fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    socket.local_addr().expect("address").port()
+}
+
+impl Brain {
+    /// Starts a brain on loopback with its data below `dir`.
+    pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, None, &format!("127.0.0.1:{}", free_port()), "")
+    }
+
+    /// Starts a brain on a host at an address, with extra lines for its configuration.
+    pub fn start_with(dir: &Path, host: Option<&Host>, address: &str, extra: &str) -> Self {
+        std::fs::create_dir_all(dir).expect("folder");
+        let config = format!(
+            "listen = \"{address}\"\nadvertise = [\"{address}\"]\nstate_dir = \"{}\"\n{extra}\n",
+            dir.join("state").display()
+        );
+        std::fs::write(dir.join("brain.toml"), config).expect("config");
+        let mut brain = Self {
+            process: None,
+            dir: dir.to_path_buf(),
+            netns: host.map(|h| h.netns().to_owned()),
+            address: address.to_owned(),
+        };
+        brain.restart();
+        brain
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.kill9();
+        }
+    }
+
+    /// Starts it (again) and waits until its API answers.
+    pub fn restart(&mut self) {
+        self.kill9();
+        let mut command = in_netns(self.netns.as_deref(), &program("berth-brain"));
+        command.arg("run").arg("--config").arg(self.dir.join("brain.toml"));
+        self.process = Some(Process::spawn(command, &self.dir.join("brain.log")));
+        let up = eventually(Duration::from_secs(20), || {
+            self.try_berth(&["node", "ls", "-o", "json"]).status.success().then_some(())
+        });
+        assert!(up.is_some(), "the brain did not come up:\n{}", self.log());
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("running").pid()
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("brain.log")).unwrap_or_default()
+    }
+
+    /// The `berth` command as this brain's administrator, not run yet.
+    pub fn berth_command(&self, args: &[&str]) -> Command {
+        let mut command = in_netns(self.netns.as_deref(), &program("berth"));
+        let state = self.dir.join("state");
+        let token = std::fs::read_to_string(state.join("admin.token")).unwrap_or_default();
+        command
+            .env("BERTH_SERVER", format!("https://{}", self.address))
+            .env("BERTH_TOKEN", token.trim())
+            .env("BERTH_CA", state.join("ca/ca.crt"))
+            .env("BERTH_CONFIG", self.dir.join("no-such-config.toml"))
+            .env("NO_COLOR", "1")
+            .args(args);
+        command
+    }
+
+    /// Runs `berth`, whatever comes of it.
+    pub fn try_berth(&self, args: &[&str]) -> Output {
+        self.berth_command(args).output().expect("berth runs")
+    }
+
+    /// Runs `berth` and returns what it printed; panics when it fails.
+    pub fn berth(&self, args: &[&str]) -> String {
+        run(&mut self.berth_command(args))
+    }
+
+    /// Runs `berth … -o json` and returns the value.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.extend(["-o", "json"]);
+        let text = self.berth(&all);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}\n{text}"))
+    }
+
+    /// Items of a listing command.
+    pub fn items(&self, args: &[&str]) -> Vec<Value> {
+        let value = self.json(args);
+        let items = value.get("items").cloned().unwrap_or(value);
+        items.as_array().cloned().expect("a list")
+    }
+
+    /// Containers with observed phase `running`.
+    pub fn running(&self) -> Vec<Value> {
+        let mut items = self.items(&["ps"]);
+        items.retain(|c| c["observed"]["phase"] == "running" && c["removing"] != true);
+        items
+    }
+
+    /// Waits until so many containers of all run, and returns them.
+    pub fn wait_running(&self, count: usize, seconds: u64) -> Vec<Value> {
+        let found = eventually(Duration::from_secs(seconds), || {
+            let running = self.running();
+            (running.len() == count).then_some(running)
+        });
+        found.unwrap_or_else(|| {
+            panic!("not {count} running after {seconds} s:\n{}\n{}", self.berth(&["ps"]), self.log())
+        })
+    }
+
+    /// Waits until a node is in a state.
+    pub fn wait_node(&self, name: &str, state: &str, seconds: u64) {
+        let found = eventually(Duration::from_secs(seconds), || {
+            let nodes = self.items(&["node", "ls"]);
+            nodes.iter().any(|n| n["name"] == name && n["state"] == state).then_some(())
+        });
+        assert!(found.is_some(), "{name} is not {state}:\n{}", self.berth(&["node", "ls"]));
+    }
+
+    /// Loads the example image as `example:1` for the default tenant.
+    pub fn load_example(&self) {
+        let archive = crate::example_image().display().to_string();
+        self.berth(&["image", "load", &archive, "--name", "example:1"]);
+    }
+}
+
+/// A running agent with its containerd.
+#[derive(Debug)]
+pub struct Agent {
+    process: Option<Process>,
+    /// Its containerd.
+    pub containerd: Containerd,
+    dir: PathBuf,
+    netns: Option<String>,
+    /// The node's name.
+    pub name: String,
+}
+
+impl Agent {
+    /// Joins a new node called `name` and starts its agent on a containerd of its own.
+    pub fn start(brain: &Brain, dir: &Path, name: &str, host: Option<&Host>) -> Self {
+        let token = brain.json(&["node", "token"])["token"].as_str().expect("token").to_owned();
+        Self::join(&token, dir, name, host, Version::System, "")
+    }
+
+    /// The same with a given token, containerd version and extra configuration.
+    pub fn join(token: &str, dir: &Path, name: &str, host: Option<&Host>, version: Version, extra: &str) -> Self {
+        std::fs::create_dir_all(dir).expect("folder");
+        let containerd = Containerd::start(version, &dir.join("containerd"), host);
+        let config = format!(
+            "state_dir = \"{}\"\nrun_dir = \"{}\"\ncontainerd_socket = \"{}\"\nlog_level = \"info,berth_agent=debug\"\n{extra}\n",
+            dir.join("state").display(),
+            dir.join("run").display(),
+            containerd.socket().display()
+        );
+        std::fs::write(dir.join("agent.toml"), config).expect("config");
+        let mut agent = Self {
+            process: None,
+            containerd,
+            dir: dir.to_path_buf(),
+            netns: host.map(|h| h.netns().to_owned()),
+            name: name.to_owned(),
+        };
+        let mut join = agent.command(&["join", "-", "--name", name, "--config"]);
+        join.arg(agent.dir.join("agent.toml")).stdin(std::process::Stdio::piped());
+        join.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = join.spawn().expect("berth-agent runs");
+        std::io::Write::write_all(&mut child.stdin.take().expect("stdin"), token.as_bytes()).expect("token");
+        let out = child.wait_with_output().expect("join");
+        assert!(out.status.success(), "join: {}", String::from_utf8_lossy(&out.stderr));
+        agent.restart();
+        agent
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = in_netns(self.netns.as_deref(), &program("berth-agent"));
+        command.args(args);
+        command
+    }
+
+    /// SIGKILL to the agent alone.
+    pub fn kill9(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.kill9();
+        }
+    }
+
+    /// Starts the agent (again).
+    pub fn restart(&mut self) {
+        self.kill9();
+        let mut command = self.command(&["run", "--config"]);
+        command.arg(self.dir.join("agent.toml"));
+        self.process = Some(Process::spawn(command, &self.dir.join("agent.log")));
+    }
+
+    /// Stops the agent as an upgrade would.
+    pub fn terminate(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.terminate();
+        }
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("running").pid()
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill9();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("--- agent {}\n{}", self.name, lines[lines.len().saturating_sub(80)..].join("\n"));
+        }
+        // Loggers and inits carry the test's folder in their command line or are killed with their shims.
+        let dir = self.dir.display().to_string();
+        for pid in processes(|cmdline| cmdline.contains("berth-log") && cmdline.contains(&dir)) {
+            crate::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        unmount_below(&self.dir);
+    }
+}
+
+impl Brain {
+    /// An HTTP client of its API with the base address and an administrator's token.
+    ///
+    /// # Errors
+    /// When the brain's files can't be read.
+    pub fn http(&self) -> anyhow::Result<(reqwest::Client, String, String)> {
+        let state = self.dir.join("state");
+        let ca = berth_common::identity::parse_cert("CA", &std::fs::read_to_string(state.join("ca/ca.crt"))?)?;
+        let tls = berth_common::identity::http_client_tls(&ca)?;
+        let address: std::net::SocketAddr = self.address.parse()?;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .resolve(berth_common::identity::BRAIN_NAME, address)
+            .no_proxy()
+            .build()?;
+        let base = format!("https://{}:{}", berth_common::identity::BRAIN_NAME, address.port());
+        let token = std::fs::read_to_string(state.join("admin.token"))?.trim().to_owned();
+        Ok((client, base, token))
+    }
+
+    /// How many containers run, by the brain's own count.
+    pub fn count_running(&self) -> usize {
+        let services = self.items(&["service", "ls"]);
+        services.iter().filter_map(|s| s["running"].as_u64()).sum::<u64>() as usize
+    }
+}

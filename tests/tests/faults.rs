@@ -1,0 +1,216 @@
+//! kill −9 at every step: nothing is lost, started twice or leaked.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use berth_tests::cluster::{Agent, Brain};
+use berth_tests::process::{alive, eventually};
+
+fn bench() -> (tempfile::TempDir, Brain, Agent) {
+    let dir = tempfile::tempdir().expect("folder");
+    let brain = Brain::start(&dir.path().join("brain"));
+    let agent = Agent::start(&brain, &dir.path().join("h1"), "h1", None);
+    brain.wait_node("h1", "ready", 20);
+    brain.load_example();
+    (dir, brain, agent)
+}
+
+fn pids(brain: &Brain) -> BTreeMap<String, u64> {
+    brain
+        .running()
+        .iter()
+        .map(|c| (c["id"].as_str().expect("id").to_owned(), c["observed"]["pid"].as_u64().expect("pid")))
+        .collect()
+}
+
+fn start_sleepers(brain: &Brain, count: usize) -> BTreeMap<String, u64> {
+    let replicas = count.to_string();
+    brain.berth(&[
+        "run", "example:1", "--name", "sleeper", "-d", "--replicas", &replicas, "--memory", "16MiB", "--disk", "8MiB",
+        "--", "sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done",
+    ]);
+    brain.wait_running(count, 40);
+    pids(brain)
+}
+
+#[test]
+fn r3_killing_agent_brain_and_containerd_stops_no_container() {
+    let (_dir, mut brain, mut agent) = bench();
+    let before = start_sleepers(&brain, 4);
+    let all_alive = || before.values().all(|pid| alive(*pid as u32));
+
+    agent.kill9();
+    assert!(all_alive());
+    agent.restart();
+    brain.wait_node("h1", "ready", 20);
+    assert!(all_alive());
+    brain.wait_running(4, 20);
+    assert_eq!(pids(&brain), before, "adopted, not started again");
+
+    brain.kill9();
+    assert!(all_alive());
+    brain.restart();
+    brain.wait_node("h1", "ready", 20);
+    brain.wait_running(4, 20);
+    assert_eq!(pids(&brain), before);
+
+    agent.containerd.kill9();
+    assert!(all_alive());
+    agent.containerd.restart();
+    brain.wait_running(4, 20);
+    assert_eq!(pids(&brain), before);
+
+    // All three at once.
+    agent.kill9();
+    agent.containerd.kill9();
+    brain.kill9();
+    assert!(all_alive());
+    agent.containerd.restart();
+    agent.restart();
+    brain.restart();
+    brain.wait_node("h1", "ready", 20);
+    brain.wait_running(4, 20);
+    assert_eq!(pids(&brain), before);
+}
+
+#[test]
+fn r3_with_the_brain_away_crashed_containers_start_again_and_a_restarted_agent_keeps_its_set() {
+    let (_dir, mut brain, mut agent) = bench();
+    let before = start_sleepers(&brain, 2);
+    brain.kill9();
+    let victim = *before.values().next().expect("one") as u32;
+    berth_tests::process::signal(victim, nix::sys::signal::Signal::SIGKILL);
+    let tasks = |agent: &Agent| {
+        agent.containerd.ctr(&["tasks", "ls"]).lines().filter(|line| line.contains("RUNNING")).count()
+    };
+    let back = eventually(Duration::from_secs(20), || (tasks(&agent) == 2 && !alive(victim)).then_some(()));
+    assert!(back.is_some(), "{}", agent.log());
+    // The agent dies too; without a brain it knows from its ledger what to run.
+    agent.kill9();
+    for pid in before.values().skip(1) {
+        berth_tests::process::signal(*pid as u32, nix::sys::signal::Signal::SIGKILL);
+    }
+    agent.restart();
+    let back = eventually(Duration::from_secs(20), || (tasks(&agent) == 2).then_some(()));
+    assert!(back.is_some(), "{}", agent.log());
+    brain.restart();
+    brain.wait_running(2, 30);
+}
+
+#[test]
+fn killing_the_agent_at_every_moment_of_start_and_stop_leaks_nothing() {
+    let (_dir, brain, mut agent) = bench();
+    for (round, pause_ms) in [0u64, 15, 30, 60, 90, 130, 200, 300].into_iter().enumerate() {
+        let name = format!("svc{round}");
+        let mut run = brain.berth_command(&[
+            "run", "example:1", "--name", &name, "-d", "--replicas", "3", "--memory", "16MiB", "--disk", "8MiB",
+            "--stop-grace", "1s", "--", "sleep", "10000",
+        ]);
+        let mut child = run.stdout(std::process::Stdio::null()).spawn().expect("run");
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        agent.kill9();
+        agent.restart();
+        child.wait().expect("run");
+        brain.wait_running(3, 40);
+        let tasks = agent.containerd.ctr(&["tasks", "ls", "-q"]);
+        assert_eq!(tasks.lines().count(), 3, "nothing twice:\n{tasks}");
+        let mut rm = brain.berth_command(&["service", "rm", &name]);
+        let mut child = rm.stdout(std::process::Stdio::null()).spawn().expect("rm");
+        std::thread::sleep(Duration::from_millis(pause_ms * 4));
+        agent.kill9();
+        agent.restart();
+        child.wait().expect("rm");
+        let gone = eventually(Duration::from_secs(40), || brain.items(&["ps"]).is_empty().then_some(()));
+        assert!(gone.is_some(), "{}\n{}", brain.berth(&["ps"]), agent.log());
+        assert_eq!(agent.containerd.ctr(&["containers", "ls", "-q"]).trim(), "");
+        assert!(!agent.containerd.ctr(&["snapshots", "ls"]).contains("Active"));
+        let shims = eventually(Duration::from_secs(5), || agent.containerd.shims().is_empty().then_some(()));
+        assert!(shims.is_some(), "shims left");
+    }
+}
+
+#[test]
+fn containerd_killed_during_start_is_survived() {
+    let (_dir, brain, mut agent) = bench();
+    for pause_ms in [20u64, 60, 120] {
+        let mut run = brain.berth_command(&[
+            "run", "example:1", "--name", "svc", "-d", "--replicas", "3", "--memory", "16MiB", "--disk", "8MiB",
+            "--stop-grace", "1s", "--", "sleep", "10000",
+        ]);
+        let mut child = run.stdout(std::process::Stdio::null()).spawn().expect("run");
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        agent.containerd.kill9();
+        std::thread::sleep(Duration::from_millis(300));
+        agent.containerd.restart();
+        child.wait().expect("run");
+        brain.wait_running(3, 60);
+        assert_eq!(agent.containerd.ctr(&["tasks", "ls", "-q"]).lines().count(), 3);
+        brain.berth(&["service", "rm", "svc"]);
+        let gone = eventually(Duration::from_secs(40), || brain.items(&["ps"]).is_empty().then_some(()));
+        assert!(gone.is_some(), "{}\n{}", brain.berth(&["ps"]), agent.log());
+        assert_eq!(agent.containerd.ctr(&["containers", "ls", "-q"]).trim(), "");
+    }
+}
+
+#[test]
+fn a_killed_shim_and_a_killed_pid_1_are_replaced() {
+    let (_dir, brain, agent) = bench();
+    let before = start_sleepers(&brain, 1);
+    let pid = *before.values().next().expect("one") as u32;
+    berth_tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    let second = eventually(Duration::from_secs(20), || {
+        brain.running().iter().find_map(|c| c["observed"]["pid"].as_u64().filter(|p| *p as u32 != pid))
+    })
+    .unwrap_or_else(|| panic!("{}\n{}", brain.berth(&["ps"]), agent.log()));
+    let shim = agent.containerd.shims();
+    assert_eq!(shim.len(), 1);
+    berth_tests::process::signal(shim[0], nix::sys::signal::Signal::SIGKILL);
+    let third = eventually(Duration::from_secs(40), || {
+        brain.running().iter().find_map(|c| c["observed"]["pid"].as_u64().filter(|p| *p != second))
+    });
+    assert!(third.is_some(), "{}\n{}", brain.berth(&["ps"]), agent.log());
+    assert!(!alive(second as u32), "the orphan of the killed shim must not go on beside its replacement");
+}
+
+#[test]
+fn r5_what_the_api_acknowledged_survives_kill_9_of_the_brain() {
+    let dir = tempfile::tempdir().expect("folder");
+    let mut brain = Brain::start(&dir.path().join("brain"));
+    let mut acknowledged = 0;
+    for round in 0..5 {
+        let base = round * 1000;
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let done = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut done = Vec::new();
+                for n in base.. {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
+                    let name = format!("t{n}");
+                    if brain.try_berth(&["tenant", "create", &name]).status.success() {
+                        done.push(name);
+                    } else {
+                        break;
+                    }
+                }
+                done
+            });
+            std::thread::sleep(Duration::from_millis(400 + 90 * round));
+            berth_tests::process::signal(brain.pid(), nix::sys::signal::Signal::SIGKILL);
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            writer.join().expect("writer")
+        });
+        brain.restart();
+        let names: std::collections::BTreeSet<String> = brain
+            .items(&["tenant", "ls"])
+            .iter()
+            .map(|t| t["name"].as_str().expect("name").to_owned())
+            .collect();
+        for name in &done {
+            assert!(names.contains(name), "{name} was acknowledged and is lost");
+        }
+        acknowledged += done.len();
+    }
+    assert!(acknowledged > 20, "the test must have written something: {acknowledged}");
+}

@@ -1,0 +1,184 @@
+//! Several hosts: a lost one, a returning one, drain, and a private one behind NAT.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use berth_tests::cluster::{Agent, Brain};
+use berth_tests::containerd::Version;
+use berth_tests::host::{Host, Lan};
+use berth_tests::process::{alive, eventually};
+
+struct Cluster {
+    // Order matters: agents go before their hosts, the brain before its network.
+    agents: Vec<Agent>,
+    brain: Brain,
+    hosts: Vec<Host>,
+    _brain_host: Host,
+    lan: Lan,
+    dir: tempfile::TempDir,
+}
+
+fn cluster(nodes: usize) -> Cluster {
+    let dir = tempfile::tempdir().expect("folder");
+    let lan = Lan::new();
+    let brain_host = Host::new("brain");
+    lan.attach(&brain_host, "eth0", 1);
+    let address = format!("{}:7443", lan.address(1));
+    let brain = Brain::start_with(&dir.path().join("brain"), Some(&brain_host), &address, "lease_secs = 4");
+    let (mut agents, mut hosts) = (Vec::new(), Vec::new());
+    for n in 1..=nodes {
+        let host = Host::new(&format!("h{n}-"));
+        lan.attach(&host, "eth0", 10 + n as u8);
+        let name = format!("h{n}");
+        let token = brain.json(&["node", "token"])["token"].as_str().expect("token").to_owned();
+        let extra = format!("cgroup_parent = \"berth-{}-{name}.slice\"", std::process::id());
+        agents.push(Agent::join(&token, &dir.path().join(&name), &name, Some(&host), Version::System, &extra));
+        hosts.push(host);
+        brain.wait_node(&name, "ready", 20);
+    }
+    brain.load_example();
+    Cluster { agents, brain, hosts, _brain_host: brain_host, lan, dir }
+}
+
+fn run_sleepers(brain: &Brain, name: &str, replicas: usize) {
+    let count = replicas.to_string();
+    brain.berth(&[
+        "run", "example:1", "--name", name, "-d", "--replicas", &count, "--memory", "16MiB", "--disk", "8MiB",
+        "--stop-grace", "1s", "--", "sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done",
+    ]);
+}
+
+fn node_of(container: &serde_json::Value) -> String {
+    container["node_name"].as_str().unwrap_or("").to_owned()
+}
+
+#[test]
+fn a_lost_nodes_containers_are_replaced_and_a_returning_node_stops_its_own() {
+    let c = cluster(2);
+    run_sleepers(&c.brain, "web", 4);
+    let before = c.brain.wait_running(4, 30);
+    let on_h2: Vec<u32> = before
+        .iter()
+        .filter(|x| node_of(x) == "h2")
+        .map(|x| x["observed"]["pid"].as_u64().expect("pid") as u32)
+        .collect();
+    assert!(!on_h2.is_empty(), "replicas spread over both nodes");
+    c.hosts[1].ip("link set eth0 down");
+    c.brain.wait_node("h2", "lost", 20);
+    let replaced = eventually(Duration::from_secs(20), || {
+        let running = c.brain.running();
+        let on_h1 = running.iter().filter(|x| node_of(x) == "h1" && x["stale"] != true).count();
+        (on_h1 == 4).then_some(())
+    });
+    assert!(replaced.is_some(), "{}\n{}", c.brain.berth(&["ps"]), c.brain.log());
+    assert!(on_h2.iter().all(|pid| alive(*pid)), "the cut-off node goes on by itself");
+    c.hosts[1].ip("link set eth0 up");
+    c.brain.wait_node("h2", "ready", 40);
+    let stopped = eventually(Duration::from_secs(30), || on_h2.iter().all(|pid| !alive(*pid)).then_some(()));
+    assert!(stopped.is_some(), "the returned node must stop what was replaced:\n{}", c.agents[1].log());
+    c.brain.wait_running(4, 20);
+}
+
+#[test]
+fn drain_moves_replicas_one_by_one_and_never_below() {
+    let c = cluster(2);
+    run_sleepers(&c.brain, "web", 4);
+    c.brain.wait_running(4, 30);
+    let mut drain = c.brain.berth_command(&["node", "drain", "h1"]);
+    let mut child = drain.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("drain");
+    let mut lowest = usize::MAX;
+    let empty = eventually(Duration::from_secs(90), || {
+        let running = c.brain.running();
+        lowest = lowest.min(running.len());
+        let left = c.brain.items(&["ps"]).iter().filter(|x| node_of(x) == "h1").count();
+        (left == 0).then_some(())
+    });
+    assert!(empty.is_some(), "{}\n{}", c.brain.berth(&["ps"]), c.brain.log());
+    assert!(lowest >= 4, "below four running: {lowest}");
+    assert!(child.wait().expect("drain").success());
+    c.brain.wait_running(4, 10);
+    // Nothing comes back until the node is allowed again.
+    run_sleepers(&c.brain, "more", 2);
+    let running = c.brain.wait_running(6, 30);
+    assert!(running.iter().all(|x| node_of(x) == "h2"));
+    c.brain.berth(&["node", "uncordon", "h1"]);
+    run_sleepers(&c.brain, "again", 2);
+    let running = c.brain.wait_running(8, 30);
+    assert!(running.iter().any(|x| node_of(x) == "h1"));
+}
+
+#[test]
+fn a_private_node_behind_nat_does_everything_over_one_outbound_connection() {
+    let c = cluster(1);
+    // A home router: masquerades outward and lets no new packet in.
+    let router = Host::new("router");
+    c.lan.attach(&router, "wan", 50);
+    router.ip("addr add 192.168.7.1/24 dev lo");
+    let home = Host::new("home");
+    let inner = Lan::new();
+    inner.attach(&router, "lan", 1);
+    inner.attach(&home, "eth0", 2);
+    home.ip(&format!("route add default via {}", inner.address(1)));
+    router.forward();
+    router.nft(
+        "table ip nat {\n chain out { type nat hook postrouting priority 100; oifname \"wan\" masquerade random; }\n \
+         chain fwd { type filter hook forward priority 0; policy drop; iifname \"lan\" accept; ct state established,related accept; }\n}\n",
+    );
+    c.brain.berth(&["tenant", "create", "acme"]);
+    let token = c.brain.json(&["node", "token", "--private", "acme"])["token"].as_str().expect("token").to_owned();
+    let extra = format!("cgroup_parent = \"berth-{}-home.slice\"", std::process::id());
+    let agent = Agent::join(&token, &c.dir.path().join("home"), "home", Some(&home), Version::System, &extra);
+    c.brain.wait_node("home", "ready", 20);
+
+    // R6: only its tenant's containers use it.
+    run_sleepers(&c.brain, "public", 6);
+    let public = c.brain.wait_running(6, 40);
+    assert!(public.iter().all(|x| node_of(x) == "h1"), "{}", c.brain.berth(&["ps"]));
+
+    let archive = berth_tests::example_image().display().to_string();
+    c.brain.berth(&["--tenant", "acme", "image", "load", &archive, "--name", "example:1"]);
+    c.brain.berth(&["node", "cordon", "h1"]);
+    c.brain.berth(&[
+        "--tenant", "acme", "run", "example:1", "--name", "mine", "-d", "--memory", "16MiB", "--disk", "8MiB", "--",
+        "sh", "-c", "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.1; done",
+    ]);
+    let running = eventually(Duration::from_secs(30), || {
+        let items = c.brain.items(&["--tenant", "acme", "ps"]);
+        items.iter().find(|x| x["observed"]["phase"] == "running").cloned()
+    })
+    .unwrap_or_else(|| panic!("{}\n{}", c.brain.berth(&["--tenant", "acme", "ps"]), agent.log()));
+    assert_eq!(node_of(&running), "home");
+
+    let out = c.brain.try_berth(&["--tenant", "acme", "exec", "mine.1", "echo", "through"]);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "through\n", "{out:?}");
+
+    // Follow the log while the address that the brain sees changes: another port, then another address.
+    let mut follow = c.brain.berth_command(&["--tenant", "acme", "logs", "-f", "--tail", "1", "mine.1"]);
+    let mut child = follow.stdout(Stdio::piped()).spawn().expect("logs");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines().map_while(Result::ok);
+    let mut number = move || -> u64 {
+        lines.next().and_then(|l| l.rsplit(' ').next()?.parse().ok()).expect("a line")
+    };
+    let first = number();
+    router.ip(&format!("addr add {}/24 dev wan", c.lan.address(51)));
+    router.ip(&format!("addr del {}/24 dev wan", c.lan.address(50)));
+    // The router forgets its old mappings, as a home router does when its line reconnects.
+    router.nft("flush ruleset");
+    router.nft(
+        "table ip nat {\n chain out { type nat hook postrouting priority 100; oifname \"wan\" masquerade random; }\n \
+         chain fwd { type filter hook forward priority 0; policy drop; iifname \"lan\" accept; ct state established,related accept; }\n}\n",
+    );
+    let _ = router.command("conntrack").args(["-F"]).output();
+    for n in 1..=100u64 {
+        assert_eq!(number(), first + n, "the log goes on without a gap over the changed address");
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    let node = c.brain.items(&["node", "ls"]).into_iter().find(|n| n["name"] == "home").expect("home");
+    assert_eq!(node["state"], "ready");
+    let seen = node["address"].as_str().expect("address");
+    assert!(seen.starts_with(&c.lan.address(51)), "the brain sees the new address: {seen}");
+    let joins = agent.log().matches("link up").count();
+    assert!(joins <= 1, "the connection migrated, it was not made anew: {joins}");
+}
