@@ -6,9 +6,11 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 
 use super::{Host, LogFolders};
-use crate::cgroup::{self, Cgroups};
+use crate::cgroup::{self, Cgroups, Device};
 use crate::config::Config;
 use crate::container::runtime::Runtime;
+use crate::container::containerd::DEFAULT_LOG_RATE;
+use crate::container::{ContainerdRuntime, RuntimeSettings};
 use crate::containerd::Containerd;
 use crate::facts;
 use crate::image::{ContainerdImages, ImageSettings, LoadedImages};
@@ -67,12 +69,37 @@ pub fn open(
 /// The containerd runtime.
 ///
 /// # Errors
-/// Always, until `container::ContainerdRuntime` is there to be made here.
+/// When `io_device` names no block device.
 pub fn containerd_runtime(
-    _config: &Config,
-    _containerd: Containerd,
-    _cgroups: Arc<dyn Cgroups>,
-    _snapshotter: &str,
+    config: &Config,
+    containerd: Containerd,
+    cgroups: Arc<dyn Cgroups>,
+    snapshotter: &str,
 ) -> anyhow::Result<Arc<dyn Runtime>> {
-    anyhow::bail!("this build can't run containers")
+    let programs = crate::check::program_dir(config);
+    let device = match config.io_device.as_str() {
+        "auto" | "none" => None,
+        path => Some(block_device(path)?),
+    };
+    let settings = RuntimeSettings {
+        snapshotter: snapshotter.to_owned(),
+        runtime: "io.containerd.runc.v2".to_owned(),
+        runtime_binary: Some(&config.runtime_binary).filter(|b| !b.is_empty()).map(Into::into),
+        run_dir: config.run_dir.clone(),
+        data_dir: config.state_dir.clone(),
+        log_binary: programs.join("berth-log"),
+        init_binary: programs.join("berth-init"),
+        device,
+        log_max_size: config.log_max_size.0,
+        log_max_files: config.log_max_files,
+        log_rate: DEFAULT_LOG_RATE,
+    };
+    Ok(Arc::new(ContainerdRuntime::new(containerd, cgroups, settings)))
+}
+
+fn block_device(path: &str) -> anyhow::Result<Device> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let found = std::fs::metadata(path).with_context(|| format!("io_device {path}"))?;
+    anyhow::ensure!(found.file_type().is_block_device(), "io_device {path} is no block device");
+    Ok(Device { major: nix::sys::stat::major(found.rdev()), minor: nix::sys::stat::minor(found.rdev()) })
 }

@@ -136,17 +136,21 @@ impl Caller {
         if self.is_admin() {
             return Ok(());
         }
-        Err(
-            Problem::new(ErrorKind::Forbidden, format!("{what} needs an administrator's token"))
-                .cure("ask your administrator, or use a context with an administrator's token"),
+        Err(Problem::new(
+            ErrorKind::Forbidden,
+            format!("{what} needs an administrator's token"),
         )
+        .cure("ask your administrator, or use a context with an administrator's token"))
     }
 }
 
 fn bearer(parts: &Parts) -> Result<&str, Problem> {
     let header = parts.headers.get(AUTHORIZATION).ok_or_else(|| {
-        Problem::new(ErrorKind::Unauthenticated, "the request has no Authorization header")
-            .cure("send Authorization: Bearer <token>; with the command line: berth login")
+        Problem::new(
+            ErrorKind::Unauthenticated,
+            "the request has no Authorization header",
+        )
+        .cure("send Authorization: Bearer <token>; with the command line: berth login")
     })?;
     header
         .to_str()
@@ -155,7 +159,10 @@ fn bearer(parts: &Parts) -> Result<&str, Problem> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
         .ok_or_else(|| {
-            Problem::new(ErrorKind::Unauthenticated, "the Authorization header is not `Bearer <token>`")
+            Problem::new(
+                ErrorKind::Unauthenticated,
+                "the Authorization header is not `Bearer <token>`",
+            )
         })
 }
 
@@ -211,8 +218,11 @@ pub struct Scope {
 
 /// What is said of a tenant that does not exist and of one the caller may not see: the same.
 pub fn no_tenant(name: &str) -> Problem {
-    Problem::not_found(format!("there is no tenant {:?} that you may see", clip(name, 40)))
-        .cure("berth tenant ls lists those you may see")
+    Problem::not_found(format!(
+        "there is no tenant {:?} that you may see",
+        clip(name, 40)
+    ))
+    .cure("berth tenant ls lists those you may see")
 }
 
 /// The tenant of this name, if the caller may see it.
@@ -232,9 +242,11 @@ impl FromRequestParts<ApiState> for Scope {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, ApiError> {
         let caller = Caller::from_request_parts(parts, api).await?;
-        let params = RawPathParams::from_request_parts(parts, api)
-            .await
-            .map_err(|_| ApiError(Problem::invalid("the path is not UTF-8 once its %-escapes are decoded")))?;
+        let params = RawPathParams::from_request_parts(parts, api).await.map_err(|_| {
+            ApiError(Problem::invalid(
+                "the path is not UTF-8 once its %-escapes are decoded",
+            ))
+        })?;
         let name = params
             .iter()
             .find_map(|(key, value)| (key == "tenant").then_some(value))
@@ -264,7 +276,10 @@ mod tests {
         let other = format!("berth_{}_{}", record.id, new_secret());
         assert!(verify(&state, &other, UnixMillis(11)).is_err());
         let hash = format!("berth_{}_{}", record.id, record.secret_hash);
-        assert!(verify(&state, &hash, UnixMillis(11)).is_err(), "the stored hash is no key");
+        assert!(
+            verify(&state, &hash, UnixMillis(11)).is_err(),
+            "the stored hash is no key"
+        );
     }
 
     #[test]

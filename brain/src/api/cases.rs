@@ -17,24 +17,50 @@ fn spec(name: &str, replicas: u32) -> Value {
 async fn hostile_bodies_are_refused_with_the_field_and_never_echoed_whole() {
     let b = Bench::new().await;
     let long = "n".repeat(10_000);
-    let limits = |limits: Value| json!({ "name": "web", "image": "nginx", "resources": { "limits": limits } }).to_string();
+    let limits = |limits: Value| {
+        json!({ "name": "web", "image": "nginx", "resources": { "limits": limits } }).to_string()
+    };
     let table: Vec<(String, Option<&str>)> = vec![
         ("{".into(), None),
         (String::new(), None),
         ("[]".into(), None),
         (format!("{}{}", "[".repeat(50_000), "]".repeat(50_000)), None),
-        (json!({ "name": long, "image": "nginx" }).to_string(), Some("/name")),
-        (json!({ "name": "../etc", "image": "nginx" }).to_string(), Some("/name")),
-        (json!({ "name": "web", "image": "nginx", "nope": 1 }).to_string(), Some("/nope")),
-        (json!({ "name": "web", "image": "nginx", "replicas": -1 }).to_string(), Some("/replicas")),
-        (json!({ "name": "web", "image": "nginx", "replicas": 10_001 }).to_string(), Some("/replicas")),
-        (json!({ "name": "web", "image": "nginx:" }).to_string(), Some("/image")),
+        (
+            json!({ "name": long, "image": "nginx" }).to_string(),
+            Some("/name"),
+        ),
+        (
+            json!({ "name": "../etc", "image": "nginx" }).to_string(),
+            Some("/name"),
+        ),
+        (
+            json!({ "name": "web", "image": "nginx", "nope": 1 }).to_string(),
+            Some("/nope"),
+        ),
+        (
+            json!({ "name": "web", "image": "nginx", "replicas": -1 }).to_string(),
+            Some("/replicas"),
+        ),
+        (
+            json!({ "name": "web", "image": "nginx", "replicas": 10_001 }).to_string(),
+            Some("/replicas"),
+        ),
+        (
+            json!({ "name": "web", "image": "nginx:" }).to_string(),
+            Some("/image"),
+        ),
         (r#"{"name":"web","name":"web","image":"nginx"}"#.into(), None),
         (limits(json!({ "memory": 0 })), Some("/resources/limits/memory")),
         (limits(json!({ "memory": -5 })), Some("/resources/limits/memory")),
-        (limits(json!({ "memory": "lots" })), Some("/resources/limits/memory")),
+        (
+            limits(json!({ "memory": "lots" })),
+            Some("/resources/limits/memory"),
+        ),
         (limits(json!({ "memory": "1" })), Some("/resources/limits/memory")),
-        (limits(json!({ "memory": "999999999PiB" })), Some("/resources/limits/memory")),
+        (
+            limits(json!({ "memory": "999999999PiB" })),
+            Some("/resources/limits/memory"),
+        ),
         (limits(json!({ "cpu": 0 })), Some("/resources/limits/cpu")),
         (limits(json!({ "pids": 0 })), Some("/resources/limits/pids")),
         (limits(json!({ "swap": 1 })), Some("/resources/limits/swap")),
@@ -48,10 +74,16 @@ async fn hostile_bodies_are_refused_with_the_field_and_never_echoed_whole() {
             assert_eq!(problem.field.as_deref(), field, "{shown}: {problem}");
         }
     }
-    let big = format!(r#"{{"name":"web","image":"nginx","user":"{}"}}"#, "u".repeat(2 << 20));
+    let big = format!(
+        r#"{{"name":"web","image":"nginx","user":"{}"}}"#,
+        "u".repeat(2 << 20)
+    );
     let problem = b.text("shop", "POST", SERVICES, big).await.problem();
     assert_eq!(problem.kind, ErrorKind::TooLarge);
-    assert!(b.api.cluster.snapshot().services.is_empty(), "nothing of all that was kept");
+    assert!(
+        b.api.cluster.snapshot().services.is_empty(),
+        "nothing of all that was kept"
+    );
 }
 
 #[tokio::test]
@@ -63,11 +95,20 @@ async fn what_the_framework_refuses_has_the_one_form_too() {
         ("PATCH", SERVICES, 405, ErrorKind::Invalid),
         ("GET", "/v1/tenants?limit=0", 400, ErrorKind::Invalid),
         ("GET", "/v1/tenants/shop/services/%ff", 400, ErrorKind::Invalid),
-        ("PUT", "/v1/tenants/shop/services/web?generation=x", 400, ErrorKind::Invalid),
+        (
+            "PUT",
+            "/v1/tenants/shop/services/web?generation=x",
+            400,
+            ErrorKind::Invalid,
+        ),
     ];
     for (method, path, status, kind) in table {
         let problem = b.send("shop", method, path, spec("web", 1)).await.problem();
-        assert_eq!((problem.status, problem.kind), (status, kind), "{method} {path}: {problem}");
+        assert_eq!(
+            (problem.status, problem.kind),
+            (status, kind),
+            "{method} {path}: {problem}"
+        );
     }
     let request = axum::http::Request::post(SERVICES)
         .header("authorization", format!("Bearer {}", b.tokens["shop"]))
@@ -91,48 +132,136 @@ async fn create_update_conflict_and_no_change() {
     let revision = b.api.cluster.snapshot().revision;
     let same = b.ok("shop", "PUT", web, spec("web", 2)).await;
     assert_eq!(same["generation"], 1);
-    assert_eq!(b.api.cluster.snapshot().revision, revision, "the same spec changes nothing");
-    let changed = b.ok("shop", "PUT", &format!("{web}?generation=1"), spec("web", 3)).await;
+    assert_eq!(
+        b.api.cluster.snapshot().revision,
+        revision,
+        "the same spec changes nothing"
+    );
+    let changed = b
+        .ok("shop", "PUT", &format!("{web}?generation=1"), spec("web", 3))
+        .await;
     assert_eq!(changed["generation"], 2);
-    let stale = b.send("shop", "PUT", &format!("{web}?generation=1"), spec("web", 4)).await.problem();
+    let stale = b
+        .send("shop", "PUT", &format!("{web}?generation=1"), spec("web", 4))
+        .await
+        .problem();
     assert_eq!(stale.kind, ErrorKind::Conflict);
     let other = b.send("shop", "PUT", web, spec("other", 1)).await.problem();
     assert_eq!(other.field.as_deref(), Some("/name"));
-    let fresh = b.send("shop", "PUT", "/v1/tenants/shop/services/new?generation=0", spec("new", 1)).await;
+    let fresh = b
+        .send(
+            "shop",
+            "PUT",
+            "/v1/tenants/shop/services/new?generation=0",
+            spec("new", 1),
+        )
+        .await;
     assert_eq!(fresh.status, 201);
-    let taken = b.send("shop", "PUT", "/v1/tenants/shop/services/new?generation=0", spec("new", 1)).await;
+    let taken = b
+        .send(
+            "shop",
+            "PUT",
+            "/v1/tenants/shop/services/new?generation=0",
+            spec("new", 1),
+        )
+        .await;
     assert_eq!(taken.problem().kind, ErrorKind::Conflict);
-    let scaled = b.ok("shop", "POST", &format!("{web}/scale"), json!({ "replicas": 1 })).await;
-    assert_eq!((&scaled["generation"], &scaled["spec"]["replicas"]), (&json!(3), &json!(1)));
-    let absurd = b.send("shop", "POST", &format!("{web}/scale"), json!({ "replicas": 4_000_000_000u32 })).await;
+    let scaled = b
+        .ok("shop", "POST", &format!("{web}/scale"), json!({ "replicas": 1 }))
+        .await;
+    assert_eq!(
+        (&scaled["generation"], &scaled["spec"]["replicas"]),
+        (&json!(3), &json!(1))
+    );
+    let absurd = b
+        .send(
+            "shop",
+            "POST",
+            &format!("{web}/scale"),
+            json!({ "replicas": 4_000_000_000u32 }),
+        )
+        .await;
     assert_eq!(absurd.problem().field.as_deref(), Some("/replicas"));
     assert_eq!(b.call("shop", "DELETE", web).await.status, 204);
-    assert_eq!(b.call("shop", "DELETE", web).await.problem().kind, ErrorKind::NotFound);
+    assert_eq!(
+        b.call("shop", "DELETE", web).await.problem().kind,
+        ErrorKind::NotFound
+    );
 }
 
 #[tokio::test]
 async fn quota_and_privilege_are_the_administrators_to_give() {
     let b = Bench::new().await;
-    b.ok("admin", "PATCH", "/v1/tenants/shop", json!({ "quota": { "memory": "1GiB", "containers": 3 } })).await;
+    b.ok(
+        "admin",
+        "PATCH",
+        "/v1/tenants/shop",
+        json!({ "quota": { "memory": "1GiB", "containers": 3 } }),
+    )
+    .await;
     b.ok("shop", "POST", SERVICES, spec("web", 3)).await;
     let more = b.send("shop", "POST", SERVICES, spec("more", 1)).await.problem();
     assert_eq!(more.kind, ErrorKind::QuotaExceeded);
     assert!(more.detail.contains("containers: 4 of 3"), "{more}");
-    b.ok("admin", "PATCH", "/v1/tenants/shop", json!({ "quota": { "containers": 1 } })).await;
-    b.ok("shop", "PUT", "/v1/tenants/shop/services/web", json!({ "name": "web", "image": "nginx:2", "replicas": 3 })).await;
-    let denied = b.send("shop", "PATCH", "/v1/tenants/shop", json!({ "quota": {} })).await.problem();
+    b.ok(
+        "admin",
+        "PATCH",
+        "/v1/tenants/shop",
+        json!({ "quota": { "containers": 1 } }),
+    )
+    .await;
+    b.ok(
+        "shop",
+        "PUT",
+        "/v1/tenants/shop/services/web",
+        json!({ "name": "web", "image": "nginx:2", "replicas": 3 }),
+    )
+    .await;
+    let denied = b
+        .send("shop", "PATCH", "/v1/tenants/shop", json!({ "quota": {} }))
+        .await
+        .problem();
     assert_eq!(denied.kind, ErrorKind::Forbidden);
-    b.ok("admin", "PATCH", "/v1/tenants/shop", json!({ "quota": {} })).await;
+    b.ok("admin", "PATCH", "/v1/tenants/shop", json!({ "quota": {} }))
+        .await;
     let root = json!({ "name": "root", "image": "nginx", "privileged": true, "replicas": 2 });
     let denied = b.send("shop", "POST", SERVICES, root.clone()).await.problem();
     assert_eq!((denied.kind, denied.cure.is_some()), (ErrorKind::Forbidden, true));
-    b.ok("admin", "PATCH", "/v1/tenants/shop", json!({ "privileged": true })).await;
+    b.ok(
+        "admin",
+        "PATCH",
+        "/v1/tenants/shop",
+        json!({ "privileged": true }),
+    )
+    .await;
     b.ok("shop", "POST", SERVICES, root).await;
-    b.ok("admin", "PATCH", "/v1/tenants/shop", json!({ "privileged": false })).await;
-    b.ok("shop", "POST", "/v1/tenants/shop/services/root/scale", json!({ "replicas": 1 })).await;
-    let denied = b.send("shop", "POST", "/v1/tenants/shop/services/root/scale", json!({ "replicas": 2 })).await;
+    b.ok(
+        "admin",
+        "PATCH",
+        "/v1/tenants/shop",
+        json!({ "privileged": false }),
+    )
+    .await;
+    b.ok(
+        "shop",
+        "POST",
+        "/v1/tenants/shop/services/root/scale",
+        json!({ "replicas": 1 }),
+    )
+    .await;
+    let denied = b
+        .send(
+            "shop",
+            "POST",
+            "/v1/tenants/shop/services/root/scale",
+            json!({ "replicas": 2 }),
+        )
+        .await;
     assert_eq!(denied.problem().kind, ErrorKind::Forbidden);
-    let weight = b.send("admin", "PATCH", "/v1/tenants/shop", json!({ "cpu_weight": 0 })).await.problem();
+    let weight = b
+        .send("admin", "PATCH", "/v1/tenants/shop", json!({ "cpu_weight": 0 }))
+        .await
+        .problem();
     assert_eq!(weight.field.as_deref(), Some("/cpu_weight"));
 }
 
@@ -159,9 +288,18 @@ async fn pages_show_everything_once() {
         let unique: std::collections::BTreeSet<_> = seen.iter().collect();
         assert_eq!(unique.len(), count, "{list}: {seen:?}");
     }
-    let only = b.ok("shop", "GET", "/v1/tenants/shop/containers?service=web-1&node=h1", Value::Null).await;
+    let only = b
+        .ok(
+            "shop",
+            "GET",
+            "/v1/tenants/shop/containers?service=web-1&node=h1",
+            Value::Null,
+        )
+        .await;
     assert_eq!(only["items"].as_array().unwrap().len(), 3);
-    let none = b.ok("shop", "GET", "/v1/tenants/shop/containers?node=h9", Value::Null).await;
+    let none = b
+        .ok("shop", "GET", "/v1/tenants/shop/containers?node=h9", Value::Null)
+        .await;
     assert_eq!(none["items"], json!([]));
 }
 
@@ -180,12 +318,20 @@ async fn rates_are_per_token_and_failed_sign_ins_have_their_own() {
     let last = last.unwrap();
     assert_eq!(last.problem().kind, ErrorKind::RateLimited);
     assert_eq!(last.headers["retry-after"], "1");
-    assert_eq!(b.call("rival", "GET", "/v1/tenants").await.status, 200, "another token has its own bucket");
+    assert_eq!(
+        b.call("rival", "GET", "/v1/tenants").await.status,
+        200,
+        "another token has its own bucket"
+    );
     let mut kinds = Vec::new();
     for _ in 0..30 {
         kinds.push(b.call("berth_wrong", "GET", "/v1/tenants").await.problem().kind);
     }
     assert_eq!(kinds[0], ErrorKind::Unauthenticated);
     assert_eq!(kinds[29], ErrorKind::RateLimited);
-    assert_eq!(b.call("default", "GET", "/v1/tenants").await.status, 200, "a good token still works from there");
+    assert_eq!(
+        b.call("default", "GET", "/v1/tenants").await.status,
+        200,
+        "a good token still works from there"
+    );
 }

@@ -57,7 +57,9 @@ pub fn find(state: &State, tenant: TenantId, text: &str) -> Result<Arc<Container
             .cloned()
             .ok_or_else(missing);
     }
-    if !(MIN_PREFIX..=ID_LEN).contains(&text.len()) || !text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7')) {
+    if !(MIN_PREFIX..=ID_LEN).contains(&text.len())
+        || !text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+    {
         return Err(missing());
     }
     // Ids order as their text does in the alphabet a-z2-7, whose first letter is `a`.
@@ -73,7 +75,11 @@ pub fn find(state: &State, tenant: TenantId, text: &str) -> Result<Arc<Container
     if others.is_empty() {
         return Ok(found.clone());
     }
-    let detail = format!("{text:?} is the beginning of several ids: {}, {}", found.id, others.join(", "));
+    let detail = format!(
+        "{text:?} is the beginning of several ids: {}, {}",
+        found.id,
+        others.join(", ")
+    );
     Err(Problem::invalid(detail).cure("write more of it"))
 }
 
@@ -91,7 +97,10 @@ struct Filter {
 
 impl Filter {
     fn takes(&self, state: &State, record: &ContainerRecord) -> bool {
-        let service = self.service.as_deref().is_none_or(|name| record.service_name.as_str() == name);
+        let service = self
+            .service
+            .as_deref()
+            .is_none_or(|name| record.service_name.as_str() == name);
         let node = self.node.as_deref().is_none_or(|wanted| {
             let node = record.node.and_then(|id| state.nodes.get(&id));
             node.is_some_and(|node| node.name.as_str() == wanted || node.id.to_string() == wanted)
@@ -130,7 +139,10 @@ async fn list(
         .filter(|(name, _)| begun.is_none_or(|begun| name.as_str() >= begun))
         .flat_map(|(_, services)| {
             let all = services.iter().flat_map(|service| state.containers_of(*service));
-            let mut all: Vec<_> = all.filter(|c| filter.takes(&state, c)).map(|c| (key(c), c)).collect();
+            let mut all: Vec<_> = all
+                .filter(|c| filter.takes(&state, c))
+                .map(|c| (key(c), c))
+                .collect();
             all.sort_by(|a, b| a.0.cmp(&b.0));
             all
         });
@@ -166,10 +178,11 @@ async fn command(
             let old = find(state, scope.tenant.id, &container)?;
             let name = views::container_name(&old);
             if old.removing {
-                return Err(
-                    Problem::new(ErrorKind::Precondition, format!("container {name} ({}) is being removed", old.id))
-                        .cure("berth ps shows the one that takes over"),
-                );
+                return Err(Problem::new(
+                    ErrorKind::Precondition,
+                    format!("container {name} ({}) is being removed", old.id),
+                )
+                .cure("berth ps shows the one that takes over"));
             }
             let mut new = (*old).clone();
             change(&mut new);

@@ -49,12 +49,19 @@ impl Reply {
 
     /// The body as a problem, which must be well-formed and agree with the status.
     pub fn problem(&self) -> Problem {
-        assert_eq!(self.headers["content-type"], super::problem::PROBLEM_JSON, "{self:?}");
+        assert_eq!(
+            self.headers["content-type"],
+            super::problem::PROBLEM_JSON,
+            "{self:?}"
+        );
         let problem: Problem = serde_json::from_slice(&self.bytes).expect("a problem");
         assert_eq!(problem.status, self.status.as_u16());
         let id = problem.request_id.as_deref().expect("a request id");
         assert_eq!(self.headers["x-request-id"], id);
-        assert!(!problem.detail.is_empty() && self.bytes.len() < 2_000, "{problem}");
+        assert!(
+            !problem.detail.is_empty() && self.bytes.len() < 2_000,
+            "{problem}"
+        );
         problem
     }
 }
@@ -90,7 +97,10 @@ impl Bench {
         let (token, record) = new_token(Role::Admin, String::new(), None, now);
         changes.push(Change::PutToken(record));
         tokens.insert("admin", token);
-        cluster.write(move |_, _| Ok((changes, Vec::new(), ()))).await.unwrap();
+        cluster
+            .write(move |_, _| Ok((changes, Vec::new(), ())))
+            .await
+            .unwrap();
         let settings = ApiSettings {
             rates,
             ..ApiSettings::new(dir.path().join("uploads"))

@@ -59,7 +59,9 @@ impl Limits {
         Self {
             tokens: RateLimiter::keyed(quota(rates.per_token)),
             addresses: RateLimiter::keyed(quota(rates.per_address)),
-            failures: RateLimiter::keyed(quota(rates.failed_sign_ins).allow_burst(FAILED_BURST.max(rate(rates.failed_sign_ins)))),
+            failures: RateLimiter::keyed(
+                quota(rates.failed_sign_ins).allow_burst(FAILED_BURST.max(rate(rates.failed_sign_ins))),
+            ),
             checks: AtomicU32::new(0),
         }
     }

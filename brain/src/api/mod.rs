@@ -27,6 +27,8 @@ mod borders;
 mod cases;
 #[cfg(test)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+mod lifecycle;
 
 use std::net::SocketAddr;
 use std::ops::Deref;

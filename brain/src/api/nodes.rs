@@ -138,7 +138,9 @@ async fn change(
 
 fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
     let ok = |(key, value): (&String, &String)| {
-        (1..=128).contains(&key.len()) && value.len() <= 1024 && !key.chars().chain(value.chars()).any(char::is_control)
+        (1..=128).contains(&key.len())
+            && value.len() <= 1024
+            && !key.chars().chain(value.chars()).any(char::is_control)
     };
     if labels.len() <= 64 && labels.iter().all(ok) {
         return Ok(());
@@ -154,7 +156,9 @@ fn check_overcommit(overcommit: Overcommit) -> Result<(), Problem> {
     ];
     for (field, value, most) in ranges {
         if !(1..=most).contains(&value) {
-            return Err(Problem::invalid(format!("{value} is out of range: 1 to {most} percent")).field(field));
+            return Err(
+                Problem::invalid(format!("{value} is out of range: 1 to {most} percent")).field(field),
+            );
         }
     }
     Ok(())
@@ -173,12 +177,19 @@ async fn update(
 ) -> Answer<NodeView> {
     body.labels.as_ref().map_or(Ok(()), check_labels)?;
     body.overcommit.map_or(Ok(()), check_overcommit)?;
-    change(caller, api, node, "node-updated", "its settings changed", move |record| {
-        if let Some(labels) = body.labels {
-            record.labels = labels;
-        }
-        record.overcommit = body.overcommit.unwrap_or(record.overcommit);
-    })
+    change(
+        caller,
+        api,
+        node,
+        "node-updated",
+        "its settings changed",
+        move |record| {
+            if let Some(labels) = body.labels {
+                record.labels = labels;
+            }
+            record.overcommit = body.overcommit.unwrap_or(record.overcommit);
+        },
+    )
     .await
 }
 
@@ -186,20 +197,38 @@ async fn update(
 #[utoipa::path(post, path = "/nodes/{node}/cordon", tag = "nodes", operation_id = "cordonNode",
     params(("node" = String, Path, description = "Its name or id")),
     responses((status = 200, description = "The node", body = NodeView)))]
-async fn cordon(caller: Caller, Extract(api): Extract<ApiState>, Path(node): Path<String>) -> Answer<NodeView> {
+async fn cordon(
+    caller: Caller,
+    Extract(api): Extract<ApiState>,
+    Path(node): Path<String>,
+) -> Answer<NodeView> {
     let text = "it gets no new containers";
-    change(caller, api, node, "cordoned", text, |record| record.cordoned = true).await
+    change(caller, api, node, "cordoned", text, |record| {
+        record.cordoned = true
+    })
+    .await
 }
 
 /// Undo cordon and drain
 #[utoipa::path(post, path = "/nodes/{node}/uncordon", tag = "nodes", operation_id = "uncordonNode",
     params(("node" = String, Path, description = "Its name or id")),
     responses((status = 200, description = "The node", body = NodeView)))]
-async fn uncordon(caller: Caller, Extract(api): Extract<ApiState>, Path(node): Path<String>) -> Answer<NodeView> {
-    change(caller, api, node, "uncordoned", "it gets containers again", |record| {
-        record.cordoned = false;
-        record.draining = false;
-    })
+async fn uncordon(
+    caller: Caller,
+    Extract(api): Extract<ApiState>,
+    Path(node): Path<String>,
+) -> Answer<NodeView> {
+    change(
+        caller,
+        api,
+        node,
+        "uncordoned",
+        "it gets containers again",
+        |record| {
+            record.cordoned = false;
+            record.draining = false;
+        },
+    )
     .await
 }
 
@@ -207,11 +236,22 @@ async fn uncordon(caller: Caller, Extract(api): Extract<ApiState>, Path(node): P
 #[utoipa::path(post, path = "/nodes/{node}/drain", tag = "nodes", operation_id = "drainNode",
     params(("node" = String, Path, description = "Its name or id")),
     responses((status = 200, description = "The node; drain_waits says what is still to leave", body = NodeView)))]
-async fn drain(caller: Caller, Extract(api): Extract<ApiState>, Path(node): Path<String>) -> Answer<NodeView> {
-    change(caller, api, node, "draining", "its containers move elsewhere", |record| {
-        record.cordoned = true;
-        record.draining = true;
-    })
+async fn drain(
+    caller: Caller,
+    Extract(api): Extract<ApiState>,
+    Path(node): Path<String>,
+) -> Answer<NodeView> {
+    change(
+        caller,
+        api,
+        node,
+        "draining",
+        "its containers move elsewhere",
+        |record| {
+            record.cordoned = true;
+            record.draining = true;
+        },
+    )
     .await
 }
 
@@ -261,7 +301,9 @@ fn check_addresses(addresses: &[String]) -> Result<(), Problem> {
             return false;
         };
         let host_ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']');
-        (1..=253).contains(&host.len()) && host.bytes().all(host_ok) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        (1..=253).contains(&host.len())
+            && host.bytes().all(host_ok)
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
     };
     if addresses.len() <= MAX_ADDRESSES && addresses.iter().all(ok) {
         return Ok(());
@@ -302,10 +344,12 @@ async fn create_join_token(
         body.addresses
     };
     if addresses.is_empty() {
-        return Err(Problem::invalid("the brain does not know at which address nodes reach it")
-            .field("/addresses")
-            .cure("name it here, or set `advertise` in the brain's configuration")
-            .into());
+        return Err(
+            Problem::invalid("the brain does not know at which address nodes reach it")
+                .field("/addresses")
+                .cure("name it here, or set `advertise` in the brain's configuration")
+                .into(),
+        );
     }
     let (id, secret) = (TokenId::random(), new_secret());
     let record = JoinTokenRecord {

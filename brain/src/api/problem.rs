@@ -52,7 +52,10 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if self.0.kind == ErrorKind::Unauthenticated {
-            headers.insert("www-authenticate", HeaderValue::from_static("Bearer realm=\"berth\""));
+            headers.insert(
+                "www-authenticate",
+                HeaderValue::from_static("Bearer realm=\"berth\""),
+            );
         }
         if self.0.kind.retryable() {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
@@ -148,8 +151,11 @@ fn bare(status: StatusCode, text: &str, what: &str) -> Problem {
 }
 
 fn too_large() -> Problem {
-    Problem::new(ErrorKind::TooLarge, format!("the body exceeds {} KiB", MAX_JSON >> 10))
-        .cure("send less; images go to POST /v1/tenants/{tenant}/images")
+    Problem::new(
+        ErrorKind::TooLarge,
+        format!("the body exceeds {} KiB", MAX_JSON >> 10),
+    )
+    .cure("send less; images go to POST /v1/tenants/{tenant}/images")
 }
 
 /// A JSON body, in or out. In, it checks the content type and the size, and names the field at fault.
@@ -237,8 +243,14 @@ mod tests {
     #[test]
     fn fields_are_named_and_messages_are_short() {
         let table = [
-            (r#"{"name":"web","image":"nginx","replicas":-1}"#, Some("/replicas")),
-            (r#"{"name":"web","image":"nginx","env":{"a/b":3}}"#, Some("/env/a~1b")),
+            (
+                r#"{"name":"web","image":"nginx","replicas":-1}"#,
+                Some("/replicas"),
+            ),
+            (
+                r#"{"name":"web","image":"nginx","env":{"a/b":3}}"#,
+                Some("/env/a~1b"),
+            ),
             (r#"{"name":"web","image":"nginx","nope":1}"#, Some("/nope")),
             (r#"{"name":"web","image":"nginx"} x"#, None),
             (r#"{"name":"web""#, None),

@@ -47,10 +47,18 @@ impl Total {
         Self {
             reserved: Reservation {
                 cpu: if now.cpu > was.cpu { now.cpu } else { Millicores(0) },
-                memory: if now.memory > was.memory { now.memory } else { Bytes(0) },
+                memory: if now.memory > was.memory {
+                    now.memory
+                } else {
+                    Bytes(0)
+                },
                 disk: if now.disk > was.disk { now.disk } else { Bytes(0) },
             },
-            containers: if self.containers > before.containers { self.containers } else { 0 },
+            containers: if self.containers > before.containers {
+                self.containers
+            } else {
+                0
+            },
         }
     }
 }
@@ -77,7 +85,10 @@ pub fn judge(
     if grown.containers > MAX_CONTAINERS {
         return Err(Problem::new(
             ErrorKind::QuotaExceeded,
-            format!("tenant {} would have {} containers; at most {MAX_CONTAINERS}", tenant.name, grown.containers),
+            format!(
+                "tenant {} would have {} containers; at most {MAX_CONTAINERS}",
+                tenant.name, grown.containers
+            ),
         )
         .cure("ask for fewer replicas"));
     }
@@ -86,7 +97,10 @@ pub fn judge(
     };
     Err(Problem::new(
         ErrorKind::QuotaExceeded,
-        format!("with service {}, tenant {} would exceed its quota. {what}", spec.name, tenant.name),
+        format!(
+            "with service {}, tenant {} would exceed its quota. {what}",
+            spec.name, tenant.name
+        ),
     )
     .cure(format!(
         "reserve less, remove something, or ask an administrator for: berth tenant quota {}",
@@ -155,7 +169,12 @@ mod tests {
         a.spec.resources.limits.cpu = Some(Millicores(1_024_000));
         a.spec.resources.reserve.cpu = Some(Millicores(1_024_000));
         let state = state(std::slice::from_ref(&a));
-        let problem = judge(&state, &tenant(Bytes::gib(1), 0), &service(2, 1, "web", 10_000, Bytes(1 << 50)).spec, None);
+        let problem = judge(
+            &state,
+            &tenant(Bytes::gib(1), 0),
+            &service(2, 1, "web", 10_000, Bytes(1 << 50)).spec,
+            None,
+        );
         assert_eq!(problem.unwrap_err().kind, ErrorKind::QuotaExceeded);
     }
 }

@@ -51,8 +51,11 @@ fn parse_host(host: &str) -> Result<String, Problem> {
     let probe = format!("{host}/probe").parse::<ImageRef>();
     match probe {
         Ok(image) if looks_like_host && host.len() <= 255 && image.registry() == host => Ok(host.to_owned()),
-        _ => Err(Problem::invalid(format!("{:?} is not a registry host", clip(host, 80)))
-            .cure("write host or host:port, such as registry.example.com:5000, without https:// or a path")),
+        _ => Err(
+            Problem::invalid(format!("{:?} is not a registry host", clip(host, 80))).cure(
+                "write host or host:port, such as registry.example.com:5000, without https:// or a path",
+            ),
+        ),
     }
 }
 
@@ -109,7 +112,8 @@ async fn put(
         let detail = "a user name has 1 to 256 printable characters and no ':'";
         return Err(Problem::invalid(detail).field("/username").into());
     }
-    if body.password.is_empty() || body.password.len() > 16_384 || body.password.chars().any(char::is_control) {
+    if body.password.is_empty() || body.password.len() > 16_384 || body.password.chars().any(char::is_control)
+    {
         let detail = "a password has 1 to 16384 printable characters";
         return Err(Problem::invalid(detail).field("/password").into());
     }

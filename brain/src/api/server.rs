@@ -123,9 +123,14 @@ mod tests {
         let served = tokio::spawn(serve_on(bench.api.clone(), listener, server, async move {
             let _ = stopped.await;
         }));
-        let text = tokio::task::spawn_blocking(move || fetch(to, client)).await.unwrap();
+        let text = tokio::task::spawn_blocking(move || fetch(to, client))
+            .await
+            .unwrap();
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-        assert!(text.contains("x-request-id") && text.contains(env!("CARGO_PKG_VERSION")), "{text}");
+        assert!(
+            text.contains("x-request-id") && text.contains(env!("CARGO_PKG_VERSION")),
+            "{text}"
+        );
         stop.send(()).unwrap();
         let end = tokio::time::timeout(GRACE * 2, served).await;
         end.expect("it stops").unwrap().unwrap();

@@ -32,8 +32,12 @@ pub fn routes() -> OpenApiRouter<ApiState> {
 }
 
 fn missing(tenant: &TenantRecord, name: &str) -> Problem {
-    Problem::not_found(format!("tenant {} has no service {:?}", tenant.name, clip(name, 40)))
-        .cure("berth service ls lists them")
+    Problem::not_found(format!(
+        "tenant {} has no service {:?}",
+        tenant.name,
+        clip(name, 40)
+    ))
+    .cure("berth service ls lists them")
 }
 
 /// A service by the name in a path.
@@ -111,7 +115,12 @@ async fn list(
 }
 
 /// A new record of a spec.
-fn new_record(id: ServiceId, tenant: TenantId, spec: ServiceSpec, now: crate::controllers::Now) -> ServiceRecord {
+fn new_record(
+    id: ServiceId,
+    tenant: TenantId,
+    spec: ServiceSpec,
+    now: crate::controllers::Now,
+) -> ServiceRecord {
     ServiceRecord {
         id,
         tenant,
@@ -148,7 +157,12 @@ async fn create(
                 .cure("choose another name, or change the one there is: PUT, or berth apply"));
             }
             judge(state, scope.tenant.id, &spec, None)?;
-            let told = event(&scope, "created", &spec.name, format!("{} × {}", spec.replicas, spec.image));
+            let told = event(
+                &scope,
+                "created",
+                &spec.name,
+                format!("{} × {}", spec.replicas, spec.image),
+            );
             let record = new_record(id, scope.tenant.id, spec, now);
             Ok((vec![Change::PutService(record)], vec![told], ()))
         })
@@ -229,7 +243,12 @@ async fn put(
             expected.check(old.as_deref(), &spec.name)?;
             judge(state, scope.tenant.id, &spec, old.as_deref())?;
             let Some(old) = old else {
-                let told = event(&scope, "created", &spec.name, format!("{} × {}", spec.replicas, spec.image));
+                let told = event(
+                    &scope,
+                    "created",
+                    &spec.name,
+                    format!("{} × {}", spec.replicas, spec.image),
+                );
                 let record = new_record(fresh, scope.tenant.id, spec, now);
                 let answer = (fresh, StatusCode::CREATED);
                 return Ok((vec![Change::PutService(record)], vec![told], answer));

@@ -176,7 +176,10 @@ fn removal(state: &State, id: TenantId) -> Result<Vec<Change>, Problem> {
     let nodes = state.nodes.values().filter(|n| n.kind == private).count();
     let name = &tenant.name;
     if services > 0 {
-        return refuse(format!("tenant {name} has {services} services"), "remove them first");
+        return refuse(
+            format!("tenant {name} has {services} services"),
+            "remove them first",
+        );
     }
     if containers > 0 {
         return refuse(
@@ -185,7 +188,10 @@ fn removal(state: &State, id: TenantId) -> Result<Vec<Change>, Problem> {
         );
     }
     if nodes > 0 {
-        return refuse(format!("tenant {name} has {nodes} private nodes"), "remove them first");
+        return refuse(
+            format!("tenant {name} has {nodes} private nodes"),
+            "remove them first",
+        );
     }
     let role = Role::Tenant { tenant: id };
     let tokens = state.tokens.values().filter(|t| t.role == role);

@@ -70,17 +70,21 @@ async fn create(
     if let Some(ttl) = body.ttl_secs
         && !(1..=MAX_TTL_SECS).contains(&ttl)
     {
-        return Err(Problem::invalid(format!("{ttl} is out of range: 1 to {MAX_TTL_SECS}"))
-            .field("/ttl_secs")
-            .into());
+        return Err(
+            Problem::invalid(format!("{ttl} is out of range: 1 to {MAX_TTL_SECS}"))
+                .field("/ttl_secs")
+                .into(),
+        );
     }
     let tenant = scope.tenant.id;
     let role = if body.admin {
         scope.caller.need_admin("making an administrator's token")?;
         if scope.tenant.name.as_str() != tenants::DEFAULT {
-            return Err(Problem::invalid("administrators' tokens are made in the tenant default")
-                .field("/admin")
-                .into());
+            return Err(
+                Problem::invalid("administrators' tokens are made in the tenant default")
+                    .field("/admin")
+                    .into(),
+            );
         }
         Role::Admin
     } else {
@@ -93,10 +97,11 @@ async fn create(
         .write(move |state, _| {
             tenants::current(state, tenant)?;
             if state.tokens.values().filter(|t| t.role == role).count() >= MAX_TOKENS {
-                return Err(
-                    Problem::new(ErrorKind::Precondition, format!("there are {MAX_TOKENS} tokens already"))
-                        .cure("revoke those no longer needed: berth token ls, berth token rm"),
-                );
+                return Err(Problem::new(
+                    ErrorKind::Precondition,
+                    format!("there are {MAX_TOKENS} tokens already"),
+                )
+                .cure("revoke those no longer needed: berth token ls, berth token rm"));
             }
             Ok((vec![Change::PutToken(record)], Vec::new(), ()))
         })

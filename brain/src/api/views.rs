@@ -2,7 +2,9 @@
 
 use berth_common::api::{ContainerView, NodeView, ServiceView, TokenView};
 use berth_common::id::{Name, NodeId, TenantId};
-use berth_common::model::{ContainerRecord, NodeKind, NodeRecord, NodeState, Phase, ServiceRecord, TokenRecord};
+use berth_common::model::{
+    ContainerRecord, NodeKind, NodeRecord, NodeState, Phase, ServiceRecord, TokenRecord,
+};
 
 use crate::cluster::{Cluster, State};
 use crate::controllers::{nodes, view};
@@ -43,8 +45,17 @@ fn silent(state: &State, cluster: &Cluster, node: NodeId) -> bool {
 pub fn service(state: &State, record: &ServiceRecord) -> ServiceView {
     let running = state
         .containers_of(record.id)
-        .filter(|c| !c.removing && c.node.is_some_and(|node| state.nodes.get(&node).is_some_and(|n| !n.lost)))
-        .filter(|c| state.observed.get(&c.id).is_some_and(|seen| seen.phase == Phase::Running))
+        .filter(|c| {
+            !c.removing
+                && c.node
+                    .is_some_and(|node| state.nodes.get(&node).is_some_and(|n| !n.lost))
+        })
+        .filter(|c| {
+            state
+                .observed
+                .get(&c.id)
+                .is_some_and(|seen| seen.phase == Phase::Running)
+        })
         .count();
     ServiceView {
         record: record.clone(),
