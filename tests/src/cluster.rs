@@ -25,7 +25,10 @@ fn in_netns(netns: Option<&str>, program: &Path) -> Command {
     match netns {
         Some(netns) => {
             let mut command = Command::new("nsenter");
-            command.arg(format!("--net=/run/netns/{netns}")).arg("--").arg(program);
+            command
+                .arg(format!("--net=/run/netns/{netns}"))
+                .arg("--")
+                .arg(program);
             command
         }
         None => Command::new(program),
@@ -73,10 +76,16 @@ impl Brain {
     pub fn restart(&mut self) {
         self.kill9();
         let mut command = in_netns(self.netns.as_deref(), &program("berth-brain"));
-        command.arg("run").arg("--config").arg(self.dir.join("brain.toml"));
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.dir.join("brain.toml"));
         self.process = Some(Process::spawn(command, &self.dir.join("brain.log")));
         let up = eventually(Duration::from_secs(20), || {
-            self.try_berth(&["node", "ls", "-o", "json"]).status.success().then_some(())
+            self.try_berth(&["node", "ls", "-o", "json"])
+                .status
+                .success()
+                .then_some(())
         });
         assert!(up.is_some(), "the brain did not come up:\n{}", self.log());
     }
@@ -150,7 +159,11 @@ impl Brain {
             (running.len() == count).then_some(running)
         });
         found.unwrap_or_else(|| {
-            panic!("not {count} running after {seconds} s:\n{}\n{}", self.berth(&["ps"]), self.log())
+            panic!(
+                "not {count} running after {seconds} s:\n{}\n{}",
+                self.berth(&["ps"]),
+                self.log()
+            )
         })
     }
 
@@ -158,9 +171,16 @@ impl Brain {
     pub fn wait_node(&self, name: &str, state: &str, seconds: u64) {
         let found = eventually(Duration::from_secs(seconds), || {
             let nodes = self.items(&["node", "ls"]);
-            nodes.iter().any(|n| n["name"] == name && n["state"] == state).then_some(())
+            nodes
+                .iter()
+                .any(|n| n["name"] == name && n["state"] == state)
+                .then_some(())
         });
-        assert!(found.is_some(), "{name} is not {state}:\n{}", self.berth(&["node", "ls"]));
+        assert!(
+            found.is_some(),
+            "{name} is not {state}:\n{}",
+            self.berth(&["node", "ls"])
+        );
     }
 
     /// Loads the example image as `example:1` for the default tenant.
@@ -185,12 +205,22 @@ pub struct Agent {
 impl Agent {
     /// Joins a new node called `name` and starts its agent on a containerd of its own.
     pub fn start(brain: &Brain, dir: &Path, name: &str, host: Option<&Host>) -> Self {
-        let token = brain.json(&["node", "token"])["token"].as_str().expect("token").to_owned();
+        let token = brain.json(&["node", "token"])["token"]
+            .as_str()
+            .expect("token")
+            .to_owned();
         Self::join(&token, dir, name, host, Version::System, "")
     }
 
     /// The same with a given token, containerd version and extra configuration.
-    pub fn join(token: &str, dir: &Path, name: &str, host: Option<&Host>, version: Version, extra: &str) -> Self {
+    pub fn join(
+        token: &str,
+        dir: &Path,
+        name: &str,
+        host: Option<&Host>,
+        version: Version,
+        extra: &str,
+    ) -> Self {
         std::fs::create_dir_all(dir).expect("folder");
         let containerd = Containerd::start(version, &dir.join("containerd"), host);
         let config = format!(
@@ -208,12 +238,18 @@ impl Agent {
             name: name.to_owned(),
         };
         let mut join = agent.command(&["join", "-", "--name", name, "--config"]);
-        join.arg(agent.dir.join("agent.toml")).stdin(std::process::Stdio::piped());
-        join.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        join.arg(agent.dir.join("agent.toml"))
+            .stdin(std::process::Stdio::piped());
+        join.stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
         let mut child = join.spawn().expect("berth-agent runs");
         std::io::Write::write_all(&mut child.stdin.take().expect("stdin"), token.as_bytes()).expect("token");
         let out = child.wait_with_output().expect("join");
-        assert!(out.status.success(), "join: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "join: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         agent.restart();
         agent
     }
@@ -268,7 +304,11 @@ impl Drop for Agent {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<_> = log.lines().collect();
-            eprintln!("--- agent {}\n{}", self.name, lines[lines.len().saturating_sub(80)..].join("\n"));
+            eprintln!(
+                "--- agent {}\n{}",
+                self.name,
+                lines[lines.len().saturating_sub(80)..].join("\n")
+            );
         }
         // Loggers and inits carry the test's folder in their command line or are killed with their shims.
         let dir = self.dir.display().to_string();
@@ -286,7 +326,8 @@ impl Brain {
     /// When the brain's files can't be read.
     pub fn http(&self) -> anyhow::Result<(reqwest::Client, String, String)> {
         let state = self.dir.join("state");
-        let ca = berth_common::identity::parse_cert("CA", &std::fs::read_to_string(state.join("ca/ca.crt"))?)?;
+        let ca =
+            berth_common::identity::parse_cert("CA", &std::fs::read_to_string(state.join("ca/ca.crt"))?)?;
         let tls = berth_common::identity::http_client_tls(&ca)?;
         let address: std::net::SocketAddr = self.address.parse()?;
         let client = reqwest::Client::builder()
@@ -294,8 +335,14 @@ impl Brain {
             .resolve(berth_common::identity::BRAIN_NAME, address)
             .no_proxy()
             .build()?;
-        let base = format!("https://{}:{}", berth_common::identity::BRAIN_NAME, address.port());
-        let token = std::fs::read_to_string(state.join("admin.token"))?.trim().to_owned();
+        let base = format!(
+            "https://{}:{}",
+            berth_common::identity::BRAIN_NAME,
+            address.port()
+        );
+        let token = std::fs::read_to_string(state.join("admin.token"))?
+            .trim()
+            .to_owned();
         Ok((client, base, token))
     }
 

@@ -53,8 +53,12 @@ impl Containerd {
         let config = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
             \"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\", \"io.containerd.internal.v1.opt\"]\n";
         std::fs::write(dir.join("config.toml"), config).expect("config");
-        let mut new =
-            Self { process: None, version, dir: dir.to_path_buf(), netns: host.map(|h| h.netns().to_owned()) };
+        let mut new = Self {
+            process: None,
+            version,
+            dir: dir.to_path_buf(),
+            netns: host.map(|h| h.netns().to_owned()),
+        };
         new.launch();
         new
     }
@@ -62,7 +66,11 @@ impl Containerd {
     fn launch(&mut self) {
         let bin = self.version.bin_dir();
         let daemon = bin.join("containerd");
-        assert!(daemon.exists(), "{} is missing; run the tests by scripts/test", daemon.display());
+        assert!(
+            daemon.exists(),
+            "{} is missing; run the tests by scripts/test",
+            daemon.display()
+        );
         let mut command = match &self.netns {
             Some(netns) => {
                 let mut c = Command::new("nsenter");
@@ -126,7 +134,11 @@ impl Containerd {
 
     /// Output of `ctr` in berth's namespace.
     pub fn ctr(&self, args: &[&str]) -> String {
-        run(Command::new("ctr").arg("--address").arg(self.socket()).args(["--namespace", "berth"]).args(args))
+        run(Command::new("ctr")
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", "berth"])
+            .args(args))
     }
 
     /// Pids of shims that belong to this daemon.
@@ -140,8 +152,16 @@ impl Containerd {
 pub fn processes(wanted: impl Fn(&str) -> bool) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let Ok(raw) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(raw) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
         let cmdline = String::from_utf8_lossy(&raw).replace('\0', " ");
         if wanted(&cmdline) {
             found.push(pid);
@@ -154,7 +174,8 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         // Containers first, by way of their shims: a shim that is told to shut down kills its container.
         for shim in self.shims() {
-            let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap_or_default();
+            let children =
+                std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap_or_default();
             for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
                 signal(child, nix::sys::signal::Signal::SIGKILL);
             }
@@ -172,8 +193,11 @@ pub fn unmount_below(dir: &Path) {
     for _ in 0..3 {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let prefix = format!("{}/", dir.display());
-        let mut below: Vec<_> =
-            mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|at| at.starts_with(&prefix)).collect();
+        let mut below: Vec<_> = mounts
+            .lines()
+            .filter_map(|l| l.split(' ').nth(1))
+            .filter(|at| at.starts_with(&prefix))
+            .collect();
         if below.is_empty() {
             return;
         }

@@ -26,7 +26,10 @@ impl Lan {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let netns = format!("bt{}-lan{n}", std::process::id());
         ip(&format!("netns add {netns}"));
-        let new = Self { netns, subnet: format!("10.{}.0", 80 + n) };
+        let new = Self {
+            netns,
+            subnet: format!("10.{}.0", 80 + n),
+        };
         ip(&format!("-n {} link add br0 type bridge", new.netns));
         ip(&format!("-n {} link set br0 up", new.netns));
         ip(&format!("-n {} link set lo up", new.netns));
@@ -46,7 +49,11 @@ impl Lan {
             self.netns, host.netns
         ));
         ip(&format!("-n {} link set {port} master br0 up", self.netns));
-        ip(&format!("-n {} addr add {}/24 dev {device}", host.netns, self.address(last)));
+        ip(&format!(
+            "-n {} addr add {}/24 dev {device}",
+            host.netns,
+            self.address(last)
+        ));
         ip(&format!("-n {} link set {device} up", host.netns));
     }
 }
@@ -87,7 +94,10 @@ impl Host {
     /// A command that runs on this host. Not by `ip netns exec`, which would remount /sys and hide the cgroups.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--").arg(program);
+        command
+            .arg(format!("--net=/run/netns/{}", self.netns))
+            .arg("--")
+            .arg(program);
         command
     }
 
@@ -105,7 +115,9 @@ impl Host {
 
     /// Lets it forward packets.
     pub fn forward(&self) {
-        run(self.command("sh").args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]));
+        run(self
+            .command("sh")
+            .args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]));
     }
 }
 

@@ -14,7 +14,10 @@ use std::path::{Path, PathBuf};
 
 /// The folder of the checkout.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ has a parent")
+        .to_path_buf()
 }
 
 /// A program built from this workspace: from `BERTH_BIN_DIR`, else beside the test's own executable.
@@ -22,12 +25,19 @@ pub fn program(name: &str) -> PathBuf {
     let dir = std::env::var_os("BERTH_BIN_DIR").map_or_else(
         || {
             let own = std::env::current_exe().expect("own path");
-            own.parent().and_then(Path::parent).expect("target/<profile>/deps").to_path_buf()
+            own.parent()
+                .and_then(Path::parent)
+                .expect("target/<profile>/deps")
+                .to_path_buf()
         },
         PathBuf::from,
     );
     let path = dir.join(name);
-    assert!(path.exists(), "{} is not built; run the tests by scripts/test", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built; run the tests by scripts/test",
+        path.display()
+    );
     path
 }
 
@@ -36,7 +46,9 @@ pub fn example_image() -> &'static Path {
     static IMAGE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     IMAGE.get_or_init(|| {
         let path = std::env::temp_dir().join(format!("berth-example-{}.tar", std::process::id()));
-        let out = std::process::Command::new(root().join("scripts/example-image")).arg(&path).output();
+        let out = std::process::Command::new(root().join("scripts/example-image"))
+            .arg(&path)
+            .output();
         let out = out.expect("scripts/example-image runs");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         path

@@ -15,14 +15,21 @@ pub struct Process {
 impl Process {
     /// Starts `command` with its output appended to `log`.
     pub fn spawn(mut command: Command, log: &Path) -> Self {
-        let file = File::options().create(true).append(true).open(log).expect("log file");
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("log file");
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("log file"))
             .stderr(file)
             .spawn()
             .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        Self { child, log: log.to_path_buf() }
+        Self {
+            child,
+            log: log.to_path_buf(),
+        }
     }
 
     /// Its pid.
@@ -80,8 +87,14 @@ pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
 /// Whether a process exists.
 pub fn alive(pid: u32) -> bool {
     // A zombie still has its folder; its state tells.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or("")
+            .trim_start()
+            .starts_with('Z')
+    })
 }
 
 /// Polls `probe` until it yields something, at most for `limit`.

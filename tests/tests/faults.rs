@@ -19,15 +19,33 @@ fn pids(brain: &Brain) -> BTreeMap<String, u64> {
     brain
         .running()
         .iter()
-        .map(|c| (c["id"].as_str().expect("id").to_owned(), c["observed"]["pid"].as_u64().expect("pid")))
+        .map(|c| {
+            (
+                c["id"].as_str().expect("id").to_owned(),
+                c["observed"]["pid"].as_u64().expect("pid"),
+            )
+        })
         .collect()
 }
 
 fn start_sleepers(brain: &Brain, count: usize) -> BTreeMap<String, u64> {
     let replicas = count.to_string();
     brain.berth(&[
-        "run", "example:1", "--name", "sleeper", "-d", "--replicas", &replicas, "--memory", "16MiB", "--disk", "8MiB",
-        "--", "sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done",
+        "run",
+        "example:1",
+        "--name",
+        "sleeper",
+        "-d",
+        "--replicas",
+        &replicas,
+        "--memory",
+        "16MiB",
+        "--disk",
+        "8MiB",
+        "--",
+        "sh",
+        "-c",
+        "trap 'exit 0' TERM; while true; do sleep 0.2; done",
     ]);
     brain.wait_running(count, 40);
     pids(brain)
@@ -81,9 +99,16 @@ fn r3_with_the_brain_away_crashed_containers_start_again_and_a_restarted_agent_k
     let victim = *before.values().next().expect("one") as u32;
     berth_tests::process::signal(victim, nix::sys::signal::Signal::SIGKILL);
     let tasks = |agent: &Agent| {
-        agent.containerd.ctr(&["tasks", "ls"]).lines().filter(|line| line.contains("RUNNING")).count()
+        agent
+            .containerd
+            .ctr(&["tasks", "ls"])
+            .lines()
+            .filter(|line| line.contains("RUNNING"))
+            .count()
     };
-    let back = eventually(Duration::from_secs(20), || (tasks(&agent) == 2 && !alive(victim)).then_some(()));
+    let back = eventually(Duration::from_secs(20), || {
+        (tasks(&agent) == 2 && !alive(victim)).then_some(())
+    });
     assert!(back.is_some(), "{}", agent.log());
     // The agent dies too; without a brain it knows from its ledger what to run.
     agent.kill9();
@@ -103,8 +128,22 @@ fn killing_the_agent_at_every_moment_of_start_and_stop_leaks_nothing() {
     for (round, pause_ms) in [0u64, 15, 30, 60, 90, 130, 200, 300].into_iter().enumerate() {
         let name = format!("svc{round}");
         let mut run = brain.berth_command(&[
-            "run", "example:1", "--name", &name, "-d", "--replicas", "3", "--memory", "16MiB", "--disk", "8MiB",
-            "--stop-grace", "1s", "--", "sleep", "10000",
+            "run",
+            "example:1",
+            "--name",
+            &name,
+            "-d",
+            "--replicas",
+            "3",
+            "--memory",
+            "16MiB",
+            "--disk",
+            "8MiB",
+            "--stop-grace",
+            "1s",
+            "--",
+            "sleep",
+            "10000",
         ]);
         let mut child = run.stdout(std::process::Stdio::null()).spawn().expect("run");
         std::thread::sleep(Duration::from_millis(pause_ms));
@@ -120,11 +159,15 @@ fn killing_the_agent_at_every_moment_of_start_and_stop_leaks_nothing() {
         agent.kill9();
         agent.restart();
         child.wait().expect("rm");
-        let gone = eventually(Duration::from_secs(40), || brain.items(&["ps"]).is_empty().then_some(()));
+        let gone = eventually(Duration::from_secs(40), || {
+            brain.items(&["ps"]).is_empty().then_some(())
+        });
         assert!(gone.is_some(), "{}\n{}", brain.berth(&["ps"]), agent.log());
         assert_eq!(agent.containerd.ctr(&["containers", "ls", "-q"]).trim(), "");
         assert!(!agent.containerd.ctr(&["snapshots", "ls"]).contains("Active"));
-        let shims = eventually(Duration::from_secs(5), || agent.containerd.shims().is_empty().then_some(()));
+        let shims = eventually(Duration::from_secs(5), || {
+            agent.containerd.shims().is_empty().then_some(())
+        });
         assert!(shims.is_some(), "shims left");
     }
 }
@@ -134,8 +177,22 @@ fn containerd_killed_during_start_is_survived() {
     let (_dir, brain, mut agent) = bench();
     for pause_ms in [20u64, 60, 120] {
         let mut run = brain.berth_command(&[
-            "run", "example:1", "--name", "svc", "-d", "--replicas", "3", "--memory", "16MiB", "--disk", "8MiB",
-            "--stop-grace", "1s", "--", "sleep", "10000",
+            "run",
+            "example:1",
+            "--name",
+            "svc",
+            "-d",
+            "--replicas",
+            "3",
+            "--memory",
+            "16MiB",
+            "--disk",
+            "8MiB",
+            "--stop-grace",
+            "1s",
+            "--",
+            "sleep",
+            "10000",
         ]);
         let mut child = run.stdout(std::process::Stdio::null()).spawn().expect("run");
         std::thread::sleep(Duration::from_millis(pause_ms));
@@ -146,7 +203,9 @@ fn containerd_killed_during_start_is_survived() {
         brain.wait_running(3, 60);
         assert_eq!(agent.containerd.ctr(&["tasks", "ls", "-q"]).lines().count(), 3);
         brain.berth(&["service", "rm", "svc"]);
-        let gone = eventually(Duration::from_secs(40), || brain.items(&["ps"]).is_empty().then_some(()));
+        let gone = eventually(Duration::from_secs(40), || {
+            brain.items(&["ps"]).is_empty().then_some(())
+        });
         assert!(gone.is_some(), "{}\n{}", brain.berth(&["ps"]), agent.log());
         assert_eq!(agent.containerd.ctr(&["containers", "ls", "-q"]).trim(), "");
     }
@@ -159,17 +218,26 @@ fn a_killed_shim_and_a_killed_pid_1_are_replaced() {
     let pid = *before.values().next().expect("one") as u32;
     berth_tests::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
     let second = eventually(Duration::from_secs(20), || {
-        brain.running().iter().find_map(|c| c["observed"]["pid"].as_u64().filter(|p| *p as u32 != pid))
+        brain
+            .running()
+            .iter()
+            .find_map(|c| c["observed"]["pid"].as_u64().filter(|p| *p as u32 != pid))
     })
     .unwrap_or_else(|| panic!("{}\n{}", brain.berth(&["ps"]), agent.log()));
     let shim = agent.containerd.shims();
     assert_eq!(shim.len(), 1);
     berth_tests::process::signal(shim[0], nix::sys::signal::Signal::SIGKILL);
     let third = eventually(Duration::from_secs(40), || {
-        brain.running().iter().find_map(|c| c["observed"]["pid"].as_u64().filter(|p| *p != second))
+        brain
+            .running()
+            .iter()
+            .find_map(|c| c["observed"]["pid"].as_u64().filter(|p| *p != second))
     });
     assert!(third.is_some(), "{}\n{}", brain.berth(&["ps"]), agent.log());
-    assert!(!alive(second as u32), "the orphan of the killed shim must not go on beside its replacement");
+    assert!(
+        !alive(second as u32),
+        "the orphan of the killed shim must not go on beside its replacement"
+    );
 }
 
 #[test]
@@ -212,5 +280,8 @@ fn r5_what_the_api_acknowledged_survives_kill_9_of_the_brain() {
         }
         acknowledged += done.len();
     }
-    assert!(acknowledged > 20, "the test must have written something: {acknowledged}");
+    assert!(
+        acknowledged > 20,
+        "the test must have written something: {acknowledged}"
+    );
 }

@@ -25,27 +25,64 @@ fn cluster(nodes: usize) -> Cluster {
     let brain_host = Host::new("brain");
     lan.attach(&brain_host, "eth0", 1);
     let address = format!("{}:7443", lan.address(1));
-    let brain = Brain::start_with(&dir.path().join("brain"), Some(&brain_host), &address, "lease_secs = 4");
+    let brain = Brain::start_with(
+        &dir.path().join("brain"),
+        Some(&brain_host),
+        &address,
+        "lease_secs = 4",
+    );
     let (mut agents, mut hosts) = (Vec::new(), Vec::new());
     for n in 1..=nodes {
         let host = Host::new(&format!("h{n}-"));
         lan.attach(&host, "eth0", 10 + n as u8);
         let name = format!("h{n}");
-        let token = brain.json(&["node", "token"])["token"].as_str().expect("token").to_owned();
+        let token = brain.json(&["node", "token"])["token"]
+            .as_str()
+            .expect("token")
+            .to_owned();
         let extra = format!("cgroup_parent = \"berth-{}-{name}.slice\"", std::process::id());
-        agents.push(Agent::join(&token, &dir.path().join(&name), &name, Some(&host), Version::System, &extra));
+        agents.push(Agent::join(
+            &token,
+            &dir.path().join(&name),
+            &name,
+            Some(&host),
+            Version::System,
+            &extra,
+        ));
         hosts.push(host);
         brain.wait_node(&name, "ready", 20);
     }
     brain.load_example();
-    Cluster { agents, brain, hosts, _brain_host: brain_host, lan, dir }
+    Cluster {
+        agents,
+        brain,
+        hosts,
+        _brain_host: brain_host,
+        lan,
+        dir,
+    }
 }
 
 fn run_sleepers(brain: &Brain, name: &str, replicas: usize) {
     let count = replicas.to_string();
     brain.berth(&[
-        "run", "example:1", "--name", name, "-d", "--replicas", &count, "--memory", "16MiB", "--disk", "8MiB",
-        "--stop-grace", "1s", "--", "sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done",
+        "run",
+        "example:1",
+        "--name",
+        name,
+        "-d",
+        "--replicas",
+        &count,
+        "--memory",
+        "16MiB",
+        "--disk",
+        "8MiB",
+        "--stop-grace",
+        "1s",
+        "--",
+        "sh",
+        "-c",
+        "trap 'exit 0' TERM; while true; do sleep 0.2; done",
     ]);
 }
 
@@ -68,15 +105,32 @@ fn a_lost_nodes_containers_are_replaced_and_a_returning_node_stops_its_own() {
     c.brain.wait_node("h2", "lost", 20);
     let replaced = eventually(Duration::from_secs(20), || {
         let running = c.brain.running();
-        let on_h1 = running.iter().filter(|x| node_of(x) == "h1" && x["stale"] != true).count();
+        let on_h1 = running
+            .iter()
+            .filter(|x| node_of(x) == "h1" && x["stale"] != true)
+            .count();
         (on_h1 == 4).then_some(())
     });
-    assert!(replaced.is_some(), "{}\n{}", c.brain.berth(&["ps"]), c.brain.log());
-    assert!(on_h2.iter().all(|pid| alive(*pid)), "the cut-off node goes on by itself");
+    assert!(
+        replaced.is_some(),
+        "{}\n{}",
+        c.brain.berth(&["ps"]),
+        c.brain.log()
+    );
+    assert!(
+        on_h2.iter().all(|pid| alive(*pid)),
+        "the cut-off node goes on by itself"
+    );
     c.hosts[1].ip("link set eth0 up");
     c.brain.wait_node("h2", "ready", 40);
-    let stopped = eventually(Duration::from_secs(30), || on_h2.iter().all(|pid| !alive(*pid)).then_some(()));
-    assert!(stopped.is_some(), "the returned node must stop what was replaced:\n{}", c.agents[1].log());
+    let stopped = eventually(Duration::from_secs(30), || {
+        on_h2.iter().all(|pid| !alive(*pid)).then_some(())
+    });
+    assert!(
+        stopped.is_some(),
+        "the returned node must stop what was replaced:\n{}",
+        c.agents[1].log()
+    );
     c.brain.wait_running(4, 20);
 }
 
@@ -86,12 +140,21 @@ fn drain_moves_replicas_one_by_one_and_never_below() {
     run_sleepers(&c.brain, "web", 4);
     c.brain.wait_running(4, 30);
     let mut drain = c.brain.berth_command(&["node", "drain", "h1"]);
-    let mut child = drain.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("drain");
+    let mut child = drain
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("drain");
     let mut lowest = usize::MAX;
     let empty = eventually(Duration::from_secs(90), || {
         let running = c.brain.running();
         lowest = lowest.min(running.len());
-        let left = c.brain.items(&["ps"]).iter().filter(|x| node_of(x) == "h1").count();
+        let left = c
+            .brain
+            .items(&["ps"])
+            .iter()
+            .filter(|x| node_of(x) == "h1")
+            .count();
         (left == 0).then_some(())
     });
     assert!(empty.is_some(), "{}\n{}", c.brain.berth(&["ps"]), c.brain.log());
@@ -126,39 +189,86 @@ fn a_private_node_behind_nat_does_everything_over_one_outbound_connection() {
          chain fwd { type filter hook forward priority 0; policy drop; iifname \"lan\" accept; ct state established,related accept; }\n}\n",
     );
     c.brain.berth(&["tenant", "create", "acme"]);
-    let token = c.brain.json(&["node", "token", "--private", "acme"])["token"].as_str().expect("token").to_owned();
+    let token = c.brain.json(&["node", "token", "--private", "acme"])["token"]
+        .as_str()
+        .expect("token")
+        .to_owned();
     let extra = format!("cgroup_parent = \"berth-{}-home.slice\"", std::process::id());
-    let agent = Agent::join(&token, &c.dir.path().join("home"), "home", Some(&home), Version::System, &extra);
+    let agent = Agent::join(
+        &token,
+        &c.dir.path().join("home"),
+        "home",
+        Some(&home),
+        Version::System,
+        &extra,
+    );
     c.brain.wait_node("home", "ready", 20);
 
     // R6: only its tenant's containers use it.
     run_sleepers(&c.brain, "public", 6);
     let public = c.brain.wait_running(6, 40);
-    assert!(public.iter().all(|x| node_of(x) == "h1"), "{}", c.brain.berth(&["ps"]));
+    assert!(
+        public.iter().all(|x| node_of(x) == "h1"),
+        "{}",
+        c.brain.berth(&["ps"])
+    );
 
     let archive = berth_tests::example_image().display().to_string();
-    c.brain.berth(&["--tenant", "acme", "image", "load", &archive, "--name", "example:1"]);
+    c.brain.berth(&[
+        "--tenant",
+        "acme",
+        "image",
+        "load",
+        &archive,
+        "--name",
+        "example:1",
+    ]);
     c.brain.berth(&["node", "cordon", "h1"]);
     c.brain.berth(&[
-        "--tenant", "acme", "run", "example:1", "--name", "mine", "-d", "--memory", "16MiB", "--disk", "8MiB", "--",
-        "sh", "-c", "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.1; done",
+        "--tenant",
+        "acme",
+        "run",
+        "example:1",
+        "--name",
+        "mine",
+        "-d",
+        "--memory",
+        "16MiB",
+        "--disk",
+        "8MiB",
+        "--",
+        "sh",
+        "-c",
+        "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.1; done",
     ]);
     let running = eventually(Duration::from_secs(30), || {
         let items = c.brain.items(&["--tenant", "acme", "ps"]);
-        items.iter().find(|x| x["observed"]["phase"] == "running").cloned()
+        items
+            .iter()
+            .find(|x| x["observed"]["phase"] == "running")
+            .cloned()
     })
     .unwrap_or_else(|| panic!("{}\n{}", c.brain.berth(&["--tenant", "acme", "ps"]), agent.log()));
     assert_eq!(node_of(&running), "home");
 
-    let out = c.brain.try_berth(&["--tenant", "acme", "exec", "mine.1", "echo", "through"]);
+    let out = c
+        .brain
+        .try_berth(&["--tenant", "acme", "exec", "mine.1", "echo", "through"]);
     assert_eq!(String::from_utf8_lossy(&out.stdout), "through\n", "{out:?}");
 
     // Follow the log while the address that the brain sees changes: another port, then another address.
-    let mut follow = c.brain.berth_command(&["--tenant", "acme", "logs", "-f", "--tail", "1", "mine.1"]);
+    let mut follow = c
+        .brain
+        .berth_command(&["--tenant", "acme", "logs", "-f", "--tail", "1", "mine.1"]);
     let mut child = follow.stdout(Stdio::piped()).spawn().expect("logs");
-    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines().map_while(Result::ok);
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout"))
+        .lines()
+        .map_while(Result::ok);
     let mut number = move || -> u64 {
-        lines.next().and_then(|l| l.rsplit(' ').next()?.parse().ok()).expect("a line")
+        lines
+            .next()
+            .and_then(|l| l.rsplit(' ').next()?.parse().ok())
+            .expect("a line")
     };
     let first = number();
     router.ip(&format!("addr add {}/24 dev wan", c.lan.address(51)));
@@ -171,14 +281,29 @@ fn a_private_node_behind_nat_does_everything_over_one_outbound_connection() {
     );
     let _ = router.command("conntrack").args(["-F"]).output();
     for n in 1..=100u64 {
-        assert_eq!(number(), first + n, "the log goes on without a gap over the changed address");
+        assert_eq!(
+            number(),
+            first + n,
+            "the log goes on without a gap over the changed address"
+        );
     }
     let _ = child.kill();
     let _ = child.wait();
-    let node = c.brain.items(&["node", "ls"]).into_iter().find(|n| n["name"] == "home").expect("home");
+    let node = c
+        .brain
+        .items(&["node", "ls"])
+        .into_iter()
+        .find(|n| n["name"] == "home")
+        .expect("home");
     assert_eq!(node["state"], "ready");
     let seen = node["address"].as_str().expect("address");
-    assert!(seen.starts_with(&c.lan.address(51)), "the brain sees the new address: {seen}");
+    assert!(
+        seen.starts_with(&c.lan.address(51)),
+        "the brain sees the new address: {seen}"
+    );
     let joins = agent.log().matches("link up").count();
-    assert!(joins <= 1, "the connection migrated, it was not made anew: {joins}");
+    assert!(
+        joins <= 1,
+        "the connection migrated, it was not made anew: {joins}"
+    );
 }

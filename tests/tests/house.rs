@@ -23,16 +23,23 @@ fn sources() -> Vec<(PathBuf, String)> {
         files(&root().join(part), ".rs", &mut found);
     }
     assert!(found.len() > 50, "the sources were found");
-    found.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).expect("source"))).collect()
+    found
+        .into_iter()
+        .map(|path| (path.clone(), std::fs::read_to_string(path).expect("source")))
+        .collect()
 }
 
 #[test]
 fn neither_daemon_knows_the_other() {
-    let manifest = |part: &str| std::fs::read_to_string(root().join(part).join("Cargo.toml")).expect("manifest");
+    let manifest =
+        |part: &str| std::fs::read_to_string(root().join(part).join("Cargo.toml")).expect("manifest");
     assert!(!manifest("agent").contains("berth-brain"));
     assert!(!manifest("brain").contains("berth-agent"));
     for part in ["berth-agent", "berth-brain"] {
-        assert!(!manifest("brain/cli").contains(part), "the command speaks HTTP and nothing else");
+        assert!(
+            !manifest("brain/cli").contains(part),
+            "the command speaks HTTP and nothing else"
+        );
         assert!(!manifest("common").contains(part));
     }
 }
@@ -40,12 +47,30 @@ fn neither_daemon_knows_the_other() {
 #[test]
 fn plans_are_pure() {
     let pure = [
-        "agent/src/reconcile/plan.rs", "agent/src/link/session.rs", "agent/src/container/spec.rs", "brain/src/scheduler",
-        "brain/src/controllers", "brain/src/cluster/state.rs", "brain/src/cluster/desired.rs",
+        "agent/src/reconcile/plan.rs",
+        "agent/src/link/session.rs",
+        "agent/src/container/spec.rs",
+        "brain/src/scheduler",
+        "brain/src/controllers",
+        "brain/src/cluster/state.rs",
+        "brain/src/cluster/desired.rs",
     ];
-    let banned = ["async fn", ".await", "SystemTime::now", "Instant::now", "UnixMillis::now", "rand::", "std::fs", "::random()"];
+    let banned = [
+        "async fn",
+        ".await",
+        "SystemTime::now",
+        "Instant::now",
+        "UnixMillis::now",
+        "rand::",
+        "std::fs",
+        "::random()",
+    ];
     for (path, text) in sources() {
-        let name = path.strip_prefix(root()).expect("below").to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(root())
+            .expect("below")
+            .to_string_lossy()
+            .into_owned();
         if !pure.iter().any(|p| name.starts_with(p)) || name.contains("tests") || name.contains("sim.rs") {
             continue;
         }
@@ -61,7 +86,11 @@ fn plans_are_pure() {
 #[test]
 fn unsafe_lives_in_one_place_and_gives_its_reason() {
     for (path, text) in sources() {
-        let name = path.strip_prefix(root()).expect("below").to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(root())
+            .expect("below")
+            .to_string_lossy()
+            .into_owned();
         let lines: Vec<&str> = text.lines().collect();
         for (n, line) in lines.iter().enumerate() {
             let code = line.split("//").next().unwrap_or("");
@@ -69,8 +98,14 @@ fn unsafe_lives_in_one_place_and_gives_its_reason() {
             if !opens {
                 continue;
             }
-            assert!(name.starts_with("agent/src/sys/"), "{name}:{}: only agent/src/sys may", n + 1);
-            let reason = lines[n.saturating_sub(4)..=n].iter().any(|l| l.contains("SAFETY"));
+            assert!(
+                name.starts_with("agent/src/sys/"),
+                "{name}:{}: only agent/src/sys may",
+                n + 1
+            );
+            let reason = lines[n.saturating_sub(4)..=n]
+                .iter()
+                .any(|l| l.contains("SAFETY"));
             assert!(reason, "{name}:{}: the invariant is not stated", n + 1);
         }
     }
@@ -83,18 +118,37 @@ fn unsafe_lives_in_one_place_and_gives_its_reason() {
 #[test]
 fn files_stay_small_and_say_what_they_own() {
     for (path, text) in sources() {
-        let name = path.strip_prefix(root()).expect("below").to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(root())
+            .expect("below")
+            .to_string_lossy()
+            .into_owned();
         // "About 400": what is beyond 700 is two things.
-        assert!(text.lines().count() <= 700, "{name} has {} lines", text.lines().count());
+        assert!(
+            text.lines().count() <= 700,
+            "{name} has {} lines",
+            text.lines().count()
+        );
         let tests = name.contains("tests") || name.contains("fixtures") || name.contains("cases");
-        assert!(tests || text.starts_with("//!") || text.starts_with("#!"), "{name} does not say what it owns");
-        assert!(!name.ends_with("util.rs") && !name.ends_with("utils.rs") && !name.ends_with("helpers.rs"), "{name}");
+        assert!(
+            tests || text.starts_with("//!") || text.starts_with("#!"),
+            "{name} does not say what it owns"
+        );
+        assert!(
+            !name.ends_with("util.rs") && !name.ends_with("utils.rs") && !name.ends_with("helpers.rs"),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let marks = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("FIX", "ME"), concat!("#[ig", "nore")];
+    let marks = [
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+        concat!("FIX", "ME"),
+        concat!("#[ig", "nore"),
+    ];
     for (path, text) in sources() {
         for mark in marks {
             assert!(!text.contains(mark), "{}: {mark}", path.display());
@@ -107,20 +161,36 @@ fn shipped_units_are_whole() {
     for unit in ["berth-brain.service", "berth-agent.service"] {
         let text = std::fs::read_to_string(root().join("systemd").join(unit)).expect(unit);
         let mut section = "";
-        for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        for line in text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        {
             if line.starts_with('[') {
                 section = line;
-                assert!(["[Unit]", "[Service]", "[Install]"].contains(&line), "{unit}: {line}");
+                assert!(
+                    ["[Unit]", "[Service]", "[Install]"].contains(&line),
+                    "{unit}: {line}"
+                );
             } else {
                 assert!(line.contains('=') && !section.is_empty(), "{unit}: {line}");
             }
         }
-        for wanted in ["Restart=always", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "UMask=0077", "Type=notify"] {
+        for wanted in [
+            "Restart=always",
+            "NoNewPrivileges=yes",
+            "CapabilityBoundingSet=",
+            "UMask=0077",
+            "Type=notify",
+        ] {
             assert!(text.contains(wanted), "{unit} lacks {wanted}");
         }
     }
     let agent = std::fs::read_to_string(root().join("systemd/berth-agent.service")).expect("unit");
-    assert!(agent.contains("KillMode=process"), "R3: stopping the agent must stop no container");
+    assert!(
+        agent.contains("KillMode=process"),
+        "R3: stopping the agent must stop no container"
+    );
 }
 
 #[test]

@@ -9,7 +9,11 @@ use berth_tests::process::eventually;
 fn work_done(brain: &Brain) -> u64 {
     let out = brain.try_berth(&["logs", "--tail", "1", "good.1"]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    text.trim().rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    text.trim()
+        .rsplit(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0)
 }
 
 fn rate(brain: &Brain, span: Duration) -> f64 {
@@ -36,38 +40,93 @@ fn r1_hogs_are_held_and_the_neighbour_goes_on() {
     assert!(alone > 1.0, "the neighbour works: {alone}");
 
     let hogs: [(&str, &str); 5] = [
-        ("forker", "bomb() { bomb | bomb & }; while true; do bomb 2>/dev/null; sleep 1; done"),
+        (
+            "forker",
+            "bomb() { bomb | bomb & }; while true; do bomb 2>/dev/null; sleep 1; done",
+        ),
         ("eater", "x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"),
         ("burner", "while true; do :; done"),
-        ("filler", "i=0; while true; do dd if=/dev/zero of=/tmp/f$i bs=1M count=4 2>/dev/null; i=$((i+1)); sleep 0.1; done"),
+        (
+            "filler",
+            "i=0; while true; do dd if=/dev/zero of=/tmp/f$i bs=1M count=4 2>/dev/null; i=$((i+1)); sleep 0.1; done",
+        ),
         ("flooder", "yes flood-flood-flood-flood-flood-flood-flood"),
     ];
     for (name, script) in hogs {
         brain.berth(&[
-            "run", "example:1", "--name", name, "-d", "--cpus", "0.3", "--reserve-cpu", "50m", "--memory", "32MiB",
-            "--pids", "40", "--disk", "16MiB", "--write-bps", "10MiB", "--", "sh", "-c", script,
+            "run",
+            "example:1",
+            "--name",
+            name,
+            "-d",
+            "--cpus",
+            "0.3",
+            "--reserve-cpu",
+            "50m",
+            "--memory",
+            "32MiB",
+            "--pids",
+            "40",
+            "--disk",
+            "16MiB",
+            "--write-bps",
+            "10MiB",
+            "--",
+            "sh",
+            "-c",
+            script,
         ]);
     }
     std::thread::sleep(Duration::from_secs(10));
     let beside = rate(&brain, Duration::from_secs(10));
-    assert!(beside > alone * 0.5, "beside the hogs the neighbour did {beside:.1} a second, alone {alone:.1}");
+    assert!(
+        beside > alone * 0.5,
+        "beside the hogs the neighbour did {beside:.1} a second, alone {alone:.1}"
+    );
 
     let items = brain.items(&["ps"]);
-    let find = |name: &str| items.iter().find(|c| c["name"] == format!("{name}.1")).unwrap_or_else(|| panic!("{name}"));
-    assert_eq!(find("good")["observed"]["restarts"], 0, "the neighbour was never touched");
-    assert!(find("eater")["observed"]["last_exit"]["oom"] == true, "{:#}", find("eater"));
+    let find = |name: &str| {
+        items
+            .iter()
+            .find(|c| c["name"] == format!("{name}.1"))
+            .unwrap_or_else(|| panic!("{name}"))
+    };
+    assert_eq!(
+        find("good")["observed"]["restarts"],
+        0,
+        "the neighbour was never touched"
+    );
+    assert!(
+        find("eater")["observed"]["last_exit"]["oom"] == true,
+        "{:#}",
+        find("eater")
+    );
     let filler = eventually(Duration::from_secs(30), || {
         let items = brain.items(&["ps"]);
         let filler = items.iter().find(|c| c["name"] == "filler.1")?;
-        let reason = filler["observed"]["last_exit"]["reason"].as_str().or(filler["observed"]["reason"].as_str())?;
+        let reason = filler["observed"]["last_exit"]["reason"]
+            .as_str()
+            .or(filler["observed"]["reason"].as_str())?;
         reason.contains("disk").then(|| reason.to_owned())
     });
-    assert!(filler.is_some(), "the disk filler is stopped with its reason:\n{}", brain.berth(&["ps"]));
+    assert!(
+        filler.is_some(),
+        "the disk filler is stopped with its reason:\n{}",
+        brain.berth(&["ps"])
+    );
 
     // The flooder's log stays within its files: three of ten MiB by default.
     let size = eventually(Duration::from_secs(1), || {
-        let out = std::process::Command::new("du").args(["-sk"]).arg(agent.dir().join("state")).output().ok()?;
-        String::from_utf8_lossy(&out.stdout).split_whitespace().next()?.parse::<u64>().ok()
+        let out = std::process::Command::new("du")
+            .args(["-sk"])
+            .arg(agent.dir().join("state"))
+            .output()
+            .ok()?;
+        String::from_utf8_lossy(&out.stdout)
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
     })
     .expect("du");
     assert!(size < 60 * 1024, "logs are bounded: {size} KiB");

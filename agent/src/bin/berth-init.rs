@@ -29,16 +29,34 @@ fn main() -> ExitCode {
         eprintln!("berth-init: no program was given");
         return ExitCode::from(127);
     };
-    // Blocked before the start, so that none is lost; the standard library clears the mask in the child.
+    // Blocked, so that `wait` below gets them one by one.
     let mut signals = SigSet::all();
-    for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTTIN, Signal::SIGTTOU] {
+    for fault in [
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGILL,
+        Signal::SIGFPE,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+    ] {
         signals.remove(fault);
     }
     if let Err(error) = signals.thread_block() {
         eprintln!("berth-init: signals can't be blocked: {error}");
         return ExitCode::from(126);
     }
-    let child = match Command::new(&program).args(arguments).process_group(0).spawn() {
+    // A child inherits the mask of the thread that starts it, so another thread with an empty mask does. What reaches
+    // that one meanwhile is ignored by the kernel, as PID 1 has no handlers.
+    let mut command = Command::new(&program);
+    command.args(arguments).process_group(0);
+    let started = std::thread::spawn(move || {
+        SigSet::empty().thread_set_mask()?;
+        command.spawn()
+    });
+    let child = match started
+        .join()
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into()))
+    {
         Ok(child) => Pid::from_raw(child.id() as i32),
         Err(error) => {
             eprintln!("berth-init: {}: {error}", program.display());

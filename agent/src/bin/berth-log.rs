@@ -13,10 +13,17 @@ fn main() -> anyhow::Result<()> {
     let err = fd::inherited(4).context("fd 4 must be the container's stderr")?;
     let ready = fd::inherited(5).context("fd 5 must be the ready pipe")?;
     let (mut dir, mut uid, mut gid, mut rate) = (None, None, None, 0);
-    let mut bounds = Bounds { max_size: 10 << 20, max_files: 5 };
+    let mut bounds = Bounds {
+        max_size: 10 << 20,
+        max_files: 5,
+    };
     let mut arguments = std::env::args().skip(1);
     while let (Some(key), Some(value)) = (arguments.next(), arguments.next()) {
-        let number = || value.parse::<u64>().with_context(|| format!("{key} must be a number"));
+        let number = || {
+            value
+                .parse::<u64>()
+                .with_context(|| format!("{key} must be a number"))
+        };
         match key.as_str() {
             "dir" => dir = Some(PathBuf::from(value)),
             "max_size" => bounds.max_size = number()?.max(4096),
@@ -34,7 +41,11 @@ fn main() -> anyhow::Result<()> {
         let _ = nix::unistd::fchown(pipe, uid.map(Into::into), gid.map(Into::into));
     }
     // Whoever stops the shim or its group must not cut the container's last lines.
-    for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGINT, nix::sys::signal::SIGHUP] {
+    for signal in [
+        nix::sys::signal::SIGTERM,
+        nix::sys::signal::SIGINT,
+        nix::sys::signal::SIGHUP,
+    ] {
         nix::sys::signal::SigSet::from(signal).thread_block()?;
     }
     // The shim's folder, which must be removable.

@@ -80,7 +80,9 @@ fn parse(text: &str) -> Result<Vec<Capability>, UnknownCapability> {
     if name == "ALL" {
         return Ok(ALL.to_vec());
     }
-    let found = name.parse::<Capability>().map_err(|_| UnknownCapability(clip(text, 40)))?;
+    let found = name
+        .parse::<Capability>()
+        .map_err(|_| UnknownCapability(clip(text, 40)))?;
     Ok(vec![found])
 }
 
@@ -90,7 +92,9 @@ fn parse(text: &str) -> Result<Vec<Capability>, UnknownCapability> {
 /// When a word is no capability.
 pub fn resolve(add: &[String], drop: &[String]) -> Result<BTreeSet<u8>, UnknownCapability> {
     let number = |capability: Capability| {
-        ALL.iter().position(|other| *other == capability).and_then(|at| u8::try_from(at).ok())
+        ALL.iter()
+            .position(|other| *other == capability)
+            .and_then(|at| u8::try_from(at).ok())
     };
     let mut set: BTreeSet<u8> = DEFAULT.iter().filter_map(|c| number(*c)).collect();
     let mut added = BTreeSet::new();
@@ -117,7 +121,9 @@ pub fn resolve(add: &[String], drop: &[String]) -> Result<BTreeSet<u8>, UnknownC
 
 /// The set as oci-spec's type.
 pub fn as_oci(set: &BTreeSet<u8>) -> oci_spec::runtime::Capabilities {
-    set.iter().filter_map(|n| ALL.get(usize::from(*n)).copied()).collect()
+    set.iter()
+        .filter_map(|n| ALL.get(usize::from(*n)).copied())
+        .collect()
 }
 
 /// The capabilities in a mask as /proc shows it (`CapBnd`).
@@ -145,9 +151,18 @@ mod tests {
             (&["ALL"], &[], 41),
         ];
         for (add, drop, count) in cases {
-            assert_eq!(resolve(&words(add), &words(drop)).unwrap().len(), count, "+{add:?} -{drop:?}");
+            assert_eq!(
+                resolve(&words(add), &words(drop)).unwrap().len(),
+                count,
+                "+{add:?} -{drop:?}"
+            );
         }
-        assert!(resolve(&words(&["CAP_ROOT"]), &[]).unwrap_err().to_string().contains("NET_ADMIN"));
+        assert!(
+            resolve(&words(&["CAP_ROOT"]), &[])
+                .unwrap_err()
+                .to_string()
+                .contains("NET_ADMIN")
+        );
     }
 
     #[test]

@@ -105,7 +105,9 @@ impl HostFacts {
 
 impl std::fmt::Debug for ContainerdRuntime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ContainerdRuntime").field("containerd", &self.0.containerd).finish_non_exhaustive()
+        f.debug_struct("ContainerdRuntime")
+            .field("containerd", &self.0.containerd)
+            .finish_non_exhaustive()
     }
 }
 
@@ -166,12 +168,20 @@ impl Inner {
     /// The error of a call when the daemon isn't there.
     pub(super) fn unreachable(&self, operation: &'static str, status: Status) -> RuntimeError {
         let socket = self.containerd.socket().display().to_string();
-        RuntimeError::Unreachable { socket, operation, source: Box::new(status) }
+        RuntimeError::Unreachable {
+            socket,
+            operation,
+            source: Box::new(status),
+        }
     }
 
     pub(super) fn connection_failed(error: ContainerdError) -> RuntimeError {
         let (socket, operation) = (error.socket.clone(), error.operation);
-        RuntimeError::Unreachable { socket, operation, source: Box::new(error) }
+        RuntimeError::Unreachable {
+            socket,
+            operation,
+            source: Box::new(error),
+        }
     }
 
     /// A container's record, from memory or containerd.
@@ -186,7 +196,11 @@ impl Inner {
     /// A container's record as containerd has it now.
     pub(super) async fn fresh_record(&self, id: ContainerId) -> Result<Record, RuntimeError> {
         let body = api::GetContainerRequest { id: id.to_string() };
-        let reply = self.containerd.containers().get(self.containerd.request(body)).await;
+        let reply = self
+            .containerd
+            .containers()
+            .get(self.containerd.request(body))
+            .await;
         let reply = reply.map_err(|status| self.failed("reading the record", id, status))?;
         let container = reply.into_inner().container.unwrap_or_default();
         let record = record::read(&container).ok_or_else(|| RuntimeError::Failed {
@@ -205,8 +219,15 @@ impl Inner {
             snapshotter: self.settings.snapshotter.clone(),
             key: Self::snapshot_key(id),
         };
-        let reply = self.containerd.snapshots().mounts(self.containerd.request(body)).await;
-        Ok(reply.map_err(|status| self.failed("finding the snapshot", id, status))?.into_inner().mounts)
+        let reply = self
+            .containerd
+            .snapshots()
+            .mounts(self.containerd.request(body))
+            .await;
+        Ok(reply
+            .map_err(|status| self.failed("finding the snapshot", id, status))?
+            .into_inner()
+            .mounts)
     }
 
     /// The meaning of a snapshot's mounts.
@@ -262,7 +283,12 @@ impl Inner {
         id: ContainerId,
         work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
     ) -> Result<T, RuntimeError> {
-        let fail = |message: String| RuntimeError::Failed { operation, container: id, message, retryable: true };
+        let fail = |message: String| RuntimeError::Failed {
+            operation,
+            container: id,
+            message,
+            retryable: true,
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(fail(error.to_string())),
@@ -280,7 +306,8 @@ fn retryable(code: Code, message: &str) -> bool {
         "exec format error",
         "is not executable",
     ];
-    !matches!(code, Code::InvalidArgument | Code::Unimplemented) && !HOPELESS.iter().any(|text| message.contains(text))
+    !matches!(code, Code::InvalidArgument | Code::Unimplemented)
+        && !HOPELESS.iter().any(|text| message.contains(text))
 }
 
 /// A cgroup error as one about a container.
@@ -289,7 +316,12 @@ pub(super) fn cgroup_failed(id: ContainerId, error: &CgroupError) -> RuntimeErro
     if let Some(cause) = std::error::Error::source(error) {
         message.push_str(&format!(": {cause}"));
     }
-    RuntimeError::Failed { operation: "the control group", container: id, message, retryable: true }
+    RuntimeError::Failed {
+        operation: "the control group",
+        container: id,
+        message,
+        retryable: true,
+    }
 }
 
 /// A protobuf time in milliseconds.

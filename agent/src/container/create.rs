@@ -47,12 +47,16 @@ impl ContainerdRuntime {
                 retryable: true,
             });
         }
-        let base = inner.ranges.lock().allocate(id).ok_or_else(|| RuntimeError::Failed {
-            operation: "choosing user ids",
-            container: id,
-            message: format!("this node already has {} containers", super::idrange::SLOTS),
-            retryable: true,
-        })?;
+        let base = inner
+            .ranges
+            .lock()
+            .allocate(id)
+            .ok_or_else(|| RuntimeError::Failed {
+                operation: "choosing user ids",
+                container: id,
+                message: format!("this node already has {} containers", super::idrange::SLOTS),
+                retryable: true,
+            })?;
         let made = inner.make_at(request, base).await;
         if made.is_err() {
             inner.undo(id).await;
@@ -80,12 +84,18 @@ impl Inner {
         let nameservers = request.nameservers.clone();
         let (mounts, written) = tokio::join!(
             self.prepare(id, &request.image.chain_id),
-            self.blocking("writing the files", id, move || places.write(id, owner, &hostname, &nameservers)),
+            self.blocking("writing the files", id, move || places.write(
+                id,
+                owner,
+                &hostname,
+                &nameservers
+            )),
         );
         let (mounts, ()) = (mounts?, written?);
         let layout = Self::layout(id, &mounts)?;
         let identity = self.identity(request, &layout).await?;
-        self.prepare_layer(id, &layout, owner, request.spec.limits.disk.0).await?;
+        self.prepare_layer(id, &layout, owner, request.spec.limits.disk.0)
+            .await?;
         let bad = |error: BadSpec| RuntimeError::Failed {
             operation: "describing",
             container: id,
@@ -101,7 +111,8 @@ impl Inner {
             init: &self.settings.init_binary,
             cgroup: &cgroup,
         };
-        let oci = spec::build(&request.meta, &request.spec, &request.image.config, &host, &given).map_err(bad)?;
+        let oci =
+            spec::build(&request.meta, &request.spec, &request.image.config, &host, &given).map_err(bad)?;
         self.put(request, base, &oci, (identity.uid, identity.gid)).await
     }
 
@@ -145,7 +156,10 @@ impl Inner {
             Need::Nothing(..) => Default::default(),
             Need::Files => {
                 let (layout, dir) = (layout.clone(), self.places.state(id));
-                self.blocking("reading the image's users", id, move || rootfs::account_files(&layout, &dir)).await?
+                self.blocking("reading the image's users", id, move || {
+                    rootfs::account_files(&layout, &dir)
+                })
+                .await?
             }
         };
         users::resolve(&user, &passwd, &group).map_err(|error| RuntimeError::Failed {
@@ -196,8 +210,17 @@ impl Inner {
             message: error.to_string(),
             retryable: false,
         };
-        let stop_signal = request.image.config.config().as_ref().and_then(|c| c.stop_signal().clone());
-        let kept = Kept { spec: request.spec.clone(), stop_signal, user };
+        let stop_signal = request
+            .image
+            .config
+            .config()
+            .as_ref()
+            .and_then(|c| c.stop_signal().clone());
+        let kept = Kept {
+            spec: request.spec.clone(),
+            stop_signal,
+            user,
+        };
         let container = api::Container {
             id: id.to_string(),
             labels: record::labels(&request.meta, &request.image.manifest, base),
@@ -206,15 +229,24 @@ impl Inner {
                 name: self.settings.runtime.clone(),
                 options: self.runtime_options(),
             }),
-            spec: Some(Any { type_url: record::OCI_SPEC.into(), value: serde_json::to_vec(oci).map_err(json)? }),
+            spec: Some(Any {
+                type_url: record::OCI_SPEC.into(),
+                value: serde_json::to_vec(oci).map_err(json)?,
+            }),
             snapshotter: self.settings.snapshotter.clone(),
             snapshot_key: Self::snapshot_key(id),
             extensions: HashMap::from([(record::EXTENSION.into(), record::extension(&kept).map_err(json)?)]),
             ..Default::default()
         };
         let written = record::read(&container);
-        let body = api::CreateContainerRequest { container: Some(container) };
-        let reply = self.containerd.containers().create(self.containerd.request(body)).await;
+        let body = api::CreateContainerRequest {
+            container: Some(container),
+        };
+        let reply = self
+            .containerd
+            .containers()
+            .create(self.containerd.request(body))
+            .await;
         reply.map_err(|status| self.failed("writing the record", id, status))?;
         if let Some(written) = written {
             self.known.lock().insert(id, written);
@@ -224,8 +256,13 @@ impl Inner {
 
     pub(super) fn runtime_options(&self) -> Option<Any> {
         let binary = self.settings.runtime_binary.as_ref()?;
-        let options = RuncOptions { binary_name: binary.to_string_lossy().into_owned() };
-        Some(Any { type_url: "containerd.runc.v1.Options".into(), value: prost::Message::encode_to_vec(&options) })
+        let options = RuncOptions {
+            binary_name: binary.to_string_lossy().into_owned(),
+        };
+        Some(Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: prost::Message::encode_to_vec(&options),
+        })
     }
 
     /// Takes away what a failed attempt made; what can't be taken away now is swept later.

@@ -14,6 +14,8 @@ use super::runtime::RuntimeEvent;
 
 const QUEUE: usize = 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Time in which a daemon that is there has taken the subscription, and one that isn't has refused it.
+const SETTLE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl ContainerdRuntime {
@@ -47,10 +49,25 @@ impl Inner {
             .to_vec();
         let mut client = self.containerd.events();
         let body = api::SubscribeRequest { filters };
-        let mut stream = client.subscribe(self.containerd.request(body)).await?.into_inner();
-        // From here on nothing is missed, so this is the moment to look at everything. A full queue only means that the
+        let subscribed = client.subscribe(self.containerd.request(body));
+        tokio::pin!(subscribed);
+        // containerd answers with its first event, however late that is, so no answer soon means that it listens. From
+        // then on nothing is missed, which is the moment to look at everything. A full queue only means that the
         // reconciler has reason enough to look.
+        let early = tokio::select! {
+            reply = &mut subscribed => Some(reply?),
+            () = tokio::time::sleep(SETTLE) => None,
+            () = sender.closed() => return Ok(()),
+        };
         let _ = sender.try_send(RuntimeEvent::Relist);
+        let reply = match early {
+            Some(reply) => reply,
+            None => tokio::select! {
+                reply = &mut subscribed => reply?,
+                () = sender.closed() => return Ok(()),
+            },
+        };
+        let mut stream = reply.into_inner();
         loop {
             let envelope = tokio::select! {
                 message = stream.message() => match message? {
@@ -59,7 +76,9 @@ impl Inner {
                 },
                 () = sender.closed() => return Ok(()),
             };
-            let Some(event) = envelope.event.as_ref().and_then(event_of) else { continue };
+            let Some(event) = envelope.event.as_ref().and_then(event_of) else {
+                continue;
+            };
             if let Err(mpsc::error::TrySendError::Full(event)) = sender.try_send(event) {
                 let _ = sender.send(event).await;
             }
@@ -88,18 +107,37 @@ mod tests {
     use berth_common::id::ContainerId;
 
     fn any(name: &str, value: Vec<u8>) -> prost_types::Any {
-        prost_types::Any { type_url: name.into(), value }
+        prost_types::Any {
+            type_url: name.into(),
+            value,
+        }
     }
 
     #[test]
     fn only_ends_of_containers_and_ooms_count() {
         let id = ContainerId::random();
-        let exit = |exec: &str| TaskExit { container_id: id.to_string(), id: exec.into(), ..Default::default() };
-        let own = any("containerd.events.TaskExit", exit(&id.to_string()).encode_to_vec());
+        let exit = |exec: &str| TaskExit {
+            container_id: id.to_string(),
+            id: exec.into(),
+            ..Default::default()
+        };
+        let own = any(
+            "containerd.events.TaskExit",
+            exit(&id.to_string()).encode_to_vec(),
+        );
         assert_eq!(event_of(&own), Some(RuntimeEvent::Exited(id)));
-        assert_eq!(event_of(&any("containerd.events.TaskExit", exit("exec-1").encode_to_vec())), None);
-        let oom = TaskOom { container_id: id.to_string() }.encode_to_vec();
-        assert_eq!(event_of(&any("types.containerd.io/containerd.events.TaskOOM", oom)), Some(RuntimeEvent::Oom(id)));
+        assert_eq!(
+            event_of(&any("containerd.events.TaskExit", exit("exec-1").encode_to_vec())),
+            None
+        );
+        let oom = TaskOom {
+            container_id: id.to_string(),
+        }
+        .encode_to_vec();
+        assert_eq!(
+            event_of(&any("types.containerd.io/containerd.events.TaskOOM", oom)),
+            Some(RuntimeEvent::Oom(id))
+        );
         assert_eq!(event_of(&any("containerd.events.TaskExit", vec![255, 255])), None);
         assert_eq!(event_of(&any("containerd.events.ImageDelete", vec![])), None);
     }

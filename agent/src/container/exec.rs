@@ -29,7 +29,12 @@ const PREFIX: &str = "exec-";
 const QUEUE: usize = 32;
 
 fn problem(id: ContainerId, message: impl Into<String>, retryable: bool) -> RuntimeError {
-    RuntimeError::Failed { operation: "exec", container: id, message: message.into(), retryable }
+    RuntimeError::Failed {
+        operation: "exec",
+        container: id,
+        message: message.into(),
+        retryable,
+    }
 }
 
 /// A running exec's name and fifos; removed when it is over.
@@ -57,23 +62,38 @@ impl Exec {
 }
 
 impl ContainerdRuntime {
-    pub(super) async fn execute(&self, id: ContainerId, spec: &ExecSpec) -> Result<ExecSession, RuntimeError> {
+    pub(super) async fn execute(
+        &self,
+        id: ContainerId,
+        spec: &ExecSpec,
+    ) -> Result<ExecSession, RuntimeError> {
         let inner = &self.0;
         let record = inner.record(id).await?;
         let (container, task) = tokio::join!(inner.oci_process(id), inner.task(id));
         let task = task?.ok_or_else(|| problem(id, "the container does not run", false))?;
         let process = inner.exec_process(&record, container?, task.pid, spec).await?;
-        let exec = inner.open_exec(id, spec).map_err(|error| problem(id, error.to_string(), true))?;
+        let exec = inner
+            .open_exec(id, spec)
+            .map_err(|error| problem(id, error.to_string(), true))?;
         // Our ends first, so that the shim's never wait for us.
         let receiver = |name: &str| pipe::OpenOptions::new().open_receiver(exec.fifo(name));
-        let pipe_error = |error: std::io::Error| problem(id, format!("its pipes can't be opened: {error}"), true);
+        let pipe_error =
+            |error: std::io::Error| problem(id, format!("its pipes can't be opened: {error}"), true);
         let out = receiver("out").map_err(pipe_error)?;
-        let err = if spec.tty { None } else { Some(receiver("err").map_err(pipe_error)?) };
+        let err = if spec.tty {
+            None
+        } else {
+            Some(receiver("err").map_err(pipe_error)?)
+        };
         let body = api::ExecProcessRequest {
             container_id: id.to_string(),
             exec_id: exec.name.clone(),
             terminal: spec.tty,
-            stdin: if spec.stdin { exec.text("in") } else { String::new() },
+            stdin: if spec.stdin {
+                exec.text("in")
+            } else {
+                String::new()
+            },
             stdout: exec.text("out"),
             stderr: if spec.tty { String::new() } else { exec.text("err") },
             spec: Some(Any {
@@ -81,7 +101,11 @@ impl ContainerdRuntime {
                 value: serde_json::to_vec(&process).map_err(|error| problem(id, error.to_string(), false))?,
             }),
         };
-        let reply = inner.containerd.tasks().exec(inner.containerd.request(body)).await;
+        let reply = inner
+            .containerd
+            .tasks()
+            .exec(inner.containerd.request(body))
+            .await;
         reply.map_err(|status| inner.failed("exec", id, status))?;
         // From here on it must be ended and deleted whatever happens to our caller.
         let (up_sender, up) = mpsc::channel(QUEUE);
@@ -89,7 +113,10 @@ impl ContainerdRuntime {
         let size = spec.size;
         let stdin = spec.stdin.then(|| exec.fifo("in"));
         tokio::spawn(exec_pump::drive(exec, Pipes { stdin, out, err }, size, up, down));
-        Ok(ExecSession { up: up_sender, down: down_receiver })
+        Ok(ExecSession {
+            up: up_sender,
+            down: down_receiver,
+        })
     }
 }
 
@@ -97,12 +124,21 @@ impl Inner {
     /// The process part of a container's OCI spec.
     async fn oci_process(&self, id: ContainerId) -> Result<Process, RuntimeError> {
         let body = api::GetContainerRequest { id: id.to_string() };
-        let reply = self.containerd.containers().get(self.containerd.request(body)).await;
-        let container = reply.map_err(|status| self.failed("exec", id, status))?.into_inner().container;
+        let reply = self
+            .containerd
+            .containers()
+            .get(self.containerd.request(body))
+            .await;
+        let container = reply
+            .map_err(|status| self.failed("exec", id, status))?
+            .into_inner()
+            .container;
         let spec = container.and_then(|c| c.spec).unwrap_or_default();
-        let oci: Spec =
-            serde_json::from_slice(&spec.value).map_err(|error| problem(id, format!("damaged OCI spec: {error}"), false))?;
-        oci.process().clone().ok_or_else(|| problem(id, "damaged OCI spec: it has no process", false))
+        let oci: Spec = serde_json::from_slice(&spec.value)
+            .map_err(|error| problem(id, format!("damaged OCI spec: {error}"), false))?;
+        oci.process()
+            .clone()
+            .ok_or_else(|| problem(id, "damaged OCI spec: it has no process", false))
     }
 
     async fn exec_process(
@@ -125,7 +161,9 @@ impl Inner {
             over.entry("TERM".into()).or_insert_with(|| "xterm".into());
         }
         let base = process.env().clone().unwrap_or_default();
-        process.set_env(Some(merged_env(&base, &over).map_err(|error| bad(error.to_string()))?));
+        process.set_env(Some(
+            merged_env(&base, &over).map_err(|error| bad(error.to_string()))?,
+        ));
         process.set_args(Some(spec.args.clone()));
         process.set_terminal(Some(spec.tty));
         if let Some(dir) = &spec.working_dir {
@@ -134,7 +172,12 @@ impl Inner {
             }
             process.set_cwd(dir.into());
         }
-        if let Some(user) = spec.user.as_deref().map(str::trim).filter(|user| !user.is_empty()) {
+        if let Some(user) = spec
+            .user
+            .as_deref()
+            .map(str::trim)
+            .filter(|user| !user.is_empty())
+        {
             let identity = self.exec_identity(id, pid, user).await?;
             let who = UserBuilder::default()
                 .uid(identity.uid)
@@ -144,8 +187,16 @@ impl Inner {
                 .map_err(|error| bad(error.to_string()))?;
             process.set_user(who);
             // Only root has the container's capabilities in effect, whoever its own program runs as.
-            let all = process.capabilities().as_ref().and_then(|c| c.bounding().clone()).unwrap_or_default();
-            let held = if identity.uid == 0 { all.clone() } else { HashSet::new() };
+            let all = process
+                .capabilities()
+                .as_ref()
+                .and_then(|c| c.bounding().clone())
+                .unwrap_or_default();
+            let held = if identity.uid == 0 {
+                all.clone()
+            } else {
+                HashSet::new()
+            };
             let capabilities = LinuxCapabilitiesBuilder::default()
                 .bounding(all)
                 .effective(held.clone())
@@ -164,7 +215,10 @@ impl Inner {
             Need::Nothing(..) => Default::default(),
             Need::Files => {
                 let root = PathBuf::from(format!("/proc/{pid}/root"));
-                self.blocking("exec", id, move || rootfs::accounts_below(&rootfs::open_root(&root)?)).await?
+                self.blocking("exec", id, move || {
+                    rootfs::accounts_below(&rootfs::open_root(&root)?)
+                })
+                .await?
             }
         };
         users::resolve(user, &passwd, &group).map_err(|error| problem(id, error.to_string(), false))
@@ -174,7 +228,12 @@ impl Inner {
         let name = format!("{PREFIX}{:016x}", rand::random::<u64>());
         let dir = self.places.state(id).join(&name);
         std::fs::create_dir_all(&dir)?;
-        let exec = Exec { inner: Arc::clone(self), container: id, name, dir };
+        let exec = Exec {
+            inner: Arc::clone(self),
+            container: id,
+            name,
+            dir,
+        };
         let wanted = [("in", spec.stdin), ("out", true), ("err", !spec.tty)];
         for (fifo, _) in wanted.iter().filter(|(_, wanted)| *wanted) {
             nix::unistd::mkfifo(&exec.fifo(fifo), Mode::S_IRUSR | Mode::S_IWUSR)?;
@@ -187,7 +246,12 @@ impl Inner {
         for id in containers {
             for (name, dir) in left_over(&self.places.state(*id)) {
                 tracing::info!(container = %id, exec = name, "ending an exec that outlived its agent");
-                let exec = Exec { inner: Arc::clone(self), container: *id, name, dir };
+                let exec = Exec {
+                    inner: Arc::clone(self),
+                    container: *id,
+                    name,
+                    dir,
+                };
                 exec_pump::end(&exec).await;
             }
         }
@@ -195,10 +259,16 @@ impl Inner {
 }
 
 fn left_over(state: &Path) -> Vec<(String, PathBuf)> {
-    let Ok(entries) = std::fs::read_dir(state) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(state) else {
+        return Vec::new();
+    };
     let execs = entries.filter_map(|entry| {
         let entry = entry.ok()?;
-        let name = entry.file_name().into_string().ok().filter(|name| name.starts_with(PREFIX))?;
+        let name = entry
+            .file_name()
+            .into_string()
+            .ok()
+            .filter(|name| name.starts_with(PREFIX))?;
         Some((name, entry.path()))
     });
     execs.collect()

@@ -82,22 +82,41 @@ pub(super) async fn drive(
     };
     end(&exec).await;
     let last = match code {
-        Ok(code) => ExecDown::Exit { code: i32::try_from(code).unwrap_or(-1) },
-        Err(status) => ExecDown::Problem { problem: problem_of(&exec, &status) },
+        Ok(code) => ExecDown::Exit {
+            code: i32::try_from(code).unwrap_or(-1),
+        },
+        Err(status) => ExecDown::Problem {
+            problem: problem_of(&exec, &status),
+        },
     };
     let _ = down.send(last).await;
 }
 
 async fn start(exec: &Exec) -> Result<(), tonic::Status> {
     let containerd = &exec.inner.containerd;
-    let body = api::StartRequest { container_id: exec.container.to_string(), exec_id: exec.name.clone() };
-    containerd.tasks().start(containerd.request(body)).await.map(|_| ())
+    let body = api::StartRequest {
+        container_id: exec.container.to_string(),
+        exec_id: exec.name.clone(),
+    };
+    containerd
+        .tasks()
+        .start(containerd.request(body))
+        .await
+        .map(|_| ())
 }
 
 async fn wait(exec: &Exec) -> Result<u32, tonic::Status> {
     let containerd = &exec.inner.containerd;
-    let body = api::WaitRequest { container_id: exec.container.to_string(), exec_id: exec.name.clone() };
-    Ok(containerd.tasks().wait(containerd.request(body)).await?.into_inner().exit_status)
+    let body = api::WaitRequest {
+        container_id: exec.container.to_string(),
+        exec_id: exec.name.clone(),
+    };
+    Ok(containerd
+        .tasks()
+        .wait(containerd.request(body))
+        .await?
+        .into_inner()
+        .exit_status)
 }
 
 async fn resize(exec: &Exec, cols: u16, rows: u16) {
@@ -122,18 +141,28 @@ async fn copy(mut from: pipe::Receiver, down: &mpsc::Sender<ExecDown>, frame: im
 }
 
 /// Passes on what the person types; never ends, so that the end of input does not end the exec.
-async fn feed(exec: &Exec, stdin: Option<PathBuf>, mut up: mpsc::Receiver<ExecUp>) -> std::convert::Infallible {
+async fn feed(
+    exec: &Exec,
+    stdin: Option<PathBuf>,
+    mut up: mpsc::Receiver<ExecUp>,
+) -> std::convert::Infallible {
     let mut writer = stdin.and_then(|path| pipe::OpenOptions::new().open_sender(path).ok());
     let mut open = true;
     loop {
-        let message = if open { up.recv().await } else { std::future::pending().await };
+        let message = if open {
+            up.recv().await
+        } else {
+            std::future::pending().await
+        };
         match message {
             Some(ExecUp::Stdin { data }) => {
-                let Ok(bytes) = STANDARD.decode(data) else { continue };
-                if let Some(pipe) = &mut writer {
-                    if pipe.write_all(&bytes).await.is_err() {
-                        writer = None;
-                    }
+                let Ok(bytes) = STANDARD.decode(data) else {
+                    continue;
+                };
+                if let Some(pipe) = &mut writer
+                    && pipe.write_all(&bytes).await.is_err()
+                {
+                    writer = None;
                 }
             }
             Some(ExecUp::Resize { cols, rows }) => resize(exec, cols, rows).await,
@@ -182,10 +211,10 @@ pub(super) async fn end(exec: &Exec) {
     };
     let _ = tasks.kill(containerd.request(kill)).await;
     let _ = tokio::time::timeout(KILL_TIMEOUT, wait(exec)).await;
-    if let Err(status) = tasks.delete_process(containerd.request(delete())).await {
-        if !gone(&status) {
-            tracing::warn!(container = %exec.container, exec = exec.name, %status, "an exec could not be removed");
-        }
+    if let Err(status) = tasks.delete_process(containerd.request(delete())).await
+        && !gone(&status)
+    {
+        tracing::warn!(container = %exec.container, exec = exec.name, %status, "an exec could not be removed");
     }
 }
 
@@ -197,5 +226,8 @@ fn problem_of(exec: &Exec, status: &tonic::Status) -> Problem {
     } else {
         ErrorKind::Internal
     };
-    Problem::new(kind, format!("exec in container {} failed: {message}", exec.container))
+    Problem::new(
+        kind,
+        format!("exec in container {} failed: {message}", exec.container),
+    )
 }

@@ -23,7 +23,10 @@ pub struct Places {
 impl Places {
     /// Below these two folders.
     pub fn new(state: &Path, data: &Path) -> Self {
-        Self { state: state.to_owned(), data: data.to_owned() }
+        Self {
+            state: state.to_owned(),
+            data: data.to_owned(),
+        }
     }
 
     /// Generated files of a container.
@@ -45,7 +48,13 @@ impl Places {
     ///
     /// # Errors
     /// When the disk is full or a folder can't be written.
-    pub fn write(&self, id: ContainerId, base: u32, hostname: &str, nameservers: &[IpAddr]) -> io::Result<()> {
+    pub fn write(
+        &self,
+        id: ContainerId,
+        base: u32,
+        hostname: &str,
+        nameservers: &[IpAddr],
+    ) -> io::Result<()> {
         let dir = self.files(id);
         fs::create_dir_all(&dir)?;
         fs::create_dir_all(self.logs(id))?;
@@ -87,7 +96,11 @@ impl Places {
 
     /// Containers that have any folder here.
     pub fn known(&self) -> Vec<ContainerId> {
-        let dirs = [self.state.clone(), self.data.join("containers"), self.data.join("logs")];
+        let dirs = [
+            self.state.clone(),
+            self.data.join("containers"),
+            self.data.join("logs"),
+        ];
         dirs.iter()
             .filter_map(|dir| fs::read_dir(dir).ok())
             .flatten()
@@ -106,16 +119,24 @@ fn hosts(hostname: &str) -> String {
 /// Given servers, else the host's file without servers on its own loopback, which a container can't reach.
 fn resolv_conf(nameservers: &[IpAddr], host: &str) -> String {
     if !nameservers.is_empty() {
-        return nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        return nameservers
+            .iter()
+            .map(|server| format!("nameserver {server}\n"))
+            .collect();
     }
     let local = |line: &str| {
         let mut words = line.split_whitespace();
         words.next() == Some("nameserver")
-            && words.next().is_some_and(|ip| ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+            && words
+                .next()
+                .is_some_and(|ip| ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
     };
     let end = host.len().min(MAX_RESOLV);
     let text = host.get(..end).unwrap_or_default();
-    text.lines().filter(|line| !local(line)).map(|line| format!("{line}\n")).collect()
+    text.lines()
+        .filter(|line| !local(line))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -125,8 +146,14 @@ mod tests {
     #[test]
     fn resolv_conf_table() {
         let host = "search a.b\nnameserver 127.0.0.53\nnameserver 9.9.9.9\noptions edns0\n";
-        assert_eq!(resolv_conf(&[], host), "search a.b\nnameserver 9.9.9.9\noptions edns0\n");
-        assert_eq!(resolv_conf(&["10.0.0.1".parse().unwrap()], host), "nameserver 10.0.0.1\n");
+        assert_eq!(
+            resolv_conf(&[], host),
+            "search a.b\nnameserver 9.9.9.9\noptions edns0\n"
+        );
+        assert_eq!(
+            resolv_conf(&["10.0.0.1".parse().unwrap()], host),
+            "nameserver 10.0.0.1\n"
+        );
         assert!(hosts("web-1").contains("\tweb-1\n"));
     }
 

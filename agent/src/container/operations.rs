@@ -14,7 +14,8 @@ use super::containerd::{ContainerdRuntime, Inner, millis};
 use super::exit::signal_number;
 use super::record;
 use super::runtime::{
-    CreateRequest, ExecSession, Runtime, RuntimeContainer, RuntimeError, RuntimeEvent, Started, TaskExit, TaskState,
+    CreateRequest, ExecSession, Runtime, RuntimeContainer, RuntimeError, RuntimeEvent, Started, TaskExit,
+    TaskState,
 };
 
 /// What is sent when neither spec nor image names a signal.
@@ -23,7 +24,11 @@ const SIGTERM: i32 = 15;
 #[async_trait]
 impl Runtime for ContainerdRuntime {
     async fn version(&self) -> Result<String, RuntimeError> {
-        self.0.containerd.version().await.map_err(Inner::connection_failed)
+        self.0
+            .containerd
+            .version()
+            .await
+            .map_err(Inner::connection_failed)
     }
 
     async fn list(&self) -> Result<Vec<RuntimeContainer>, RuntimeError> {
@@ -32,9 +37,14 @@ impl Runtime for ContainerdRuntime {
         let mut client = self.0.containerd.tasks();
         let (containers, tasks) = tokio::join!(self.0.all(), client.list(self.0.containerd.request(body)));
         let containers = containers?;
-        let tasks = tasks.map_err(|status| self.0.unreachable("listing processes", status))?.into_inner().tasks;
-        let mut tasks: HashMap<String, Process> =
-            tasks.into_iter().map(|task| (key_of(&task).to_owned(), task)).collect();
+        let tasks = tasks
+            .map_err(|status| self.0.unreachable("listing processes", status))?
+            .into_inner()
+            .tasks;
+        let mut tasks: HashMap<String, Process> = tasks
+            .into_iter()
+            .map(|task| (key_of(&task).to_owned(), task))
+            .collect();
         let mut found = Vec::with_capacity(containers.len());
         for container in containers {
             let Some(record) = record::read(&container) else {
@@ -66,12 +76,31 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn signal(&self, id: ContainerId, signal: i32, all: bool) -> Result<(), RuntimeError> {
-        let signal = u32::try_from(signal).ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| {
-            let message = format!("{signal} is not a signal");
-            RuntimeError::Failed { operation: "signalling", container: id, message, retryable: false }
-        })?;
-        let body = api::KillRequest { container_id: id.to_string(), signal, all, ..Default::default() };
-        match self.0.containerd.tasks().kill(self.0.containerd.request(body)).await {
+        let signal = u32::try_from(signal)
+            .ok()
+            .filter(|n| (1..=64).contains(n))
+            .ok_or_else(|| {
+                let message = format!("{signal} is not a signal");
+                RuntimeError::Failed {
+                    operation: "signalling",
+                    container: id,
+                    message,
+                    retryable: false,
+                }
+            })?;
+        let body = api::KillRequest {
+            container_id: id.to_string(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        match self
+            .0
+            .containerd
+            .tasks()
+            .kill(self.0.containerd.request(body))
+            .await
+        {
             Ok(_) => Ok(()),
             // It ended meanwhile, which is what signals are for.
             Err(status) if status.message().contains("process already finished") => Ok(()),
@@ -82,7 +111,9 @@ impl Runtime for ContainerdRuntime {
     async fn stop_signal(&self, id: ContainerId) -> Result<i32, RuntimeError> {
         let kept = self.0.record(id).await?.kept;
         let named = kept.spec.stop_signal.as_deref().and_then(signal_number);
-        Ok(named.or_else(|| kept.stop_signal.as_deref().and_then(signal_number)).unwrap_or(SIGTERM))
+        Ok(named
+            .or_else(|| kept.stop_signal.as_deref().and_then(signal_number))
+            .unwrap_or(SIGTERM))
     }
 
     async fn collect(&self, id: ContainerId) -> Result<Option<TaskExit>, RuntimeError> {
@@ -103,12 +134,15 @@ impl Runtime for ContainerdRuntime {
 
     async fn oom_kills(&self, id: ContainerId) -> Result<u64, RuntimeError> {
         self.0.record(id).await?;
-        self.0.oom_kills_now(id).await.ok_or_else(|| RuntimeError::Failed {
-            operation: "counting OOM kills",
-            container: id,
-            message: "it has no cgroup that could be read; it does not run".into(),
-            retryable: true,
-        })
+        self.0
+            .oom_kills_now(id)
+            .await
+            .ok_or_else(|| RuntimeError::Failed {
+                operation: "counting OOM kills",
+                container: id,
+                message: "it has no cgroup that could be read; it does not run".into(),
+                retryable: true,
+            })
     }
 
     async fn disk_usage(&self, id: ContainerId) -> Result<u64, RuntimeError> {
@@ -126,7 +160,11 @@ impl Runtime for ContainerdRuntime {
 
 /// A listed task's container: containerd 1.6 gives it as `id`, and leaves `container_id` empty.
 fn key_of(task: &Process) -> &str {
-    if task.container_id.is_empty() { &task.id } else { &task.container_id }
+    if task.container_id.is_empty() {
+        &task.id
+    } else {
+        &task.container_id
+    }
 }
 
 impl ContainerdRuntime {
@@ -146,7 +184,10 @@ impl ContainerdRuntime {
             TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
                 // Another pid's note is of an earlier run.
                 let started_at = started.filter(|(pid, _)| *pid == task.pid).map(|(_, at)| at);
-                TaskState::Running { pid: task.pid, started_at }
+                TaskState::Running {
+                    pid: task.pid,
+                    started_at,
+                }
             }
             // The shim doesn't answer; containerd takes such a task away by itself.
             TaskStatus::Unknown => TaskState::None,
@@ -164,13 +205,26 @@ impl ContainerdRuntime {
         }
         let inner = &self.0;
         let mut tasks = inner.containerd.tasks();
-        let kill =
-            api::KillRequest { container_id: container.id.clone(), signal: 9, all: true, ..Default::default() };
+        let kill = api::KillRequest {
+            container_id: container.id.clone(),
+            signal: 9,
+            all: true,
+            ..Default::default()
+        };
         let _ = tasks.kill(inner.containerd.request(kill)).await;
-        let task = api::DeleteTaskRequest { container_id: container.id.clone() };
+        let task = api::DeleteTaskRequest {
+            container_id: container.id.clone(),
+        };
         let _ = tasks.delete(inner.containerd.request(task)).await;
-        let body = api::DeleteContainerRequest { id: container.id.clone() };
-        if let Err(status) = inner.containerd.containers().delete(inner.containerd.request(body)).await {
+        let body = api::DeleteContainerRequest {
+            id: container.id.clone(),
+        };
+        if let Err(status) = inner
+            .containerd
+            .containers()
+            .delete(inner.containerd.request(body))
+            .await
+        {
             tracing::warn!(container = %container.id, %status, "it could not be removed; trying again at the next look");
         }
     }

@@ -84,7 +84,10 @@ pub fn labels(meta: &ContainerMeta, image: &Digest, base: u32) -> HashMap<String
 /// # Errors
 /// Never in practice: the types always serialise.
 pub fn extension(kept: &Kept) -> Result<Any, serde_json::Error> {
-    Ok(Any { type_url: KEPT_TYPE.to_owned(), value: serde_json::to_vec(kept)? })
+    Ok(Any {
+        type_url: KEPT_TYPE.to_owned(),
+        value: serde_json::to_vec(kept)?,
+    })
 }
 
 /// Reads a container back; `None` if it was not made by berth or can't be understood.
@@ -139,16 +142,25 @@ mod tests {
             "limits": Limits::default(), "stop_grace_secs": 1,
         }))
         .unwrap();
-        let kept = Kept { spec, stop_signal: Some("SIGINT".into()), user: (33, 34) };
+        let kept = Kept {
+            spec,
+            stop_signal: Some("SIGINT".into()),
+            user: (33, 34),
+        };
         let mut container = Container {
             id: meta.id.to_string(),
             labels: labels(&meta, &Digest::of(b"x"), 0x7001_0000),
             extensions: HashMap::from([(EXTENSION.to_owned(), extension(&kept).unwrap())]),
             ..Default::default()
         };
-        container.labels.insert(STARTED.into(), started_label(7, UnixMillis(9)));
+        container
+            .labels
+            .insert(STARTED.into(), started_label(7, UnixMillis(9)));
         let record = read(&container).unwrap();
-        assert_eq!((&record.meta, record.base, record.complete), (&meta, 0x7001_0000, true));
+        assert_eq!(
+            (&record.meta, record.base, record.complete),
+            (&meta, 0x7001_0000, true)
+        );
         assert_eq!(record.started, Some((7, UnixMillis(9))));
         assert_eq!(record.kept.spec, kept.spec);
         container.labels.insert(COMPLETE.into(), "0".into());

@@ -26,7 +26,9 @@ impl ContainerdRuntime {
     pub(super) async fn take_exit(&self, id: ContainerId) -> Result<Option<TaskExit>, RuntimeError> {
         let inner = &self.0;
         let _lock = inner.lock(id).await;
-        let Some(task) = inner.task(id).await? else { return Ok(None) };
+        let Some(task) = inner.task(id).await? else {
+            return Ok(None);
+        };
         if task.status() != TaskStatus::Stopped {
             return Err(RuntimeError::Failed {
                 operation: "collecting the end",
@@ -37,8 +39,15 @@ impl ContainerdRuntime {
         }
         // Its cgroup goes with the task.
         let oom_kills = inner.oom_kills_now(id).await;
-        let body = api::DeleteTaskRequest { container_id: id.to_string() };
-        let (code, at) = match inner.containerd.tasks().delete(inner.containerd.request(body)).await {
+        let body = api::DeleteTaskRequest {
+            container_id: id.to_string(),
+        };
+        let (code, at) = match inner
+            .containerd
+            .tasks()
+            .delete(inner.containerd.request(body))
+            .await
+        {
             Ok(reply) => {
                 let reply = reply.into_inner();
                 (reply.exit_status, millis(reply.exited_at))
@@ -47,7 +56,11 @@ impl ContainerdRuntime {
             Err(status) => return Err(inner.failed("collecting the end", id, status)),
         };
         inner.remove_cgroup(id).await?;
-        Ok(Some(TaskExit { code: i32::try_from(code).unwrap_or(-1), at, oom_kills }))
+        Ok(Some(TaskExit {
+            code: i32::try_from(code).unwrap_or(-1),
+            at,
+            oom_kills,
+        }))
     }
 
     pub(super) async fn destroy(&self, id: ContainerId) -> Result<(), RuntimeError> {
@@ -69,7 +82,12 @@ impl ContainerdRuntime {
         snapshot?;
         folders?;
         let body = api::DeleteContainerRequest { id: id.to_string() };
-        match inner.containerd.containers().delete(inner.containerd.request(body)).await {
+        match inner
+            .containerd
+            .containers()
+            .delete(inner.containerd.request(body))
+            .await
+        {
             Ok(_) => {}
             Err(status) if status.code() == Code::NotFound => {}
             Err(status) => return Err(inner.failed("removing the record", id, status)),
@@ -78,7 +96,10 @@ impl ContainerdRuntime {
         inner.known.lock().remove(&id);
         drop(lock);
         // Others may wait for the lock: they keep their own handle on it.
-        inner.locks.lock().retain(|key, lock| *key != id || Arc::strong_count(lock) > 1);
+        inner
+            .locks
+            .lock()
+            .retain(|key, lock| *key != id || Arc::strong_count(lock) > 1);
         Ok(())
     }
 }
@@ -86,10 +107,15 @@ impl ContainerdRuntime {
 impl Inner {
     /// Kills and forgets a container's process, whatever its state; none is fine.
     pub(super) async fn end_task(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        let Some(task) = self.task(id).await? else { return Ok(()) };
+        let Some(task) = self.task(id).await? else {
+            return Ok(());
+        };
         let mut client = self.containerd.tasks();
         if task.status() != TaskStatus::Stopped {
-            let wait = api::WaitRequest { container_id: id.to_string(), exec_id: String::new() };
+            let wait = api::WaitRequest {
+                container_id: id.to_string(),
+                exec_id: String::new(),
+            };
             let kill = api::KillRequest {
                 container_id: id.to_string(),
                 signal: nix::libc::SIGKILL as u32,
@@ -115,7 +141,9 @@ impl Inner {
                 }
             }
         }
-        let body = api::DeleteTaskRequest { container_id: id.to_string() };
+        let body = api::DeleteTaskRequest {
+            container_id: id.to_string(),
+        };
         match client.delete(self.containerd.request(body)).await {
             Ok(_) => Ok(()),
             Err(status) if gone(&status) => Ok(()),
@@ -127,7 +155,9 @@ impl Inner {
     pub(super) async fn oom_kills_now(&self, id: ContainerId) -> Option<u64> {
         let tenant = self.record(id).await.ok()?.meta.tenant;
         let cgroups = Arc::clone(&self.cgroups);
-        tokio::task::spawn_blocking(move || cgroups.stats(tenant, id).oom_kills).await.ok()?
+        tokio::task::spawn_blocking(move || cgroups.stats(tenant, id).oom_kills)
+            .await
+            .ok()?
     }
 
     /// Removes what the runtime left of a dead container's cgroup.

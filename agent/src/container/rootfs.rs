@@ -52,7 +52,12 @@ pub fn layout(mounts: &[Mount]) -> Option<Layout> {
             _ => rest.push(option.clone()),
         }
     }
-    Some(Layout::Overlay { lower: lower?, upper: upper?, work: work?, rest })
+    Some(Layout::Overlay {
+        lower: lower?,
+        upper: upper?,
+        work: work?,
+        rest,
+    })
 }
 
 /// Where the writable layer of `layout` is on the host, if it is a directory of its own.
@@ -69,7 +74,9 @@ pub fn writable(layout: &Layout) -> Option<&Path> {
 /// # Errors
 /// As chown(2).
 pub fn give_writable(layout: &Layout, base: u32) -> io::Result<()> {
-    let Layout::Overlay { upper, work, .. } = layout else { return Ok(()) };
+    let Layout::Overlay { upper, work, .. } = layout else {
+        return Ok(());
+    };
     for dir in [upper, work] {
         let found = fs::symlink_metadata(dir)?;
         let shift = |id: u32| if id < idrange::SIZE { base + id } else { id };
@@ -113,9 +120,18 @@ pub fn mapped(layout: &Layout, dir: &Path, base: u32) -> io::Result<(Vec<Mount>,
     fresh_dir(&target)?;
     let namespace = idmap::user_namespace(base)?;
     match layout {
-        Layout::Overlay { lower, upper, work, rest } => {
-            let shared = common_parent(lower)
-                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the image's layers have no common folder"))?;
+        Layout::Overlay {
+            lower,
+            upper,
+            work,
+            rest,
+        } => {
+            let shared = common_parent(lower).ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the image's layers have no common folder",
+                )
+            })?;
             idmap::mount(&shared, &target, &namespace)?;
             let held = Mounted(target.clone());
             let shift = |path: &PathBuf| match path.strip_prefix(&shared) {
@@ -127,7 +143,12 @@ pub fn mapped(layout: &Layout, dir: &Path, base: u32) -> io::Result<(Vec<Mount>,
             options.push(format!("workdir={}", work.display()));
             options.push(format!("upperdir={}", upper.display()));
             options.push(format!("lowerdir={}", dirs.join(":")));
-            let mount = Mount { r#type: "overlay".into(), source: "overlay".into(), options, ..Default::default() };
+            let mount = Mount {
+                r#type: "overlay".into(),
+                source: "overlay".into(),
+                options,
+                ..Default::default()
+            };
             Ok((vec![mount], held))
         }
         Layout::Whole(whole) => {
@@ -140,7 +161,15 @@ pub fn mapped(layout: &Layout, dir: &Path, base: u32) -> io::Result<(Vec<Mount>,
             drop(under);
             let source = target.to_string_lossy().into_owned();
             let options = vec!["bind".to_owned(), "rw".to_owned()];
-            Ok((vec![Mount { r#type: "bind".into(), source, options, ..Default::default() }], held))
+            Ok((
+                vec![Mount {
+                    r#type: "bind".into(),
+                    source,
+                    options,
+                    ..Default::default()
+                }],
+                held,
+            ))
         }
     }
 }
@@ -148,11 +177,28 @@ pub fn mapped(layout: &Layout, dir: &Path, base: u32) -> io::Result<(Vec<Mount>,
 fn mount_whole(mount: &Mount, target: &Path) -> io::Result<()> {
     let source = Path::new(&mount.source);
     if mount.r#type == "bind" {
-        return Ok(nix::mount::mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?);
+        return Ok(nix::mount::mount(
+            Some(source),
+            target,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?);
     }
-    let data: Vec<&str> = mount.options.iter().map(String::as_str).filter(|o| !matches!(*o, "rw" | "ro")).collect();
+    let data: Vec<&str> = mount
+        .options
+        .iter()
+        .map(String::as_str)
+        .filter(|o| !matches!(*o, "rw" | "ro"))
+        .collect();
     let kind = Some(mount.r#type.as_str());
-    Ok(nix::mount::mount(Some(source), target, kind, MsFlags::empty(), Some(data.join(",").as_str()))?)
+    Ok(nix::mount::mount(
+        Some(source),
+        target,
+        kind,
+        MsFlags::empty(),
+        Some(data.join(",").as_str()),
+    )?)
 }
 
 /// Runs `work` on the path of a whole-root snapshot, mounted for the moment.
@@ -190,7 +236,13 @@ pub fn account_files(layout: &Layout, dir: &Path) -> io::Result<(String, String)
             // Through a short path: the option string of a mount is limited to a page.
             let (short, root) = (dir.join("s"), dir.join("r"));
             fresh_dir(&short)?;
-            nix::mount::mount(Some(&shared), &short, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            nix::mount::mount(
+                Some(&shared),
+                &short,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )?;
             let _short = Mounted(short.clone());
             fresh_dir(&root)?;
             let dirs: Vec<String> = lower
@@ -199,7 +251,13 @@ pub fn account_files(layout: &Layout, dir: &Path) -> io::Result<(String, String)
                 .map(|tail| short.join(tail).to_string_lossy().into_owned())
                 .collect();
             let data = format!("lowerdir={}", dirs.join(":"));
-            nix::mount::mount(Some("overlay"), &root, Some("overlay"), MsFlags::MS_RDONLY, Some(data.as_str()))?;
+            nix::mount::mount(
+                Some("overlay"),
+                &root,
+                Some("overlay"),
+                MsFlags::MS_RDONLY,
+                Some(data.as_str()),
+            )?;
             let _root = Mounted(root.clone());
             accounts_below(&open_root(&root)?)
         }
@@ -252,14 +310,30 @@ mod tests {
     fn overlay_options_are_understood() {
         let mount = Mount {
             r#type: "overlay".into(),
-            options: ["index=off", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs"]
-                .map(String::from)
-                .to_vec(),
+            options: [
+                "index=off",
+                "workdir=/s/3/work",
+                "upperdir=/s/3/fs",
+                "lowerdir=/s/2/fs:/s/1/fs",
+            ]
+            .map(String::from)
+            .to_vec(),
             ..Default::default()
         };
-        let Some(Layout::Overlay { lower, upper, work, rest }) = layout(&[mount]) else { panic!() };
+        let Some(Layout::Overlay {
+            lower,
+            upper,
+            work,
+            rest,
+        }) = layout(&[mount])
+        else {
+            panic!()
+        };
         assert_eq!(lower, [PathBuf::from("/s/2/fs"), PathBuf::from("/s/1/fs")]);
-        assert_eq!((upper, work), (PathBuf::from("/s/3/fs"), PathBuf::from("/s/3/work")));
+        assert_eq!(
+            (upper, work),
+            (PathBuf::from("/s/3/fs"), PathBuf::from("/s/3/work"))
+        );
         assert_eq!(rest, ["index=off"]);
         assert_eq!(common_parent(&lower), Some(PathBuf::from("/s")));
         assert_eq!(layout(&[]), None);
@@ -273,7 +347,10 @@ mod tests {
         fs::write(dir.path().join("secret"), "outside").unwrap();
         std::os::unix::fs::symlink("../../../secret", etc.join("passwd")).unwrap();
         nix::unistd::mkfifo(&etc.join("group"), nix::sys::stat::Mode::S_IRUSR).unwrap();
-        assert_eq!(accounts_below(&open_root(&root).unwrap()).unwrap(), (String::new(), String::new()));
+        assert_eq!(
+            accounts_below(&open_root(&root).unwrap()).unwrap(),
+            (String::new(), String::new())
+        );
         fs::write(root.join("secret"), "inside").unwrap();
         assert_eq!(accounts_below(&open_root(&root).unwrap()).unwrap().0, "inside");
     }

@@ -99,7 +99,10 @@ const WITH_CAPABILITY: [(u8, &str); 13] = [
     // SYS_TTY_CONFIG
     (26, "vhangup"),
     // SYS_NICE
-    (23, "get_mempolicy mbind set_mempolicy set_mempolicy_home_node migrate_pages move_pages"),
+    (
+        23,
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node migrate_pages move_pages",
+    ),
     // SYSLOG
     (34, "syslog"),
     // BPF and PERFMON
@@ -109,13 +112,27 @@ const WITH_CAPABILITY: [(u8, &str); 13] = [
 /// Namespace flags of clone(2).
 const CLONE_NAMESPACES: u64 = 0x7E02_0000;
 
-fn rule(names: impl IntoIterator<Item = String>, args: Vec<LinuxSeccompArg>) -> Result<LinuxSyscall, OciSpecError> {
+fn rule(
+    names: impl IntoIterator<Item = String>,
+    args: Vec<LinuxSeccompArg>,
+) -> Result<LinuxSyscall, OciSpecError> {
     let names: Vec<String> = names.into_iter().collect();
-    let builder = LinuxSyscallBuilder::default().names(names).action(LinuxSeccompAction::ScmpActAllow);
-    if args.is_empty() { builder.build() } else { builder.args(args).build() }
+    let builder = LinuxSyscallBuilder::default()
+        .names(names)
+        .action(LinuxSeccompAction::ScmpActAllow);
+    if args.is_empty() {
+        builder.build()
+    } else {
+        builder.args(args).build()
+    }
 }
 
-fn argument(index: usize, op: LinuxSeccompOperator, value: u64, two: Option<u64>) -> Result<LinuxSeccompArg, OciSpecError> {
+fn argument(
+    index: usize,
+    op: LinuxSeccompOperator,
+    value: u64,
+    two: Option<u64>,
+) -> Result<LinuxSeccompArg, OciSpecError> {
     let builder = LinuxSeccompArgBuilder::default().index(index).op(op).value(value);
     match two {
         Some(two) => builder.value_two(two).build(),
@@ -164,11 +181,17 @@ pub fn profile(capabilities: &BTreeSet<u8>, machine: &str) -> Result<LinuxSeccom
     let mut rules = vec![rule(allowed, Vec::new())?];
     // personality(2): only the harmless ones: default, 32-bit uname, their unions, and the query.
     for value in [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff] {
-        rules.push(rule(words("personality"), vec![argument(0, ScmpCmpEq, value, None)?])?);
+        rules.push(rule(
+            words("personality"),
+            vec![argument(0, ScmpCmpEq, value, None)?],
+        )?);
     }
     // Plain sockets, UNIX, IPv4, IPv6, netlink; not AF_VSOCK (reaches the hypervisor), AF_ALG, packet of other worlds.
     for family in [1, 2, 10, 16] {
-        rules.push(rule(words("socket"), vec![argument(0, ScmpCmpEq, family, None)?])?);
+        rules.push(rule(
+            words("socket"),
+            vec![argument(0, ScmpCmpEq, family, None)?],
+        )?);
     }
     if capabilities.contains(&13) {
         rules.push(rule(words("socket"), vec![argument(0, ScmpCmpEq, 17, None)?])?);
@@ -176,7 +199,10 @@ pub fn profile(capabilities: &BTreeSet<u8>, machine: &str) -> Result<LinuxSeccom
     if !admin {
         // Threads and processes yes, new namespaces no. On s390 the flags are the second argument.
         let flags = usize::from(machine == "s390x");
-        rules.push(rule(words("clone"), vec![argument(flags, ScmpCmpMaskedEq, CLONE_NAMESPACES, Some(0))?])?);
+        rules.push(rule(
+            words("clone"),
+            vec![argument(flags, ScmpCmpMaskedEq, CLONE_NAMESPACES, Some(0))?],
+        )?);
         // clone3 hides its flags behind a pointer that no filter can follow: ENOSYS makes C libraries use clone.
         rules.push(
             LinuxSyscallBuilder::default()

@@ -48,7 +48,13 @@ const MASKED: [&str; 13] = [
     "/sys/firmware",
     "/sys/kernel/security",
 ];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// What a spec depends on besides the request.
 #[derive(Debug, Clone)]
@@ -167,7 +173,10 @@ pub fn merged_env<'a>(
         }
     }
     env.extend(over.clone());
-    let list: Vec<String> = env.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let list: Vec<String> = env
+        .into_iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     if list.iter().any(|entry| entry.contains('\0')) {
         return Err(BadSpec::Nul("env"));
     }
@@ -176,9 +185,14 @@ pub fn merged_env<'a>(
 
 fn absolute(what: &'static str, path: &str) -> Result<PathBuf, BadSpec> {
     let given = Path::new(path);
-    let dots = given.components().any(|c| matches!(c, std::path::Component::ParentDir));
+    let dots = given
+        .components()
+        .any(|c| matches!(c, std::path::Component::ParentDir));
     if !given.is_absolute() || dots || path.contains('\0') {
-        return Err(BadSpec::Path { what, path: berth_common::id::clip(path, 80) });
+        return Err(BadSpec::Path {
+            what,
+            path: berth_common::id::clip(path, 80),
+        });
     }
     Ok(given.to_owned())
 }
@@ -187,7 +201,11 @@ fn absolute(what: &'static str, path: &str) -> Result<PathBuf, BadSpec> {
 ///
 /// # Errors
 /// Never in practice: only if oci-spec's builders refuse.
-pub fn resources(limits: &Limits, device: Option<Device>, privileged: bool) -> Result<LinuxResources, OciSpecError> {
+pub fn resources(
+    limits: &Limits,
+    device: Option<Device>,
+    privileged: bool,
+) -> Result<LinuxResources, OciSpecError> {
     let mut cpu = LinuxCpu::default();
     cpu.set_quota(i64::try_from(cgroup::quota_us(limits.cpu)).ok());
     cpu.set_period(Some(cgroup::CPU_PERIOD_US));
@@ -199,13 +217,30 @@ pub fn resources(limits: &Limits, device: Option<Device>, privileged: bool) -> R
     memory.set_swap(Some(bytes));
     let mut pids = LinuxPids::default();
     pids.set_limit(i64::from(limits.pids));
-    let devices = vec![LinuxDeviceCgroupBuilder::default().allow(privileged).access("rwm").build()?];
-    let builder = LinuxResourcesBuilder::default().devices(devices).cpu(cpu).memory(memory).pids(pids);
-    let Some(device) = device else { return builder.build() };
+    let devices = vec![
+        LinuxDeviceCgroupBuilder::default()
+            .allow(privileged)
+            .access("rwm")
+            .build()?,
+    ];
+    let builder = LinuxResourcesBuilder::default()
+        .devices(devices)
+        .cpu(cpu)
+        .memory(memory)
+        .pids(pids);
+    let Some(device) = device else {
+        return builder.build();
+    };
     let throttle = |rate: u64| -> Result<Vec<LinuxThrottleDevice>, OciSpecError> {
         let major = i64::try_from(device.major).unwrap_or_default();
         let minor = i64::try_from(device.minor).unwrap_or_default();
-        Ok(vec![LinuxThrottleDeviceBuilder::default().major(major).minor(minor).rate(rate).build()?])
+        Ok(vec![
+            LinuxThrottleDeviceBuilder::default()
+                .major(major)
+                .minor(minor)
+                .rate(rate)
+                .build()?,
+        ])
     };
     let block = LinuxBlockIoBuilder::default()
         .throttle_read_bps_device(throttle(limits.io.read_bps.0)?)
@@ -229,20 +264,42 @@ fn mounts(spec: &ContainerSpec, host: &Host, given: &Given<'_>) -> Result<Vec<Mo
     let sys = if spec.privileged { "rw" } else { "ro" };
     let mut list = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        )?,
         mount(
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         )?,
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", SHM])?,
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", SHM],
+        )?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys])?,
     ];
     if host.cgroup_namespaces || host.cgroup_version == 1 {
         // Read-only also when privileged: limits are not the container's to change.
-        list.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"])?);
+        list.push(mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        )?);
     }
     for tmpfs in &spec.tmpfs {
         let target = absolute("tmpfs", &tmpfs.path)?;
@@ -253,10 +310,20 @@ fn mounts(spec: &ContainerSpec, host: &Host, given: &Given<'_>) -> Result<Vec<Mo
     for name in ["hosts", "hostname", "resolv.conf"] {
         let source = given.files.join(name);
         let options = ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"];
-        list.push(mount(&format!("/etc/{name}"), "bind", &source.to_string_lossy(), &options)?);
+        list.push(mount(
+            &format!("/etc/{name}"),
+            "bind",
+            &source.to_string_lossy(),
+            &options,
+        )?);
     }
     if spec.init {
-        list.push(mount(INIT, "bind", &given.init.to_string_lossy(), &["bind", "ro", "nosuid", "nodev", "rprivate"])?);
+        list.push(mount(
+            INIT,
+            "bind",
+            &given.init.to_string_lossy(),
+            &["bind", "ro", "nosuid", "nodev", "rprivate"],
+        )?);
     }
     Ok(list)
 }
@@ -275,7 +342,10 @@ fn namespaces(spec: &ContainerSpec, host: &Host) -> Result<Vec<LinuxNamespace>, 
     if !spec.privileged {
         kinds.push(LinuxNamespaceType::User);
     }
-    kinds.into_iter().map(|kind| LinuxNamespaceBuilder::default().typ(kind).build()).collect()
+    kinds
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect()
 }
 
 fn process(
@@ -289,12 +359,20 @@ fn process(
     let path = DEFAULT_PATH.to_owned();
     let image_env = config.and_then(|c| c.env().clone()).unwrap_or_default();
     let env = merged_env(std::iter::once(&path).chain(&image_env), &spec.env)?;
-    let image_dir = config.and_then(|c| c.working_dir().as_deref()).filter(|d| !d.is_empty());
-    let cwd = absolute("working directory", spec.working_dir.as_deref().or(image_dir).unwrap_or("/"))?;
+    let image_dir = config
+        .and_then(|c| c.working_dir().as_deref())
+        .filter(|d| !d.is_empty());
+    let cwd = absolute(
+        "working directory",
+        spec.working_dir.as_deref().or(image_dir).unwrap_or("/"),
+    )?;
     let set = caps::as_oci(capabilities);
     // Root has them in effect; another user gets none, but may reach the bounding set's by file capabilities unless
     // no_new_privileges forbids it. Nothing is inheritable or ambient.
-    let mut oci = LinuxCapabilitiesBuilder::default().bounding(set.clone()).inheritable([]).ambient([]);
+    let mut oci = LinuxCapabilitiesBuilder::default()
+        .bounding(set.clone())
+        .inheritable([])
+        .ambient([]);
     oci = if given.identity.uid == 0 {
         oci.effective(set.clone()).permitted(set)
     } else {
@@ -369,7 +447,12 @@ pub fn build(
     }
     Ok(SpecBuilder::default()
         .version("1.0.2")
-        .root(RootBuilder::default().path("rootfs").readonly(spec.read_only).build()?)
+        .root(
+            RootBuilder::default()
+                .path("rootfs")
+                .readonly(spec.read_only)
+                .build()?,
+        )
         .hostname(hostname(meta, spec))
         .process(process)
         .mounts(mounts(spec, host, given)?)

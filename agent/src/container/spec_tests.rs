@@ -82,13 +82,24 @@ fn entrypoint_and_command_combine_as_people_expect() {
         (Some("/e"), Some("c d"), "/e c d"),
     ];
     for (entry, command, want) in cases {
-        let spec = ContainerSpec { entrypoint: entry.map(words), command: command.map(words), ..plain() };
+        let spec = ContainerSpec {
+            entrypoint: entry.map(words),
+            command: command.map(words),
+            ..plain()
+        };
         assert_eq!(args_of(&make(&spec, &full, &root).unwrap()).join(" "), want);
     }
     let empty = image(serde_json::json!({}));
     assert!(matches!(make(&plain(), &empty, &root), Err(BadSpec::NoCommand)));
-    let spec = ContainerSpec { command: Some(words("sh")), init: true, ..plain() };
-    assert_eq!(args_of(&make(&spec, &empty, &root).unwrap()), ["/dev/.berth-init", "sh"]);
+    let spec = ContainerSpec {
+        command: Some(words("sh")),
+        init: true,
+        ..plain()
+    };
+    assert_eq!(
+        args_of(&make(&spec, &empty, &root).unwrap()),
+        ["/dev/.berth-init", "sh"]
+    );
 }
 
 #[test]
@@ -96,7 +107,16 @@ fn env_user_and_place_come_from_image_then_user() {
     let base = image(serde_json::json!({"Cmd": ["x"], "Env": ["A=1", "B=2"], "WorkingDir": "/srv"}));
     let mut spec = plain();
     spec.env.insert("B".into(), "3".into());
-    let made = make(&spec, &base, &Identity { uid: 33, gid: 34, groups: vec![40] }).unwrap();
+    let made = make(
+        &spec,
+        &base,
+        &Identity {
+            uid: 33,
+            gid: 34,
+            groups: vec![40],
+        },
+    )
+    .unwrap();
     let process = made.process().as_ref().unwrap();
     let env = process.env().clone().unwrap();
     assert!(env.contains(&"A=1".to_owned()) && env.contains(&"B=3".to_owned()));
@@ -104,7 +124,10 @@ fn env_user_and_place_come_from_image_then_user() {
     assert_eq!(process.cwd(), Path::new("/srv"));
     assert_eq!((process.user().uid(), process.user().gid()), (33, 34));
     let caps = process.capabilities().as_ref().unwrap();
-    assert!(caps.effective().as_ref().unwrap().is_empty(), "only root has capabilities in effect");
+    assert!(
+        caps.effective().as_ref().unwrap().is_empty(),
+        "only root has capabilities in effect"
+    );
     assert_eq!(process.no_new_privileges(), Some(true));
     let files = process.rlimits().as_ref().unwrap()[0];
     assert!(files.hard() <= 20_000 && files.soft() <= files.hard());
@@ -116,31 +139,70 @@ fn bad_paths_words_and_bytes_are_refused() {
     let base = image(serde_json::json!({"Cmd": ["x"]}));
     let root = Identity::default();
     for dir in ["relative", "/a/../b", ""] {
-        let spec = ContainerSpec { working_dir: Some(dir.into()), ..plain() };
+        let spec = ContainerSpec {
+            working_dir: Some(dir.into()),
+            ..plain()
+        };
         assert!(make(&spec, &base, &root).is_err(), "{dir:?}");
     }
-    let spec = ContainerSpec { tmpfs: vec![Tmpfs { path: "/../etc".into(), size: Bytes::mib(1) }], ..plain() };
+    let spec = ContainerSpec {
+        tmpfs: vec![Tmpfs {
+            path: "/../etc".into(),
+            size: Bytes::mib(1),
+        }],
+        ..plain()
+    };
     assert!(make(&spec, &base, &root).is_err());
-    let spec = ContainerSpec { cap_add: vec!["EVERYTHING".into()], ..plain() };
+    let spec = ContainerSpec {
+        cap_add: vec!["EVERYTHING".into()],
+        ..plain()
+    };
     assert!(make(&spec, &base, &root).is_err());
-    let spec = ContainerSpec { command: Some(vec!["a\0b".into()]), ..plain() };
+    let spec = ContainerSpec {
+        command: Some(vec!["a\0b".into()]),
+        ..plain()
+    };
     assert!(matches!(make(&spec, &base, &root), Err(BadSpec::Nul(_))));
 }
 
 #[test]
 fn privileged_drops_confinement_only() {
     let base = image(serde_json::json!({"Cmd": ["x"]}));
-    let spec = ContainerSpec { privileged: true, ..plain() };
+    let spec = ContainerSpec {
+        privileged: true,
+        ..plain()
+    };
     let made = make(&spec, &base, &Identity::default()).unwrap();
     let linux = made.linux().as_ref().unwrap();
     assert!(linux.seccomp().is_none() && linux.uid_mappings().is_none());
-    let kinds: BTreeSet<String> =
-        linux.namespaces().as_ref().unwrap().iter().map(|n| n.typ().to_string()).collect();
+    let kinds: BTreeSet<String> = linux
+        .namespaces()
+        .as_ref()
+        .unwrap()
+        .iter()
+        .map(|n| n.typ().to_string())
+        .collect();
     assert!(!kinds.contains(&LinuxNamespaceType::User.to_string()));
     let caps = made.process().as_ref().unwrap().capabilities().as_ref().unwrap();
-    assert_eq!(caps.bounding().as_ref().unwrap().len(), 40, "never more than the agent itself has");
-    let cgroup = made.mounts().as_ref().unwrap().iter().find(|m| m.destination() == Path::new("/sys/fs/cgroup"));
-    assert!(cgroup.unwrap().options().as_ref().unwrap().contains(&"ro".to_owned()));
+    assert_eq!(
+        caps.bounding().as_ref().unwrap().len(),
+        40,
+        "never more than the agent itself has"
+    );
+    let cgroup = made
+        .mounts()
+        .as_ref()
+        .unwrap()
+        .iter()
+        .find(|m| m.destination() == Path::new("/sys/fs/cgroup"));
+    assert!(
+        cgroup
+            .unwrap()
+            .options()
+            .as_ref()
+            .unwrap()
+            .contains(&"ro".to_owned())
+    );
 }
 
 proptest! {

@@ -24,30 +24,43 @@ impl ContainerdRuntime {
         let (record, mounts) = (record?, mounts?);
         let layout = Inner::layout(id, &mounts)?;
         let device = inner.device(Some(&layout)).await;
-        let owner = if record.kept.spec.privileged { 0 } else { record.base };
+        let owner = if record.kept.spec.privileged {
+            0
+        } else {
+            record.base
+        };
         // Held until the runtime has made its own mount of it.
         let (mounts, mapped) = if owner == 0 {
             (mounts, None)
         } else {
             let dir = inner.places.state(id);
-            let (mounts, held) =
-                inner.blocking("mapping user ids", id, move || rootfs::mapped(&layout, &dir, owner)).await?;
+            let (mounts, held) = inner
+                .blocking("mapping user ids", id, move || {
+                    rootfs::mapped(&layout, &dir, owner)
+                })
+                .await?;
             (mounts, Some(held))
         };
         let created = inner.create_task(&record, mounts, owner).await;
         drop(mapped);
         let pid = match created {
             Ok(pid) => pid,
-            Err(status) if status.code() == Code::AlreadyExists => {
-                match inner.task(id).await? {
-                    Some(task) if task.status() == TaskStatus::Created => task.pid,
-                    Some(task) if matches!(task.status(), TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing) => {
-                        let known = record.started.filter(|(pid, _)| *pid == task.pid);
-                        return Ok(Started { pid: task.pid, at: known.map_or_else(UnixMillis::now, |(_, at)| at) });
-                    }
-                    _ => return Err(inner.again(id, "the end of its last run was not collected yet")),
+            Err(status) if status.code() == Code::AlreadyExists => match inner.task(id).await? {
+                Some(task) if task.status() == TaskStatus::Created => task.pid,
+                Some(task)
+                    if matches!(
+                        task.status(),
+                        TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing
+                    ) =>
+                {
+                    let known = record.started.filter(|(pid, _)| *pid == task.pid);
+                    return Ok(Started {
+                        pid: task.pid,
+                        at: known.map_or_else(UnixMillis::now, |(_, at)| at),
+                    });
                 }
-            }
+                _ => return Err(inner.again(id, "the end of its last run was not collected yet")),
+            },
             Err(status) => {
                 inner.discard(id, &record).await;
                 return Err(inner.failed("making the process", id, status));
@@ -64,12 +77,20 @@ impl ContainerdRuntime {
 
 impl Inner {
     pub(super) fn again(&self, id: ContainerId, message: &str) -> RuntimeError {
-        RuntimeError::Failed { operation: "starting", container: id, message: message.into(), retryable: true }
+        RuntimeError::Failed {
+            operation: "starting",
+            container: id,
+            message: message.into(),
+            retryable: true,
+        }
     }
 
     /// The task of a container, if it has one.
     pub(super) async fn task(&self, id: ContainerId) -> Result<Option<Process>, RuntimeError> {
-        let body = api::GetRequest { container_id: id.to_string(), exec_id: String::new() };
+        let body = api::GetRequest {
+            container_id: id.to_string(),
+            exec_id: String::new(),
+        };
         match self.containerd.tasks().get(self.containerd.request(body)).await {
             Ok(reply) => Ok(reply.into_inner().process),
             Err(status) if status.code() == Code::NotFound => Ok(None),
@@ -79,7 +100,10 @@ impl Inner {
 
     /// Where the shim sends output: to a logger that it starts itself.
     fn log_uri(&self, id: ContainerId, owner: u32, user: (u32, u32)) -> String {
-        let mut uri = format!("binary://{}?dir=", escape(&self.settings.log_binary.to_string_lossy()));
+        let mut uri = format!(
+            "binary://{}?dir=",
+            escape(&self.settings.log_binary.to_string_lossy())
+        );
         uri.push_str(&escape(&self.places.logs(id).to_string_lossy()));
         let settings = &self.settings;
         let _ = write!(
@@ -94,7 +118,12 @@ impl Inner {
         uri
     }
 
-    async fn create_task(&self, record: &Record, rootfs: Vec<Mount>, owner: u32) -> Result<u32, tonic::Status> {
+    async fn create_task(
+        &self,
+        record: &Record,
+        rootfs: Vec<Mount>,
+        owner: u32,
+    ) -> Result<u32, tonic::Status> {
         let id = record.meta.id;
         let uri = self.log_uri(id, owner, record.kept.user);
         let body = api::CreateTaskRequest {
@@ -105,7 +134,13 @@ impl Inner {
             options: self.runtime_options(),
             ..Default::default()
         };
-        Ok(self.containerd.tasks().create(self.containerd.request(body)).await?.into_inner().pid)
+        Ok(self
+            .containerd
+            .tasks()
+            .create(self.containerd.request(body))
+            .await?
+            .into_inner()
+            .pid)
     }
 
     /// Makes sure that the kernel holds the limits; writes once what the runtime did not.
@@ -126,7 +161,9 @@ impl Inner {
             cgroups.write_limits(tenant, id, &limits, device)?;
             cgroups.read_limits(tenant, id, &limits, device)
         });
-        let found = checked.await.map_err(|error| self.again(id, &error.to_string()))?;
+        let found = checked
+            .await
+            .map_err(|error| self.again(id, &error.to_string()))?;
         let found = found.map_err(|error| RuntimeError::LimitsNotInForce {
             container: id,
             what: cgroup_failed(id, &error).to_string(),
@@ -134,13 +171,19 @@ impl Inner {
         if found == limits {
             return Ok(());
         }
-        Err(RuntimeError::LimitsNotInForce { container: id, what: difference(&limits, &found) })
+        Err(RuntimeError::LimitsNotInForce {
+            container: id,
+            what: difference(&limits, &found),
+        })
     }
 
     /// Lets the program run, and notes when.
     async fn release(&self, id: ContainerId, pid: u32, record: &Record) -> Result<Started, RuntimeError> {
         let at = UnixMillis::now();
-        let body = api::StartRequest { container_id: id.to_string(), exec_id: String::new() };
+        let body = api::StartRequest {
+            container_id: id.to_string(),
+            exec_id: String::new(),
+        };
         let label = record::started_label(pid, at);
         let mut tasks = self.containerd.tasks();
         let (started, noted) = tokio::join!(
@@ -175,15 +218,24 @@ impl Inner {
         let paths = labels.iter().map(|(key, _)| format!("labels.{key}")).collect();
         let container = api::Container {
             id: id.to_string(),
-            labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            labels: labels
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
             ..Default::default()
         };
         let body = api::UpdateContainerRequest {
             container: Some(container),
             update_mask: Some(prost_types::FieldMask { paths }),
         };
-        let reply = self.containerd.containers().update(self.containerd.request(body)).await;
-        reply.map(|_| ()).map_err(|status| self.failed("changing the record", id, status))
+        let reply = self
+            .containerd
+            .containers()
+            .update(self.containerd.request(body))
+            .await;
+        reply
+            .map(|_| ())
+            .map_err(|status| self.failed("changing the record", id, status))
     }
 
     /// Takes away a process that must not run, and its cgroup.
@@ -218,7 +270,11 @@ pub(super) fn difference(wanted: &Limits, found: &Limits) -> String {
         }
     };
     compare("cpu", wanted.cpu.to_string(), found.cpu.to_string());
-    compare("cpu weight", wanted.cpu_weight.to_string(), found.cpu_weight.to_string());
+    compare(
+        "cpu weight",
+        wanted.cpu_weight.to_string(),
+        found.cpu_weight.to_string(),
+    );
     compare("memory", wanted.memory.0.to_string(), found.memory.0.to_string());
     compare("swap", format!("{:?}", wanted.swap), format!("{:?}", found.swap));
     compare("pids", wanted.pids.to_string(), found.pids.to_string());

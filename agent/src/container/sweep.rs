@@ -22,8 +22,15 @@ impl Inner {
     /// All container records of the namespace.
     pub(super) async fn all(&self) -> Result<Vec<api::Container>, RuntimeError> {
         let body = api::ListContainersRequest { filters: Vec::new() };
-        let reply = self.containerd.containers().list(self.containerd.request(body)).await;
-        Ok(reply.map_err(|status| self.unreachable("listing containers", status))?.into_inner().containers)
+        let reply = self
+            .containerd
+            .containers()
+            .list(self.containerd.request(body))
+            .await;
+        Ok(reply
+            .map_err(|status| self.unreachable("listing containers", status))?
+            .into_inner()
+            .containers)
     }
 
     async fn sweep(self: &std::sync::Arc<Self>) -> Result<(), RuntimeError> {
@@ -35,16 +42,23 @@ impl Inner {
                 self.ranges.lock().hold(record.meta.id, record.base);
             }
         }
-        let mut orphans: HashSet<ContainerId> =
-            self.snapshot_owners().await?.into_iter().filter(|id| !here.contains(id)).collect();
+        let mut orphans: HashSet<ContainerId> = self
+            .snapshot_owners()
+            .await?
+            .into_iter()
+            .filter(|id| !here.contains(id))
+            .collect();
         let places = self.places.clone();
-        let known = tokio::task::spawn_blocking(move || places.known()).await.unwrap_or_default();
+        let known = tokio::task::spawn_blocking(move || places.known())
+            .await
+            .unwrap_or_default();
         orphans.extend(known.into_iter().filter(|id| !here.contains(id)));
         for id in orphans {
             tracing::info!(container = %id, "removing what an interrupted attempt left");
             self.remove_snapshot(id).await?;
             let places = self.places.clone();
-            self.blocking("removing folders", id, move || places.remove(id)).await?;
+            self.blocking("removing folders", id, move || places.remove(id))
+                .await?;
         }
         self.end_old_execs(&here).await;
         Ok(())
@@ -55,13 +69,25 @@ impl Inner {
             snapshotter: self.settings.snapshotter.clone(),
             filters: vec![format!("labels.\"{SNAPSHOT_OWNER}\"")],
         };
-        let reply = self.containerd.snapshots().list(self.containerd.request(body)).await;
-        let mut stream = reply.map_err(|status| self.unreachable("listing snapshots", status))?.into_inner();
+        let reply = self
+            .containerd
+            .snapshots()
+            .list(self.containerd.request(body))
+            .await;
+        let mut stream = reply
+            .map_err(|status| self.unreachable("listing snapshots", status))?
+            .into_inner();
         let mut owners = Vec::new();
-        while let Some(page) =
-            stream.message().await.map_err(|status| self.unreachable("listing snapshots", status))?
+        while let Some(page) = stream
+            .message()
+            .await
+            .map_err(|status| self.unreachable("listing snapshots", status))?
         {
-            owners.extend(page.info.iter().filter_map(|info| info.labels.get(SNAPSHOT_OWNER)?.parse::<ContainerId>().ok()));
+            owners.extend(
+                page.info
+                    .iter()
+                    .filter_map(|info| info.labels.get(SNAPSHOT_OWNER)?.parse::<ContainerId>().ok()),
+            );
         }
         Ok(owners)
     }
@@ -72,7 +98,12 @@ impl Inner {
             snapshotter: self.settings.snapshotter.clone(),
             key: Self::snapshot_key(id),
         };
-        match self.containerd.snapshots().remove(self.containerd.request(body)).await {
+        match self
+            .containerd
+            .snapshots()
+            .remove(self.containerd.request(body))
+            .await
+        {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),
             Err(status) => Err(self.failed("removing the snapshot", id, status)),

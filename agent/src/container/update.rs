@@ -22,7 +22,11 @@ impl ContainerdRuntime {
         let inner = &self.0;
         let _lock = inner.lock(id).await;
         let body = api::GetContainerRequest { id: id.to_string() };
-        let reply = inner.containerd.containers().get(inner.containerd.request(body)).await;
+        let reply = inner
+            .containerd
+            .containers()
+            .get(inner.containerd.request(body))
+            .await;
         let container = reply.map_err(|status| inner.failed("reading the record", id, status))?;
         let container = container.into_inner().container.unwrap_or_default();
         let record = record::read(&container).ok_or(RuntimeError::Missing(id))?;
@@ -33,18 +37,24 @@ impl ContainerdRuntime {
             retryable: false,
         };
         if !record.kept.spec.differs_only_in_limits(new) {
-            return Err(bad("more than its limits would change: it has to be made again".into()));
+            return Err(bad(
+                "more than its limits would change: it has to be made again".into()
+            ));
         }
         let layout = Inner::layout(id, &inner.mounts(id).await?)?;
         let device = inner.device(Some(&layout)).await;
-        let resources = spec::resources(&new.limits, device, new.privileged).map_err(|e| bad(e.to_string()))?;
+        let resources =
+            spec::resources(&new.limits, device, new.privileged).map_err(|e| bad(e.to_string()))?;
         // The record first: if this is cut off, the next start or the next attempt brings the kernel to it.
         let mut oci: Spec = serde_json::from_slice(&container.spec.unwrap_or_default().value)
             .map_err(|error| bad(format!("its OCI spec is damaged: {error}")))?;
         if let Some(linux) = oci.linux_mut() {
             linux.set_resources(Some(resources.clone()));
         }
-        let kept = Kept { spec: new.clone(), ..record.kept.clone() };
+        let kept = Kept {
+            spec: new.clone(),
+            ..record.kept.clone()
+        };
         let json = |error: serde_json::Error| bad(error.to_string());
         let body = api::UpdateContainerRequest {
             container: Some(api::Container {
@@ -53,12 +63,22 @@ impl ContainerdRuntime {
                     type_url: record::OCI_SPEC.into(),
                     value: serde_json::to_vec(&oci).map_err(json)?,
                 }),
-                extensions: [(record::EXTENSION.to_owned(), record::extension(&kept).map_err(json)?)].into(),
+                extensions: [(
+                    record::EXTENSION.to_owned(),
+                    record::extension(&kept).map_err(json)?,
+                )]
+                .into(),
                 ..Default::default()
             }),
-            update_mask: Some(FieldMask { paths: vec!["spec".into(), "extensions".into()] }),
+            update_mask: Some(FieldMask {
+                paths: vec!["spec".into(), "extensions".into()],
+            }),
         };
-        let reply = inner.containerd.containers().update(inner.containerd.request(body)).await;
+        let reply = inner
+            .containerd
+            .containers()
+            .update(inner.containerd.request(body))
+            .await;
         reply.map_err(|status| inner.failed("changing the record", id, status))?;
         let record = record::Record { kept, ..record };
         inner.known.lock().insert(id, record.clone());
@@ -82,7 +102,11 @@ impl ContainerdRuntime {
             }),
             ..Default::default()
         };
-        let reply = inner.containerd.tasks().update(inner.containerd.request(body)).await;
+        let reply = inner
+            .containerd
+            .tasks()
+            .update(inner.containerd.request(body))
+            .await;
         reply.map_err(|status| inner.failed("changing limits", id, status))?;
         inner.enforce(&record, new.limits, device).await
     }
@@ -99,8 +123,10 @@ impl ContainerdRuntime {
         };
         let (tenant, wanted) = (record.meta.tenant, record.kept.spec.limits);
         let cgroups = Arc::clone(&inner.cgroups);
-        let read = tokio::task::spawn_blocking(move || cgroups.read_limits(tenant, id, &wanted, device)).await;
-        read.map_err(|error| inner.again(id, &error.to_string()))?.map_err(|error| cgroup_failed(id, &error))
+        let read =
+            tokio::task::spawn_blocking(move || cgroups.read_limits(tenant, id, &wanted, device)).await;
+        read.map_err(|error| inner.again(id, &error.to_string()))?
+            .map_err(|error| cgroup_failed(id, &error))
     }
 
     pub(super) async fn layer_usage(&self, id: ContainerId) -> Result<Bytes, RuntimeError> {
@@ -109,9 +135,12 @@ impl ContainerdRuntime {
             snapshotter: inner.settings.snapshotter.clone(),
             key: Inner::snapshot_key(id),
         };
-        let reply = inner.containerd.snapshots().usage(inner.containerd.request(body)).await;
+        let reply = inner
+            .containerd
+            .snapshots()
+            .usage(inner.containerd.request(body))
+            .await;
         let reply = reply.map_err(|status| inner.failed("measuring the writable layer", id, status))?;
         Ok(Bytes(u64::try_from(reply.into_inner().size).unwrap_or(0)))
     }
 }
-

@@ -101,7 +101,11 @@ pub fn resolve(user: &str, passwd_text: &str, group_text: &str) -> Result<Identi
         (None, Some(uid)) => (uid, 0),
         (None, None) if name == "root" => (0, 0),
         (None, None) => {
-            return Err(UserError::Unknown { kind: "user", name: clip(name, 60), file: "passwd" });
+            return Err(UserError::Unknown {
+                kind: "user",
+                name: clip(name, 60),
+                file: "passwd",
+            });
         }
     };
     let mut further = Vec::new();
@@ -109,7 +113,11 @@ pub fn resolve(user: &str, passwd_text: &str, group_text: &str) -> Result<Identi
         let number = group.parse::<u32>().ok();
         gid = match groups(group_text).find(|(name, _, _)| *name == group) {
             Some((_, gid, _)) => gid,
-            None => number.ok_or(UserError::Unknown { kind: "group", name: clip(group, 60), file: "group" })?,
+            None => number.ok_or(UserError::Unknown {
+                kind: "group",
+                name: clip(group, 60),
+                file: "group",
+            })?,
         };
     } else if let Some(entry) = &entry {
         further = groups(group_text)
@@ -123,7 +131,11 @@ pub fn resolve(user: &str, passwd_text: &str, group_text: &str) -> Result<Identi
             return Err(UserError::OutOfRange(*id));
         }
     }
-    Ok(Identity { uid, gid, groups: further })
+    Ok(Identity {
+        uid,
+        gid,
+        groups: further,
+    })
 }
 
 #[cfg(test)]
@@ -131,12 +143,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbroken\n:x:1:1::\n77:x:5:6::/:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbroken\n:x:1:1::\n77:x:5:6::/:\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:web\nlog:x:40:web,root\nadm:x:41:root\n";
 
     #[test]
     fn users_table() {
-        let id = |uid, gid, groups: &[u32]| Identity { uid, gid, groups: groups.to_vec() };
+        let id = |uid, gid, groups: &[u32]| Identity {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+        };
         let cases = [
             ("", id(0, 0, &[40, 41])),
             ("root", id(0, 0, &[40, 41])),
@@ -151,9 +168,22 @@ mod tests {
             assert_eq!(resolve(user, PASSWD, GROUP).unwrap(), want, "{user}");
         }
         assert_eq!(resolve("root", "", "").unwrap(), id(0, 0, &[]));
-        assert!(resolve("nobody", PASSWD, GROUP).unwrap_err().to_string().contains("/etc/passwd"));
-        assert!(resolve("web:none", PASSWD, GROUP).unwrap_err().to_string().contains("/etc/group"));
-        assert_eq!(resolve("70000", PASSWD, GROUP), Err(UserError::OutOfRange(70_000)));
+        assert!(
+            resolve("nobody", PASSWD, GROUP)
+                .unwrap_err()
+                .to_string()
+                .contains("/etc/passwd")
+        );
+        assert!(
+            resolve("web:none", PASSWD, GROUP)
+                .unwrap_err()
+                .to_string()
+                .contains("/etc/group")
+        );
+        assert_eq!(
+            resolve("70000", PASSWD, GROUP),
+            Err(UserError::OutOfRange(70_000))
+        );
         assert_eq!(need(""), Need::Nothing(0, 0));
         assert_eq!(need("5:6"), Need::Nothing(5, 6));
         assert_eq!(need("5"), Need::Files);

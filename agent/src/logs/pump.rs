@@ -26,7 +26,11 @@ pub struct Lines {
 impl Lines {
     /// Of one stream.
     pub const fn new(source: Source) -> Self {
-        Self { source, pending: Vec::new(), continued: false }
+        Self {
+            source,
+            pending: Vec::new(),
+            continued: false,
+        }
     }
 
     /// Takes bytes and appends the records they complete to `out`; returns how many.
@@ -96,7 +100,9 @@ pub fn run(out: OwnedFd, err: OwnedFd, log: &mut Log, rate: u64) {
             let mut fds: Vec<(usize, PollFd<'_>)> = streams
                 .iter()
                 .enumerate()
-                .filter_map(|(i, (file, _))| Some((i, PollFd::new(file.as_ref()?.as_fd(), PollFlags::POLLIN))))
+                .filter_map(|(i, (file, _))| {
+                    Some((i, PollFd::new(file.as_ref()?.as_fd(), PollFlags::POLLIN)))
+                })
                 .collect();
             if fds.is_empty() {
                 return;
@@ -108,7 +114,10 @@ pub fn run(out: OwnedFd, err: OwnedFd, log: &mut Log, rate: u64) {
             for (slot, fd) in fds.iter_mut().zip(only) {
                 slot.1 = fd;
             }
-            fds.iter().filter(|(_, fd)| fd.any().unwrap_or(true)).map(|(i, _)| *i).collect::<Vec<_>>()
+            fds.iter()
+                .filter(|(_, fd)| fd.any().unwrap_or(true))
+                .map(|(i, _)| *i)
+                .collect::<Vec<_>>()
         };
         let now = now_ms();
         let mut lines = 0;

@@ -47,7 +47,11 @@ async fn open(path: &Path) -> std::io::Result<Option<Open>> {
     match File::open(path).await {
         Ok(file) => {
             let inode = file.metadata().await?.ino();
-            Ok(Some(Open { file: BufReader::new(file), inode, torn: Vec::new() }))
+            Ok(Some(Open {
+                file: BufReader::new(file),
+                inode,
+                torn: Vec::new(),
+            }))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -59,7 +63,10 @@ impl Open {
     async fn next(&mut self) -> std::io::Result<Option<LogLine>> {
         loop {
             let left = MAX_RECORD.saturating_sub(self.torn.len() as u64).max(1);
-            let n = (&mut self.file).take(left).read_until(b'\n', &mut self.torn).await?;
+            let n = (&mut self.file)
+                .take(left)
+                .read_until(b'\n', &mut self.torn)
+                .await?;
             if self.torn.last() == Some(&b'\n') {
                 self.torn.pop();
                 let line = record::read(&self.torn);
@@ -84,15 +91,17 @@ async fn open_all(dir: &Path) -> std::io::Result<Vec<Open>> {
     let mut highest = 0;
     while let Some(entry) = entries.next_entry().await? {
         let name = entry.file_name();
-        let number = name.to_str().and_then(|n| n.strip_suffix(".log")?.parse::<u32>().ok());
+        let number = name
+            .to_str()
+            .and_then(|n| n.strip_suffix(".log")?.parse::<u32>().ok());
         highest = highest.max(number.unwrap_or(0));
     }
     let names = std::iter::once(CURRENT.to_owned()).chain((1..=highest).map(older));
     for name in names {
-        if let Some(file) = open(&dir.join(name)).await? {
-            if files.iter().all(|known: &Open| known.inode != file.inode) {
-                files.push(file);
-            }
+        if let Some(file) = open(&dir.join(name)).await?
+            && files.iter().all(|known: &Open| known.inode != file.inode)
+        {
+            files.push(file);
         }
     }
     files.reverse();
@@ -162,7 +171,10 @@ async fn run(dir: &PathBuf, options: LogOptions, sender: &mpsc::Sender<LogLine>)
             let old = current.as_ref().map(|file| file.inode);
             // Several rotations may have passed: go on with the file after ours.
             let mut all = open_all(dir).await?;
-            let from = all.iter().position(|file| Some(file.inode) == old).map_or(0, |at| at + 1);
+            let from = all
+                .iter()
+                .position(|file| Some(file.inode) == old)
+                .map_or(0, |at| at + 1);
             let mut rest = all.split_off(from.min(all.len()));
             current = rest.pop();
             for mut file in rest {
@@ -213,12 +225,27 @@ mod tests {
     #[tokio::test]
     async fn tail_and_since_over_several_files() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = Log::new(dir.path(), Bounds { max_size: 100, max_files: 50 });
+        let mut log = Log::new(
+            dir.path(),
+            Bounds {
+                max_size: 100,
+                max_files: 50,
+            },
+        );
         (0..100).for_each(|n| put(&mut log, n));
-        assert_eq!(all(read(dir.path(), LogOptions::default())).await, (0..100).collect::<Vec<_>>());
-        let tail = LogOptions { tail: Some(15), ..LogOptions::default() };
+        assert_eq!(
+            all(read(dir.path(), LogOptions::default())).await,
+            (0..100).collect::<Vec<_>>()
+        );
+        let tail = LogOptions {
+            tail: Some(15),
+            ..LogOptions::default()
+        };
         assert_eq!(all(read(dir.path(), tail)).await, (85..100).collect::<Vec<_>>());
-        let since = LogOptions { since: Some(UnixMillis(97)), ..LogOptions::default() };
+        let since = LogOptions {
+            since: Some(UnixMillis(97)),
+            ..LogOptions::default()
+        };
         assert_eq!(all(read(dir.path(), since)).await, [97, 98, 99]);
     }
 
@@ -227,10 +254,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs");
         std::fs::create_dir(&path).unwrap();
-        let lines = read(&path, LogOptions { follow: true, ..LogOptions::default() });
+        let lines = read(
+            &path,
+            LogOptions {
+                follow: true,
+                ..LogOptions::default()
+            },
+        );
         let writer = path.clone();
         let task = tokio::spawn(async move {
-            let mut log = Log::new(&writer, Bounds { max_size: 400, max_files: 10 });
+            let mut log = Log::new(
+                &writer,
+                Bounds {
+                    max_size: 400,
+                    max_files: 10,
+                },
+            );
             for n in 0..300 {
                 put(&mut log, n);
                 tokio::time::sleep(Duration::from_millis(3)).await;
@@ -238,7 +277,9 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(300)).await;
             std::fs::remove_dir_all(writer).unwrap();
         });
-        let read = tokio::time::timeout(Duration::from_secs(20), all(lines)).await.unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(20), all(lines))
+            .await
+            .unwrap();
         task.await.unwrap();
         assert_eq!(read, (0..300).collect::<Vec<_>>());
     }

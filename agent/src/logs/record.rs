@@ -39,7 +39,9 @@ pub fn write(out: &mut Vec<u8>, at: u64, source: Source, partial: bool, bytes: &
 pub fn read(line: &[u8]) -> Option<LogLine> {
     let space = line.iter().position(|b| *b == b' ').filter(|at| *at <= 20)?;
     let at: u64 = std::str::from_utf8(&line[..space]).ok()?.parse().ok()?;
-    let [stream, flag, b' ', bytes @ ..] = line.get(space + 1..)? else { return None };
+    let [stream, flag, b' ', bytes @ ..] = line.get(space + 1..)? else {
+        return None;
+    };
     let stream = match stream {
         b'o' => LogStream::Stdout,
         b'e' | b'b' => LogStream::Stderr,
@@ -50,7 +52,12 @@ pub fn read(line: &[u8]) -> Option<LogLine> {
         b'F' => false,
         _ => return None,
     };
-    Some(LogLine { at: UnixMillis(at), stream, text: String::from_utf8_lossy(bytes).into_owned(), partial })
+    Some(LogLine {
+        at: UnixMillis(at),
+        stream,
+        text: String::from_utf8_lossy(bytes).into_owned(),
+        partial,
+    })
 }
 
 #[cfg(test)]

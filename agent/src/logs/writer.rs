@@ -41,12 +41,22 @@ pub struct Log {
 impl Log {
     /// A log in `dir`; the file is opened with the first write, and again after every failure.
     pub fn new(dir: &Path, bounds: Bounds) -> Self {
-        Self { dir: dir.to_owned(), bounds, file: None, size: 0, dropped: 0, torn: false }
+        Self {
+            dir: dir.to_owned(),
+            bounds,
+            file: None,
+            size: 0,
+            dropped: 0,
+            torn: false,
+        }
     }
 
     fn open(&mut self) -> io::Result<()> {
         if self.file.is_none() {
-            let file = OpenOptions::new().append(true).create(true).open(self.dir.join(CURRENT))?;
+            let file = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(self.dir.join(CURRENT))?;
             self.size = file.metadata()?.len();
             // A predecessor may have been killed in the middle of a line.
             self.torn = self.size > 0;
@@ -76,7 +86,9 @@ impl Log {
         if self.size > 0 && self.size + bytes.len() as u64 > self.bounds.max_size {
             self.rotate()?;
         }
-        let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
+        let Some(file) = &mut self.file else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         if std::mem::take(&mut self.torn) {
             file.write_all(b"\n")?;
             self.size += 1;
@@ -90,7 +102,10 @@ impl Log {
     pub fn write(&mut self, now: u64, records: &[u8], lines: u64) {
         if self.dropped > 0 {
             let mut marker = Vec::with_capacity(120);
-            let text = format!("berth: {} lines were lost, they could not be written to disk", self.dropped);
+            let text = format!(
+                "berth: {} lines were lost, they could not be written to disk",
+                self.dropped
+            );
             record::write(&mut marker, now, Source::Berth, false, text.as_bytes());
             if self.append(&marker).is_ok() {
                 self.dropped = 0;
@@ -123,12 +138,20 @@ mod tests {
     #[test]
     fn it_rotates_by_size_and_count() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = Log::new(dir.path(), Bounds { max_size: 1000, max_files: 3 });
+        let mut log = Log::new(
+            dir.path(),
+            Bounds {
+                max_size: 1000,
+                max_files: 3,
+            },
+        );
         for n in 0..500 {
             log.write(n, &line(n), 1);
         }
-        let mut names: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["1.log", "2.log", CURRENT]);
         for name in names {
@@ -142,21 +165,37 @@ mod tests {
     fn lost_lines_are_counted_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("logs");
-        let mut log = Log::new(&gone, Bounds { max_size: 1000, max_files: 3 });
+        let mut log = Log::new(
+            &gone,
+            Bounds {
+                max_size: 1000,
+                max_files: 3,
+            },
+        );
         log.write(1, &line(1), 1);
         log.write(2, &line(2), 1);
         assert_eq!(log.dropped(), 2);
         fs::create_dir(&gone).unwrap();
         log.write(3, &line(3), 1);
         let text = fs::read_to_string(gone.join(CURRENT)).unwrap();
-        assert!(text.contains("2 lines were lost") && text.contains("line 000003"), "{text}");
+        assert!(
+            text.contains("2 lines were lost") && text.contains("line 000003"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_torn_line_does_not_spoil_the_next() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(CURRENT), "123 oF half a li").unwrap();
-        Log::new(dir.path(), Bounds { max_size: 1000, max_files: 3 }).write(4, &line(4), 1);
+        Log::new(
+            dir.path(),
+            Bounds {
+                max_size: 1000,
+                max_files: 3,
+            },
+        )
+        .write(4, &line(4), 1);
         let text = fs::read(dir.path().join(CURRENT)).unwrap();
         let read: Vec<_> = text.split(|b| *b == b'\n').filter_map(record::read).collect();
         assert_eq!(read.last().unwrap().text, "line 000004");

@@ -338,7 +338,8 @@ impl Reconciler {
             }
             _ => {}
         }
-        tracing::debug!(?step, "step");
+        // Never the step itself: specs carry environments, pulls carry credentials.
+        tracing::debug!(step = step.name(), id = ?step.container(), "step");
         let (facilities, bounds) = (self.facilities.clone(), self.bounds.clone());
         let (nameservers, inbox) = (self.settings.nameservers.clone(), self.inbox.clone());
         tokio::spawn(async move {

@@ -72,6 +72,11 @@ pub fn settle(
         message, retryable, ..
     } = outcome
     {
+        // What a broken start left behind (a task that never ran, half a container) only a list can tell.
+        seen.doubtful |= matches!(
+            step,
+            Step::Create { .. } | Step::Start { .. } | Step::Collect { .. }
+        );
         return failed(seen, step, message, retryable, now);
     }
     match (step, outcome) {

@@ -125,6 +125,24 @@ impl Step {
         }
     }
 
+    /// Its name, for the log: the step itself may carry secrets.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::EnsureTenant { .. } => "ensure-tenant",
+            Self::RemoveTenant { .. } => "remove-tenant",
+            Self::Pull { .. } => "pull",
+            Self::Create { .. } => "create",
+            Self::Start { .. } => "start",
+            Self::Stop { .. } => "stop",
+            Self::Kill { .. } => "kill",
+            Self::Collect { .. } => "collect",
+            Self::Update { .. } => "update",
+            Self::ReadLimits { .. } => "read-limits",
+            Self::Delete { .. } => "delete",
+            Self::Forget { .. } => "forget",
+        }
+    }
+
     /// The order among steps planned together: removal first.
     const fn rank(&self) -> u8 {
         match self {

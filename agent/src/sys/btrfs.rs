@@ -40,7 +40,10 @@ mod ioctls {
 /// When it isn't btrfs.
 pub fn enable_quota(path: &Path) -> io::Result<()> {
     let dir = File::open(path)?;
-    let mut arguments = QuotaArgs { command: QUOTA_ENABLE, status: 0 };
+    let mut arguments = QuotaArgs {
+        command: QUOTA_ENABLE,
+        status: 0,
+    };
     // SAFETY: the argument has the kernel's layout and outlives the call.
     match unsafe { ioctls::quota_ctl(dir.as_raw_fd(), &raw mut arguments) } {
         Ok(_) | Err(nix::errno::Errno::EEXIST) => Ok(()),
@@ -76,7 +79,10 @@ mod tests {
 
     #[test]
     fn another_file_system_refuses() {
-        let dir = tempfile::Builder::new().prefix("quota").tempdir_in("/dev/shm").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("quota")
+            .tempdir_in("/dev/shm")
+            .unwrap();
         assert!(enable_quota(dir.path()).is_err());
         assert!(limit_exclusive(dir.path(), 1 << 20).is_err());
     }

@@ -29,7 +29,16 @@ pub fn user_namespace(base: u32) -> io::Result<OwnedFd> {
     let (read_fd, write_fd) = (reader.as_raw_fd(), writer.as_raw_fd());
     // SAFETY: like fork(); the child shares nothing with us and runs only async-signal-safe system calls, on its own
     // copy of this stack, until it ends. No exit signal, so nobody's SIGCHLD handling is disturbed.
-    let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER, 0usize, 0usize, 0usize, 0usize) };
+    let child = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            libc::CLONE_NEWUSER,
+            0usize,
+            0usize,
+            0usize,
+            0usize,
+        )
+    };
     if child == 0 {
         // SAFETY: plain system calls on descriptors of this copy; `_exit` never returns.
         unsafe {

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use super::{Host, LogFolders};
 use crate::cgroup::{self, Cgroups, Device};
 use crate::config::Config;
-use crate::container::runtime::Runtime;
 use crate::container::containerd::DEFAULT_LOG_RATE;
+use crate::container::runtime::Runtime;
 use crate::container::{ContainerdRuntime, RuntimeSettings};
 use crate::containerd::Containerd;
 use crate::facts;
@@ -84,7 +84,9 @@ pub fn containerd_runtime(
     let settings = RuntimeSettings {
         snapshotter: snapshotter.to_owned(),
         runtime: "io.containerd.runc.v2".to_owned(),
-        runtime_binary: Some(&config.runtime_binary).filter(|b| !b.is_empty()).map(Into::into),
+        runtime_binary: Some(&config.runtime_binary)
+            .filter(|b| !b.is_empty())
+            .map(Into::into),
         run_dir: config.run_dir.clone(),
         data_dir: config.state_dir.clone(),
         log_binary: programs.join("berth-log"),
@@ -100,6 +102,12 @@ pub fn containerd_runtime(
 fn block_device(path: &str) -> anyhow::Result<Device> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let found = std::fs::metadata(path).with_context(|| format!("io_device {path}"))?;
-    anyhow::ensure!(found.file_type().is_block_device(), "io_device {path} is no block device");
-    Ok(Device { major: nix::sys::stat::major(found.rdev()), minor: nix::sys::stat::minor(found.rdev()) })
+    anyhow::ensure!(
+        found.file_type().is_block_device(),
+        "io_device {path} is no block device"
+    );
+    Ok(Device {
+        major: nix::sys::stat::major(found.rdev()),
+        minor: nix::sys::stat::minor(found.rdev()),
+    })
 }

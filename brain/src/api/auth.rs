@@ -78,7 +78,7 @@ fn secret_shape(secret: &str) -> Option<()> {
 pub fn verify(state: &State, token: &str, now: UnixMillis) -> Result<Arc<TokenRecord>, Problem> {
     let refuse = |detail: &str| {
         Err(Problem::new(ErrorKind::Unauthenticated, detail)
-            .cure("ask an administrator for a new token: berth token create"))
+            .cure("ask an administrator for a new token: berth tenant token TENANT"))
     };
     let Some((id, secret)) = split(token) else {
         return refuse("the bearer token is not of the form berth_<id>_<secret>; a part may be missing");

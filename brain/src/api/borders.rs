@@ -169,3 +169,26 @@ async fn r6_ids_of_foreign_objects_open_nothing() {
     let list = b.ok("rival", "GET", "/v1/tenants", Value::Null).await;
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn every_operation_names_each_of_its_path_parameters_once() {
+    let (_, doc) = super::documented();
+    let doc = serde_json::to_value(&doc).unwrap();
+    for (path, item) in doc["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let named = operation["parameters"].as_array().cloned().unwrap_or_default();
+            let mut named: Vec<&str> = named
+                .iter()
+                .filter(|p| p["in"] == "path")
+                .map(|p| p["name"].as_str().unwrap())
+                .collect();
+            let mut wanted: Vec<&str> = path
+                .split('/')
+                .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+                .collect();
+            named.sort_unstable();
+            wanted.sort_unstable();
+            assert_eq!(named, wanted, "{method} {path}");
+        }
+    }
+}

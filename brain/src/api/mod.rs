@@ -8,7 +8,8 @@ pub mod auth;
 pub mod containers;
 pub mod limits;
 pub mod nodes;
-pub mod page;
+pub mod openapi;
+mod page;
 pub mod problem;
 pub mod quota;
 pub mod registries;
@@ -143,6 +144,6 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
 
 /// The whole API, ready to serve.
 pub fn router(state: ApiState) -> Router {
-    let (routes, _) = documented();
-    server::layers(routes, &state).with_state(state)
+    let (routes, document) = documented();
+    server::layers(openapi::serve(routes, document), &state).with_state(state)
 }

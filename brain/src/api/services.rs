@@ -154,7 +154,7 @@ async fn create(
                     format!("tenant {} has a service {} already", scope.tenant.name, spec.name),
                 )
                 .field("/name")
-                .cure("choose another name, or change the one there is: PUT, or berth apply"));
+                .cure("choose another name, or change the one there is: PUT, or berth service update"));
             }
             judge(state, scope.tenant.id, &spec, None)?;
             let told = event(

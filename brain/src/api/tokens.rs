@@ -101,7 +101,7 @@ async fn create(
                     ErrorKind::Precondition,
                     format!("there are {MAX_TOKENS} tokens already"),
                 )
-                .cure("revoke those no longer needed: berth token ls, berth token rm"));
+                .cure("revoke those no longer needed: berth tenant token TENANT --ls, then --revoke ID"));
             }
             Ok((vec![Change::PutToken(record)], Vec::new(), ()))
         })
@@ -136,7 +136,7 @@ async fn remove(
                     ErrorKind::Precondition,
                     "it is the last administrator's token that still works",
                 )
-                .cure("make another one first: berth token create --admin"));
+                .cure("make another one first: berth tenant token default --admin"));
             }
             Ok((vec![Change::DeleteToken(id)], Vec::new(), ()))
         })

@@ -18,8 +18,8 @@ use super::{BlobSource, Links, join, session};
 use crate::ca::CertificateAuthority;
 use crate::cluster::Cluster;
 
-/// Time for a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a handshake. A site's nodes come back all at once, and packets get lost in such a storm.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes and joins under way from one address (IPv6: one /64). A site's nodes come back all at once after an outage.
 const PENDING_PER_ADDRESS: usize = 256;
 /// Handshakes and joins under way in all, above which addresses must first prove that they are theirs.

@@ -20,30 +20,63 @@ pub fn run(agents: usize, each: usize, span: Duration) -> anyhow::Result<()> {
     let tokens = dir.path().join("tokens");
     let mut lines = String::new();
     for _ in 0..agents {
-        let answer = client.post(format!("{base}/v1/nodes/tokens")).bearer_auth(&token).json(&serde_json::json!({}));
-        let value: serde_json::Value = runtime.block_on(async { answer.send().await?.error_for_status()?.json().await })?;
+        let answer = client
+            .post(format!("{base}/v1/nodes/tokens"))
+            .bearer_auth(&token)
+            .json(&serde_json::json!({}));
+        let value: serde_json::Value =
+            runtime.block_on(async { answer.send().await?.error_for_status()?.json().await })?;
         lines.push_str(value["token"].as_str().unwrap_or_default());
         lines.push('\n');
     }
     std::fs::write(&tokens, lines)?;
     let mut command = Command::new(program("agent-sim"));
-    command.args(["--agents", &agents.to_string(), "--dir"]).arg(dir.path().join("sim")).arg("--tokens").arg(&tokens);
+    command
+        .args(["--agents", &agents.to_string(), "--dir"])
+        .arg(dir.path().join("sim"))
+        .arg("--tokens")
+        .arg(&tokens);
     command.stdin(Stdio::null());
     let sim = Process::spawn(command, &dir.path().join("sim.log"));
     let connected = |brain: &Brain| {
-        brain.items(&["node", "ls"]).iter().filter(|n| n["state"] == "ready").count()
+        brain
+            .items(&["node", "ls"])
+            .iter()
+            .filter(|n| n["state"] == "ready")
+            .count()
     };
-    let up = eventually(Duration::from_secs(180), || (connected(&brain) == agents).then_some(()));
-    anyhow::ensure!(up.is_some(), "only {} of {agents} joined\n{}", connected(&brain), sim.output());
+    let up = eventually(Duration::from_secs(180), || {
+        (connected(&brain) == agents).then_some(())
+    });
+    anyhow::ensure!(
+        up.is_some(),
+        "only {} of {agents} joined\n{}",
+        connected(&brain),
+        sim.output()
+    );
     let began = Instant::now();
     let services = each;
     for n in 0..services {
         let name = format!("s{n}");
         let replicas = agents.to_string();
-        brain.berth(&["run", "example:1", "--name", &name, "-d", "--replicas", &replicas, "--memory", "64MiB", "--", "x"]);
+        brain.berth(&[
+            "run",
+            "example:1",
+            "--name",
+            &name,
+            "-d",
+            "--replicas",
+            &replicas,
+            "--memory",
+            "64MiB",
+            "--",
+            "x",
+        ]);
     }
     let wanted = agents * services;
-    let all = eventually(Duration::from_secs(240), || (brain.count_running() >= wanted).then_some(()));
+    let all = eventually(Duration::from_secs(240), || {
+        (brain.count_running() >= wanted).then_some(())
+    });
     println!(
         "agents: {agents} agents, {} of {wanted} containers running after {:.1} s",
         brain.count_running(),
@@ -62,8 +95,13 @@ pub fn run(agents: usize, each: usize, span: Duration) -> anyhow::Result<()> {
     brain.kill9();
     let began = Instant::now();
     brain.restart();
-    let back = eventually(Duration::from_secs(60), || (connected(&brain) == agents).then_some(()));
+    let back = eventually(Duration::from_secs(60), || {
+        (connected(&brain) == agents).then_some(())
+    });
     anyhow::ensure!(back.is_some(), "only {} came back", connected(&brain));
-    println!("agents: all {agents} connected again {:.1} s after kill -9 of the brain", began.elapsed().as_secs_f64());
+    println!(
+        "agents: all {agents} connected again {:.1} s after kill -9 of the brain",
+        began.elapsed().as_secs_f64()
+    );
     Ok(())
 }

@@ -17,8 +17,24 @@ pub fn run(count: usize, span: Duration) -> anyhow::Result<()> {
     brain.load_example();
     let replicas = count.to_string();
     brain.berth(&[
-        "run", "example:1", "--name", "idle", "-d", "--replicas", &replicas, "--cpus", "0.1", "--reserve-cpu", "1m",
-        "--memory", "8MiB", "--disk", "2MiB", "--", "sleep", "1000000",
+        "run",
+        "example:1",
+        "--name",
+        "idle",
+        "-d",
+        "--replicas",
+        &replicas,
+        "--cpus",
+        "0.1",
+        "--reserve-cpu",
+        "1m",
+        "--memory",
+        "8MiB",
+        "--disk",
+        "2MiB",
+        "--",
+        "sleep",
+        "1000000",
     ]);
     brain.wait_running(count, 180);
     std::thread::sleep(Duration::from_secs(5));

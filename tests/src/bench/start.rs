@@ -46,8 +46,10 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     };
     let post = |name: &str, replicas: usize| -> anyhow::Result<u64> {
         let began = UnixMillis::now().0;
-        let request =
-            client.post(format!("{base}/v1/tenants/default/services")).bearer_auth(&token).json(&body(name, replicas));
+        let request = client
+            .post(format!("{base}/v1/tenants/default/services"))
+            .bearer_auth(&token)
+            .json(&body(name, replicas));
         runtime.block_on(async { request.send().await?.error_for_status() })?;
         Ok(began)
     };
@@ -65,7 +67,10 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     };
     let remove = |name: &str| -> anyhow::Result<()> {
         brain.berth(&["service", "rm", name]);
-        eventually(Duration::from_secs(60), || brain.items(&["ps", "-a"]).is_empty().then_some(())).context("it did not go")
+        eventually(Duration::from_secs(60), || {
+            brain.items(&["ps", "-a"]).is_empty().then_some(())
+        })
+        .context("it did not go")
     };
 
     // Warm caches, and a container whose spec the raw path can use.
@@ -73,7 +78,11 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     started("model", 1)?;
     let socket = agent.containerd.socket();
     let channel = runtime.block_on(containerd_client::connect(&socket))?;
-    let id = agent.containerd.ctr(&["containers", "ls", "-q"]).trim().to_owned();
+    let id = agent
+        .containerd
+        .ctr(&["containers", "ls", "-q"])
+        .trim()
+        .to_owned();
     let model = runtime.block_on(async {
         let mut containers = ContainersClient::new(channel.clone());
         let request = GetContainerRequest { id: id.clone() };
@@ -83,7 +92,11 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     // Peers work in a namespace of their own: what is not berth's in berth's namespace gets deleted.
     let archive = crate::example_image().display().to_string();
     bench_ctr(&agent, &["images", "import", "--base-name", "peer", &archive])?;
-    let image = bench_ctr(&agent, &["images", "ls", "-q"])?.lines().next().context("no image")?.to_owned();
+    let image = bench_ctr(&agent, &["images", "ls", "-q"])?
+        .lines()
+        .next()
+        .context("no image")?
+        .to_owned();
     bench_ctr(&agent, &["run", "--rm", &image, "warm", "true"])?;
     let parent = bench_ctr(&agent, &["snapshots", "ls"])?
         .lines()
@@ -107,8 +120,18 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
         bench_ctr(
             &agent,
             &[
-                "run", "-d", "--memory-limit", "16777216", "--cpu-quota", "10000", "--cpu-period", "100000", &image, &name,
-                "sleep", "1000000",
+                "run",
+                "-d",
+                "--memory-limit",
+                "16777216",
+                "--cpu-quota",
+                "10000",
+                "--cpu-period",
+                "100000",
+                &image,
+                &name,
+                "sleep",
+                "1000000",
             ],
         )?;
         ctr.push(began.elapsed().as_secs_f64() * 1e3);
@@ -117,9 +140,22 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     }
     remove("model")?;
     let (b, r, c) = (summary(berth), summary(raw), summary(ctr));
-    println!("start: API call to running process: p50 {:.0} ms, p99 {:.0} ms", b.0, b.1);
-    println!("start: straight on containerd's API: p50 {:.0} ms, p99 {:.0} ms; berth adds {:.0} ms", r.0, r.1, b.0 - r.0);
-    println!("start: ctr run -d: p50 {:.0} ms, p99 {:.0} ms; berth / ctr = {:.2}", c.0, c.1, b.0 / c.0);
+    println!(
+        "start: API call to running process: p50 {:.0} ms, p99 {:.0} ms",
+        b.0, b.1
+    );
+    println!(
+        "start: straight on containerd's API: p50 {:.0} ms, p99 {:.0} ms; berth adds {:.0} ms",
+        r.0,
+        r.1,
+        b.0 - r.0
+    );
+    println!(
+        "start: ctr run -d: p50 {:.0} ms, p99 {:.0} ms; berth / ctr = {:.2}",
+        c.0,
+        c.1,
+        b.0 / c.0
+    );
 
     let began = post("fifty", 50)?;
     let last = started("fifty", 50)?.into_iter().max().unwrap_or(0);
@@ -129,7 +165,9 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
         let starts: Vec<_> = (0..50)
             .map(|n| {
                 let (channel, model, parent) = (channel.clone(), model.clone(), parent.clone());
-                tokio::spawn(async move { raw_start(&channel, &model, &parent, &format!("raw-many{n}")).await })
+                tokio::spawn(
+                    async move { raw_start(&channel, &model, &parent, &format!("raw-many{n}")).await },
+                )
             })
             .collect();
         for start in starts {
@@ -142,7 +180,10 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
         runtime.block_on(raw_delete(&channel, &format!("raw-many{n}")))?;
     }
     let fifty = last.saturating_sub(began) as f64;
-    println!("start: 50 at once: {fifty:.0} ms, raw {raw_fifty:.0} ms, ratio {:.2}", fifty / raw_fifty);
+    println!(
+        "start: 50 at once: {fifty:.0} ms, raw {raw_fifty:.0} ms, ratio {:.2}",
+        fifty / raw_fifty
+    );
     Ok(())
 }
 
@@ -153,7 +194,11 @@ fn bench_ctr(agent: &Agent, args: &[&str]) -> anyhow::Result<String> {
         .args(["--namespace", "bench"])
         .args(args)
         .output()?;
-    anyhow::ensure!(out.status.success(), "ctr {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    anyhow::ensure!(
+        out.status.success(),
+        "ctr {args:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
@@ -185,35 +230,67 @@ async fn raw_start(channel: &Channel, model: &Container, parent: &str, id: &str)
         .mounts;
     let container = Container {
         id: id.to_owned(),
-        runtime: Some(Runtime { name: "io.containerd.runc.v2".into(), options: None }),
+        runtime: Some(Runtime {
+            name: "io.containerd.runc.v2".into(),
+            options: None,
+        }),
         spec: Some(spec),
         snapshotter: model.snapshotter.clone(),
         snapshot_key: id.to_owned(),
         ..Default::default()
     };
-    let request = CreateContainerRequest { container: Some(container) };
-    ContainersClient::new(channel.clone()).create(with_namespace!(request, "bench")).await?;
-    let request = CreateTaskRequest { container_id: id.to_owned(), rootfs: mounts, ..Default::default() };
-    TasksClient::new(channel.clone()).create(with_namespace!(request, "bench")).await?;
-    let request = StartRequest { container_id: id.to_owned(), ..Default::default() };
-    TasksClient::new(channel.clone()).start(with_namespace!(request, "bench")).await?;
+    let request = CreateContainerRequest {
+        container: Some(container),
+    };
+    ContainersClient::new(channel.clone())
+        .create(with_namespace!(request, "bench"))
+        .await?;
+    let request = CreateTaskRequest {
+        container_id: id.to_owned(),
+        rootfs: mounts,
+        ..Default::default()
+    };
+    TasksClient::new(channel.clone())
+        .create(with_namespace!(request, "bench"))
+        .await?;
+    let request = StartRequest {
+        container_id: id.to_owned(),
+        ..Default::default()
+    };
+    TasksClient::new(channel.clone())
+        .start(with_namespace!(request, "bench"))
+        .await?;
     Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
 async fn raw_delete(channel: &Channel, id: &str) -> anyhow::Result<()> {
     let mut tasks = TasksClient::new(channel.clone());
-    let request = KillRequest { container_id: id.to_owned(), signal: 9, all: true, ..Default::default() };
+    let request = KillRequest {
+        container_id: id.to_owned(),
+        signal: 9,
+        all: true,
+        ..Default::default()
+    };
     tasks.kill(with_namespace!(request, "bench")).await?;
     for _ in 0..100 {
-        let request = DeleteTaskRequest { container_id: id.to_owned() };
+        let request = DeleteTaskRequest {
+            container_id: id.to_owned(),
+        };
         if tasks.delete(with_namespace!(request, "bench")).await.is_ok() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let request = DeleteContainerRequest { id: id.to_owned() };
-    ContainersClient::new(channel.clone()).delete(with_namespace!(request, "bench")).await?;
-    let request = RemoveSnapshotRequest { snapshotter: "overlayfs".into(), key: id.to_owned() };
-    SnapshotsClient::new(channel.clone()).remove(with_namespace!(request, "bench")).await?;
+    ContainersClient::new(channel.clone())
+        .delete(with_namespace!(request, "bench"))
+        .await?;
+    let request = RemoveSnapshotRequest {
+        snapshotter: "overlayfs".into(),
+        key: id.to_owned(),
+    };
+    SnapshotsClient::new(channel.clone())
+        .remove(with_namespace!(request, "bench"))
+        .await?;
     Ok(())
 }

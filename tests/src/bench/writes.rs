@@ -22,7 +22,8 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
         let end = Instant::now() + Duration::from_secs(5);
         let tasks: Vec<_> = (0..clients)
             .map(|_| {
-                let (client, base, token, next) = (client.clone(), base.clone(), token.clone(), Arc::clone(&next));
+                let (client, base, token, next) =
+                    (client.clone(), base.clone(), token.clone(), Arc::clone(&next));
                 runtime.spawn(async move {
                     let mut took = Vec::new();
                     while Instant::now() < end {
@@ -47,7 +48,9 @@ pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
         }
         let rate = all.len() as f64 / 5.0;
         let (p50, p99) = summary(all);
-        println!("writes: {clients} clients: {rate:.0} acknowledged a second, p50 {p50:.1} ms, p99 {p99:.1} ms");
+        println!(
+            "writes: {clients} clients: {rate:.0} acknowledged a second, p50 {p50:.1} ms, p99 {p99:.1} ms"
+        );
     }
     Ok(())
 }

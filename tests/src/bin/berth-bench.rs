@@ -6,7 +6,10 @@ use berth_tests::bench::{agents, idle, start, writes};
 
 fn main() -> anyhow::Result<()> {
     let what = std::env::args().nth(1).unwrap_or_else(|| "all".into());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let _guard = runtime.enter();
     println!("machine: {}", machine());
     let all = what == "all";
@@ -20,7 +23,10 @@ fn main() -> anyhow::Result<()> {
         writes::run(&runtime)?;
     }
     if all || what == "agents" {
-        let count = std::env::args().nth(2).and_then(|n| n.parse().ok()).unwrap_or(1_000);
+        let count = std::env::args()
+            .nth(2)
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(1_000);
         agents::run(count, 20, Duration::from_secs(20))?;
     }
     Ok(())
@@ -28,8 +34,15 @@ fn main() -> anyhow::Result<()> {
 
 fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("").trim_matches([' ', '\t', ':']);
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .unwrap_or("")
+        .trim_matches([' ', '\t', ':']);
     let cores = cpu.lines().filter(|l| l.starts_with("processor")).count();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    format!("{cores} × {model}, load {}", load.split(' ').next().unwrap_or("?"))
+    format!(
+        "{cores} × {model}, load {}",
+        load.split(' ').next().unwrap_or("?")
+    )
 }

@@ -71,7 +71,10 @@ impl Replies {
     async fn within<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, Problem> {
         match tokio::time::timeout(limit, self.next()).await {
             Ok(Ok(Some(reply))) => Ok(reply),
-            Ok(Ok(None)) => Err(Problem::unavailable(format!("node {} ended the stream early", self.node))),
+            Ok(Ok(None)) => Err(Problem::unavailable(format!(
+                "node {} ended the stream early",
+                self.node
+            ))),
             Ok(Err(problem)) => Err(problem),
             Err(_) => Err(Problem::new(
                 ErrorKind::Timeout,
@@ -84,12 +87,18 @@ impl Replies {
 /// What is said of a container that has no node yet.
 fn unplaced(container: &ContainerRecord) -> Problem {
     let name = super::views::container_name(container);
-    Problem::new(ErrorKind::Precondition, format!("container {name} waits for a node, so nothing of it runs"))
-        .cure("berth ps tells what it waits for")
+    Problem::new(
+        ErrorKind::Precondition,
+        format!("container {name} waits for a node, so nothing of it runs"),
+    )
+    .cure("berth ps tells what it waits for")
 }
 
 /// What is said when a node answers something else than was asked.
 fn unexpected(node: &dyn std::fmt::Display) -> Problem {
-    Problem::new(ErrorKind::Internal, format!("node {node} answered something else than was asked"))
-        .cure("agent and brain may be of versions too far apart: upgrade the older")
+    Problem::new(
+        ErrorKind::Internal,
+        format!("node {node} answered something else than was asked"),
+    )
+    .cure("agent and brain may be of versions too far apart: upgrade the older")
 }
