@@ -185,8 +185,8 @@ fn a_private_node_behind_nat_does_everything_over_one_outbound_connection() {
     home.ip(&format!("route add default via {}", inner.address(1)));
     router.forward();
     router.nft(
-        "table ip nat {\n chain out { type nat hook postrouting priority 100; oifname \"wan\" masquerade random; }\n \
-         chain fwd { type filter hook forward priority 0; policy drop; iifname \"lan\" accept; ct state established,related accept; }\n}\n",
+        "table ip nat {\n chain outward { type nat hook postrouting priority 100; oifname \"wan\" masquerade random; }\n \
+         chain inward { type filter hook forward priority 0; policy drop; iifname \"lan\" accept; ct state established,related accept; }\n}\n",
     );
     c.brain.berth(&["tenant", "create", "acme"]);
     let token = c.brain.json(&["node", "token", "--private", "acme"])["token"]
@@ -276,8 +276,8 @@ fn a_private_node_behind_nat_does_everything_over_one_outbound_connection() {
     // The router forgets its old mappings, as a home router does when its line reconnects.
     router.nft("flush ruleset");
     router.nft(
-        "table ip nat {\n chain out { type nat hook postrouting priority 100; oifname \"wan\" masquerade random; }\n \
-         chain fwd { type filter hook forward priority 0; policy drop; iifname \"lan\" accept; ct state established,related accept; }\n}\n",
+        "table ip nat {\n chain outward { type nat hook postrouting priority 100; oifname \"wan\" masquerade random; }\n \
+         chain inward { type filter hook forward priority 0; policy drop; iifname \"lan\" accept; ct state established,related accept; }\n}\n",
     );
     let _ = router.command("conntrack").args(["-F"]).output();
     for n in 1..=100u64 {

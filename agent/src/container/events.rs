@@ -27,7 +27,7 @@ impl ContainerdRuntime {
             while !sender.is_closed() {
                 match inner.follow(&sender).await {
                     Ok(()) => pause = FIRST_PAUSE,
-                    Err(status) => tracing::debug!(%status, "containerd's events broke off"),
+                    Err(status) => tracing::warn!(%status, "containerd's events broke off"),
                 }
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -45,7 +45,7 @@ impl Inner {
     async fn follow(&self, sender: &mpsc::Sender<RuntimeEvent>) -> Result<(), tonic::Status> {
         let namespace = self.containerd.namespace();
         let filters = ["/tasks/exit", "/tasks/oom"]
-            .map(|topic| format!("namespace=={namespace},topic=={topic}"))
+            .map(|topic| format!("namespace=={namespace:?},topic=={topic:?}"))
             .to_vec();
         let mut client = self.containerd.events();
         let body = api::SubscribeRequest { filters };

@@ -29,6 +29,10 @@ impl ContainerdRuntime {
         let Some(task) = inner.task(id).await? else {
             return Ok(None);
         };
+        if task.status() == TaskStatus::Unknown {
+            // Its shim is gone; containerd clears it away by itself.
+            return Ok(None);
+        }
         if task.status() != TaskStatus::Stopped {
             return Err(RuntimeError::Failed {
                 operation: "collecting the end",

@@ -12,13 +12,13 @@ use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
     LinuxBlockIoBuilder, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpu, LinuxDeviceCgroupBuilder,
-    LinuxIdMapping, LinuxIdMappingBuilder, LinuxMemory, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxPids, LinuxResources, LinuxResourcesBuilder, LinuxThrottleDevice,
-    LinuxThrottleDeviceBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxIdMapping, LinuxIdMappingBuilder, LinuxMemory, LinuxNamespaceBuilder, LinuxPids, LinuxResources,
+    LinuxResourcesBuilder, LinuxThrottleDevice, LinuxThrottleDeviceBuilder, PosixRlimitBuilder,
+    PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 use super::caps::{self, UnknownCapability};
+use super::mounts;
 use super::runtime::ContainerMeta;
 use super::seccomp;
 use super::users::Identity;
@@ -28,8 +28,6 @@ use crate::cgroup::{self, Device};
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where the init appears inside; /dev is a fresh tmpfs, so that it leaves no trace in the image.
 pub const INIT: &str = "/dev/.berth-init";
-/// Size of /dev/shm, as Docker's.
-const SHM: &str = "size=65536k";
 const OPEN_FILES: u64 = 1 << 20;
 const OPEN_FILES_SOFT: u64 = 1 << 16;
 
@@ -183,7 +181,7 @@ pub fn merged_env<'a>(
     Ok(list)
 }
 
-fn absolute(what: &'static str, path: &str) -> Result<PathBuf, BadSpec> {
+pub(super) fn absolute(what: &'static str, path: &str) -> Result<PathBuf, BadSpec> {
     let given = Path::new(path);
     let dots = given
         .components()
@@ -249,103 +247,6 @@ pub fn resources(
         .throttle_write_iops_device(throttle(limits.io.write_iops.into())?)
         .build()?;
     builder.block_io(block).build()
-}
-
-fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
-    MountBuilder::default()
-        .destination(target)
-        .typ(kind)
-        .source(source)
-        .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
-        .build()
-}
-
-fn mounts(spec: &ContainerSpec, host: &Host, given: &Given<'_>) -> Result<Vec<Mount>, BadSpec> {
-    let sys = if spec.privileged { "rw" } else { "ro" };
-    let mut list = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
-        mount(
-            "/dev",
-            "tmpfs",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
-        )?,
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
-        )?,
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", SHM],
-        )?,
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys])?,
-    ];
-    if host.cgroup_namespaces || host.cgroup_version == 1 {
-        // Read-only also when privileged: limits are not the container's to change.
-        list.push(mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", "ro"],
-        )?);
-    }
-    for tmpfs in &spec.tmpfs {
-        let target = absolute("tmpfs", &tmpfs.path)?;
-        let size = format!("size={}", tmpfs.size.0);
-        let options = ["nosuid", "nodev", "mode=1777", size.as_str()];
-        list.push(mount(&target.to_string_lossy(), "tmpfs", "tmpfs", &options)?);
-    }
-    for name in ["hosts", "hostname", "resolv.conf"] {
-        let source = given.files.join(name);
-        let options = ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"];
-        list.push(mount(
-            &format!("/etc/{name}"),
-            "bind",
-            &source.to_string_lossy(),
-            &options,
-        )?);
-    }
-    if spec.init {
-        list.push(mount(
-            INIT,
-            "bind",
-            &given.init.to_string_lossy(),
-            &["bind", "ro", "nosuid", "nodev", "rprivate"],
-        )?);
-    }
-    Ok(list)
-}
-
-fn namespaces(spec: &ContainerSpec, host: &Host) -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    let mut kinds = vec![
-        LinuxNamespaceType::Pid,
-        LinuxNamespaceType::Mount,
-        LinuxNamespaceType::Ipc,
-        LinuxNamespaceType::Uts,
-        LinuxNamespaceType::Network,
-    ];
-    if host.cgroup_namespaces {
-        kinds.push(LinuxNamespaceType::Cgroup);
-    }
-    if !spec.privileged {
-        kinds.push(LinuxNamespaceType::User);
-    }
-    kinds
-        .into_iter()
-        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
-        .collect()
 }
 
 fn process(
@@ -423,7 +324,7 @@ pub fn build(
     let mut linux = LinuxBuilder::default()
         .resources(resources(&spec.limits, host.device, spec.privileged)?)
         .cgroups_path(given.cgroup)
-        .namespaces(namespaces(spec, host)?)
+        .namespaces(mounts::namespaces(spec, host)?)
         .rootfs_propagation("private");
     if spec.privileged {
         linux = linux.masked_paths(Vec::new()).readonly_paths(Vec::new());
@@ -455,7 +356,7 @@ pub fn build(
         )
         .hostname(hostname(meta, spec))
         .process(process)
-        .mounts(mounts(spec, host, given)?)
+        .mounts(mounts::mounts(spec, host, given)?)
         .linux(linux.build()?)
         .build()?)
 }

@@ -59,7 +59,10 @@ impl ContainerdRuntime {
                         at: known.map_or_else(UnixMillis::now, |(_, at)| at),
                     });
                 }
-                _ => return Err(inner.again(id, "the end of its last run was not collected yet")),
+                Some(task) if task.status() == TaskStatus::Stopped => {
+                    return Err(inner.again(id, "the end of its last run was not collected yet"));
+                }
+                _ => return Err(inner.again(id, "containerd is still clearing its last run away")),
             },
             Err(status) => {
                 inner.discard(id, &record).await;

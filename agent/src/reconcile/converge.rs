@@ -151,6 +151,10 @@ impl World {
         };
         let succeeded = !fail;
         settle(seen, step, outcome, self.desired.container(id), now);
+        if fail {
+            // What is seen here is all there is: the list that a doubt asks for would say the same.
+            seen.doubtful = false;
+        }
         if succeeded && matches!(step, Step::Stop { .. } | Step::Kill { .. }) {
             self.end(id, 143);
         }

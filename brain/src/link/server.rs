@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_common::identity::{self, Identity, IdentityError};
 use berth_common::protocol::{ALPN_JOIN, ALPN_LINK};
+use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Incoming, VarInt};
@@ -21,7 +22,7 @@ use crate::cluster::Cluster;
 /// Time for a handshake. A site's nodes come back all at once, and packets get lost in such a storm.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes and joins under way from one address (IPv6: one /64). A site's nodes come back all at once after an outage.
-const PENDING_PER_ADDRESS: usize = 256;
+const PENDING_PER_ADDRESS: usize = 1_024;
 /// Handshakes and joins under way in all, above which addresses must first prove that they are theirs.
 const PENDING_UNPROVEN: usize = 512;
 /// Handshakes and joins under way in all.
@@ -32,6 +33,8 @@ const MAX_BIDI: u32 = 64;
 const MAX_UNI: u32 = 4;
 /// Bytes of one connection that may wait to be read.
 const RECEIVE_WINDOW: u32 = 4 << 20;
+/// Bytes of packets that may wait to be looked at.
+const RECEIVE_BUFFER: usize = 8 << 20;
 /// Time that connections have to close when the brain stops.
 const GRACE: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
@@ -105,8 +108,10 @@ impl LinkServer {
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(Arc::new(transport(settings.lease_ms)));
         config.migration(true);
-        let endpoint =
-            quinn::Endpoint::server(config, listen).map_err(|source| LinkError::Bind { listen, source })?;
+        let runtime: Arc<dyn quinn::Runtime> = Arc::new(quinn::TokioRuntime);
+        let endpoint = socket(listen)
+            .and_then(|socket| quinn::Endpoint::new(Default::default(), Some(config), socket, runtime))
+            .map_err(|source| LinkError::Bind { listen, source })?;
         Ok(Self {
             endpoint,
             shared: Arc::new(Shared {
@@ -160,6 +165,18 @@ impl LinkServer {
         })
         .await;
     }
+}
+
+/// The UDP socket, with room for the first packets of all nodes at once: a brain that restarts hears from every one within
+/// a moment, and each lost packet costs that node a second.
+fn socket(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(listen)?;
+    // Beyond the system's limit only with a capability that the brain need not have.
+    let forced = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    if let Err(error) = forced.or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)) {
+        tracing::warn!(%error, "the UDP receive buffer can't be enlarged");
+    }
+    Ok(socket)
 }
 
 fn transport(lease_ms: u32) -> quinn::TransportConfig {
