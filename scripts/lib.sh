@@ -79,3 +79,8 @@ wait_for() {
 }
 
 containerd_answers() { ctr --address /run/containerd/containerd.sock version; }
+
+# berth-init runs as PID 1 inside any image, so it brings its C library along. Only its own link differs.
+build_init() { # [--release]
+  run_cargo rustc --locked -p berth-agent --bin berth-init "$@" -- -C target-feature=+crt-static
+}

@@ -1,5 +1,5 @@
 //! `berth-init`: PID 1 of containers that ask for one. Starts the program, hands it every signal, reaps what is orphaned,
-//! ends with its code. Built statically (`scripts/build`), since it runs in any image.
+//! ends with its code. Built statically (see `build_init` in scripts/lib.sh), since it runs in any image.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};

@@ -13,6 +13,7 @@ use prost_types::Any;
 use tonic::Code;
 
 use super::containerd::{ContainerdRuntime, Inner};
+use super::init_binary;
 use super::record::{self, Kept, Record};
 use super::rootfs::{self, Layout};
 use super::runtime::{CreateRequest, RuntimeError};
@@ -46,6 +47,22 @@ impl ContainerdRuntime {
                 message: "the remains of an earlier one are still there; they are deleted first".into(),
                 retryable: true,
             });
+        }
+        if request.spec.init {
+            let init = inner.settings.init_binary.clone();
+            let usable = inner
+                .blocking("looking at berth-init", id, move || init_binary::is_static(&init))
+                .await?;
+            if !usable {
+                return Err(RuntimeError::Failed {
+                    operation: "looking at berth-init",
+                    container: id,
+                    message:
+                        "it is not linked statically and can't run in every image; build berth by scripts/up"
+                            .into(),
+                    retryable: false,
+                });
+            }
         }
         let base = inner
             .ranges

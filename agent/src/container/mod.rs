@@ -9,6 +9,7 @@ mod exec_pump;
 pub mod exit;
 pub mod files;
 pub mod idrange;
+pub mod init_binary;
 mod mounts;
 mod operations;
 pub mod record;

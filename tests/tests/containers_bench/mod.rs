@@ -29,16 +29,21 @@ pub struct Bench {
     pub tenant: TenantId,
     chain_id: String,
     parent: String,
+    snapshotter: &'static str,
     dir: tempfile::TempDir,
 }
 
 impl Bench {
     pub async fn start(version: Version) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_on(version, "overlayfs", tempfile::tempdir().unwrap()).await
+    }
+
+    /// With a snapshotter, everything below `dir`.
+    pub async fn start_on(version: Version, snapshotter: &'static str, dir: tempfile::TempDir) -> Self {
         let containerd = Containerd::start(version, &dir.path().join("c"), None);
         let image = berth_tests::example_image().to_string_lossy().into_owned();
-        containerd.ctr(&["images", "import", "--snapshotter", "overlayfs", &image]);
-        let listed = containerd.ctr(&["snapshots", "--snapshotter", "overlayfs", "ls"]);
+        containerd.ctr(&["images", "import", "--snapshotter", snapshotter, &image]);
+        let listed = containerd.ctr(&["snapshots", "--snapshotter", snapshotter, "ls"]);
         let chain_id = listed
             .lines()
             .find(|l| l.starts_with("sha256:"))
@@ -53,8 +58,9 @@ impl Bench {
         cgroups.ensure_root(all).unwrap();
         let tenant = TenantId::random();
         cgroups.ensure_tenant(tenant, 100).unwrap();
-        let runtime = Self::runtime(&containerd, &cgroups, dir.path());
+        let runtime = Self::runtime_at(&containerd.socket(), &cgroups, dir.path(), snapshotter);
         Self {
+            snapshotter,
             runtime,
             cgroups,
             tenant,
@@ -65,14 +71,15 @@ impl Bench {
         }
     }
 
-    fn runtime(containerd: &Containerd, cgroups: &Arc<dyn Cgroups>, dir: &Path) -> ContainerdRuntime {
-        Self::runtime_at(&containerd.socket(), cgroups, dir)
-    }
-
-    fn runtime_at(socket: &Path, cgroups: &Arc<dyn Cgroups>, dir: &Path) -> ContainerdRuntime {
+    fn runtime_at(
+        socket: &Path,
+        cgroups: &Arc<dyn Cgroups>,
+        dir: &Path,
+        snapshotter: &str,
+    ) -> ContainerdRuntime {
         let client = berth_agent::containerd::Containerd::connect(socket, "berth");
         let settings = RuntimeSettings {
-            snapshotter: "overlayfs".into(),
+            snapshotter: snapshotter.into(),
             runtime: "io.containerd.runc.v2".into(),
             runtime_binary: None,
             run_dir: dir.join("run"),
@@ -89,7 +96,12 @@ impl Bench {
 
     /// What a new agent would have after the old one was killed.
     pub fn another_agent(&self) -> ContainerdRuntime {
-        Self::runtime(&self.containerd, &self.cgroups, self.dir.path())
+        Self::runtime_at(
+            &self.containerd.socket(),
+            &self.cgroups,
+            self.dir.path(),
+            self.snapshotter,
+        )
     }
 
     pub fn dir(&self) -> &Path {
@@ -195,7 +207,7 @@ impl Bench {
         assert!(self.runtime.list().await.unwrap().is_empty());
         let snapshots = self
             .containerd
-            .ctr(&["snapshots", "--snapshotter", "overlayfs", "ls"]);
+            .ctr(&["snapshots", "--snapshotter", self.snapshotter, "ls"]);
         assert!(!snapshots.contains("berth-"), "{snapshots}");
         assert_eq!(self.containerd.ctr(&["tasks", "ls", "-q"]).trim(), "");
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
@@ -284,10 +296,11 @@ impl Bench {
             Arc::clone(&self.cgroups),
             self.dir.path().to_owned(),
         );
+        let snapshotter = self.snapshotter;
         std::thread::spawn(move || {
             let tokio = tokio::runtime::Runtime::new().unwrap();
             tokio.block_on(async {
-                let agent = Self::runtime_at(&socket, &cgroups, &dir);
+                let agent = Self::runtime_at(&socket, &cgroups, &dir, snapshotter);
                 let mut session = agent.exec(id, &spec).await.unwrap();
                 while !matches!(
                     session.down.recv().await,

@@ -1,0 +1,79 @@
+//! The disk limit where the kernel enforces it: containers on containerd's btrfs snapshotter.
+
+#[path = "containers_bench/mod.rs"]
+mod containers_bench;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use berth_agent::container::runtime::Runtime as _;
+use berth_common::units::Bytes;
+use berth_tests::containerd::Version;
+use berth_tests::process::run;
+use containers_bench::Bench;
+
+/// A btrfs in a file, mounted.
+struct Pool {
+    mount: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pool");
+        let mount = dir.path().join("m");
+        std::fs::create_dir(&mount).unwrap();
+        std::fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
+        run(Command::new("mkfs.btrfs").arg("-q").arg(&file));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&mount));
+        Self { mount, _dir: dir }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        berth_tests::containerd::unmount_below(&self.mount);
+        let _ = nix::mount::umount2(&self.mount, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_filler_hits_its_limit_and_the_limit_moves_live() {
+    let pool = Pool::new();
+    let dir = tempfile::tempdir_in(&pool.mount).unwrap();
+    let bench = Bench::start_on(Version::System, "btrfs", dir).await;
+    assert!(bench.runtime.disk_limit_hard());
+    let fill = "dd if=/dev/zero of=/f bs=1M count=40 2>&1; sync; wc -c </f";
+    let mut request = bench.request("fill", &format!("id; {fill}; echo full; while [ ! -e /go ]; do sleep 0.1; done; {fill}; echo done; exec sleep 1000"));
+    request.spec.limits.disk = Bytes::mib(16);
+    request.spec.user = Some("0".into());
+    let id = request.meta.id;
+    bench.runtime.create(&request).await.unwrap();
+    bench.runtime.start(id).await.unwrap();
+    let text = bench.wait_log(id, "full").await;
+    assert!(
+        text.contains("quota exceeded") || text.contains("No space"),
+        "{text}"
+    );
+    let written: u64 = text
+        .lines()
+        .filter_map(|l| l.trim().parse().ok())
+        .next_back()
+        .unwrap();
+    assert!((12 << 20..=16 << 20).contains(&written), "{written}");
+    assert_eq!(bench.runtime.read_limits(id).await.unwrap().disk, Bytes::mib(16));
+    let mut spec = request.spec.clone();
+    spec.limits.disk = Bytes::mib(64);
+    bench.runtime.update(id, &spec).await.unwrap();
+    let go = serde_json::from_value(serde_json::json!({"args": ["touch", "/go"]})).unwrap();
+    let mut session = bench.runtime.exec(id, &go).await.unwrap();
+    while session.down.recv().await.is_some() {}
+    let text = bench.wait_log(id, "done").await;
+    assert!(
+        text.contains(&(40u64 << 20).to_string()),
+        "all of it fits now:\n{text}"
+    );
+    bench.finish(&[id]).await;
+    drop(pool);
+}
