@@ -111,11 +111,11 @@ impl ContainerdRuntime {
 impl Inner {
     /// Kills and forgets a container's process, whatever its state; none is fine.
     pub(super) async fn end_task(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        let Some(task) = self.task(id).await? else {
-            return Ok(());
-        };
+        let task = self.task(id).await?;
         let mut client = self.containerd.tasks();
-        if task.status() != TaskStatus::Stopped {
+        // Without a task there can still be a shim that has none yet: a containerd that died while it made the task adopts
+        // that shim, knows no process of it, and refuses to make another. Only deleting takes it away.
+        if let Some(task) = task.filter(|task| task.status() != TaskStatus::Stopped) {
             let wait = api::WaitRequest {
                 container_id: id.to_string(),
                 exec_id: String::new(),

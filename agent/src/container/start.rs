@@ -62,7 +62,10 @@ impl ContainerdRuntime {
                 Some(task) if task.status() == TaskStatus::Stopped => {
                     return Err(inner.again(id, "the end of its last run was not collected yet"));
                 }
-                _ => return Err(inner.again(id, "containerd is still clearing its last run away")),
+                _ => {
+                    inner.end_task(id).await?;
+                    return Err(inner.again(id, "an unfinished start was cleared away"));
+                }
             },
             Err(status) => {
                 inner.discard(id, &record).await;

@@ -24,9 +24,8 @@ fn path_of(path: &Path) -> io::Result<CString> {
 /// # Errors
 /// When user namespaces are disabled or used up on this host.
 pub fn user_namespace(base: u32) -> io::Result<OwnedFd> {
-    // A pipe that only the parent's end holds open ends the child even if this process is killed here.
-    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    let (read_fd, write_fd) = (reader.as_raw_fd(), writer.as_raw_fd());
+    let parent = std::process::id() as libc::pid_t;
+    // The child is held by nothing that a second child, made at the same moment, could inherit and keep open.
     // SAFETY: like fork(); the child shares nothing with us and runs only async-signal-safe system calls, on its own
     // copy of this stack, until it ends. No exit signal, so nobody's SIGCHLD handling is disturbed.
     let child = unsafe {
@@ -40,11 +39,13 @@ pub fn user_namespace(base: u32) -> io::Result<OwnedFd> {
         )
     };
     if child == 0 {
-        // SAFETY: plain system calls on descriptors of this copy; `_exit` never returns.
+        // SAFETY: plain system calls; `_exit` never returns. The child dies with the thread that made it, which waits for
+        // it below; if that thread died before the first call took effect, the parent is another one.
         unsafe {
-            libc::close(write_fd);
-            let mut byte = 0u8;
-            libc::read(read_fd, (&raw mut byte).cast(), 1);
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            while libc::getppid() == parent {
+                libc::pause();
+            }
             libc::_exit(0);
         }
     }
@@ -58,7 +59,7 @@ pub fn user_namespace(base: u32) -> io::Result<OwnedFd> {
         fs::write(format!("/proc/{pid}/gid_map"), &map)?;
         File::open(format!("/proc/{pid}/ns/user")).map(OwnedFd::from)
     })();
-    drop(writer);
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL));
     opened
 }
@@ -139,5 +140,17 @@ mod tests {
         nix::mount::umount2(&target, nix::mount::MntFlags::MNT_DETACH).unwrap();
         assert_eq!(owner, 0x7001_0000);
         assert_eq!(fs::metadata(source.join("file")).unwrap().uid(), 0);
+    }
+
+    #[test]
+    fn namespaces_made_at_the_same_time_do_not_wait_for_each_other() {
+        let made = std::thread::scope(|scope| {
+            let many = |thread: u32| {
+                (0..100u32).all(|_| user_namespace(0x7001_0000 + thread * RANGE).is_ok())
+            };
+            let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || many(thread))).collect();
+            threads.into_iter().all(|thread| thread.join().unwrap())
+        });
+        assert!(made);
     }
 }
