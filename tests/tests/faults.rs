@@ -4,12 +4,21 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain};
+use berth_tests::containerd::Version;
 use berth_tests::process::{alive, eventually};
 
 fn bench() -> (tempfile::TempDir, Brain, Agent) {
+    bench_on(Version::System)
+}
+
+fn bench_on(version: Version) -> (tempfile::TempDir, Brain, Agent) {
     let dir = tempfile::tempdir().expect("folder");
     let brain = Brain::start(&dir.path().join("brain"));
-    let agent = Agent::start(&brain, &dir.path().join("h1"), "h1", None);
+    let token = brain.json(&["node", "token"])["token"]
+        .as_str()
+        .expect("token")
+        .to_owned();
+    let agent = Agent::join(&token, &dir.path().join("h1"), "h1", None, version, "");
     brain.wait_node("h1", "ready", 20);
     brain.load_example();
     (dir, brain, agent)
@@ -195,4 +204,85 @@ fn r5_what_the_api_acknowledged_survives_kill_9_of_the_brain() {
         acknowledged > 20,
         "the test must have written something: {acknowledged}"
     );
+}
+
+/// What is left of containers on a node once their service is gone: records, snapshots with a process' writes, shims, cgroups.
+fn leftovers(agent: &Agent) -> Vec<String> {
+    let mut left = Vec::new();
+    for line in agent.containerd.ctr(&["containers", "ls", "-q"]).lines() {
+        left.push(format!("container {line}"));
+    }
+    for line in agent.containerd.ctr(&["snapshots", "ls"]).lines().skip(1) {
+        if line.contains("Active") {
+            left.push(format!("snapshot {line}"));
+        }
+    }
+    for shim in agent.containerd.shims() {
+        left.push(format!("shim {shim}"));
+    }
+    left
+}
+
+fn wait_nothing_left(brain: &Brain, agent: &Agent, seconds: u64) {
+    let gone = eventually(Duration::from_secs(seconds), || {
+        (brain.items(&["ps"]).is_empty() && leftovers(agent).is_empty()).then_some(())
+    });
+    assert!(
+        gone.is_some(),
+        "left: {:?}\n{}",
+        leftovers(agent),
+        brain.berth(&["ps"])
+    );
+}
+
+fn run_tasks(agent: &Agent) -> usize {
+    let tasks = agent.containerd.ctr(&["tasks", "ls"]);
+    tasks.lines().filter(|line| line.contains("RUNNING")).count()
+}
+
+const SLEEPER: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done"];
+
+fn run_detached(brain: &Brain, name: &str, replicas: &str) {
+    let mut args = vec!["run", "example:1", "--name", name, "-d", "--replicas", replicas];
+    args.extend(["--memory", "16MiB", "--disk", "8MiB", "--"]);
+    args.extend(SLEEPER);
+    brain.berth(&args);
+}
+
+#[test]
+fn containerd_killed_during_start_is_survived() {
+    for version in Version::ALL {
+        let (_dir, brain, mut agent) = bench_on(version);
+        for pause in [20, 60, 120, 200] {
+            let name = format!("s{pause}");
+            run_detached(&brain, &name, "3");
+            std::thread::sleep(Duration::from_millis(pause));
+            agent.containerd.kill9();
+            std::thread::sleep(Duration::from_millis(300));
+            agent.containerd.restart();
+            brain.wait_running(3, 60);
+            assert_eq!(run_tasks(&agent), 3, "nothing twice");
+            brain.berth(&["service", "rm", &name]);
+            wait_nothing_left(&brain, &agent, 30);
+        }
+    }
+}
+
+#[test]
+fn killing_the_agent_at_every_moment_of_start_and_stop_leaks_nothing() {
+    let (_dir, brain, mut agent) = bench();
+    for pause in [0, 15, 30, 60, 90, 130, 200, 300] {
+        let name = format!("s{pause}");
+        run_detached(&brain, &name, "3");
+        std::thread::sleep(Duration::from_millis(pause));
+        agent.kill9();
+        agent.restart();
+        brain.wait_running(3, 60);
+        assert_eq!(run_tasks(&agent), 3, "nothing twice");
+        brain.berth(&["service", "rm", &name]);
+        std::thread::sleep(Duration::from_millis(pause * 4));
+        agent.kill9();
+        agent.restart();
+        wait_nothing_left(&brain, &agent, 60);
+    }
 }
