@@ -170,8 +170,39 @@ pub fn processes(wanted: impl Fn(&str) -> bool) -> Vec<u32> {
     found
 }
 
+impl Containerd {
+    /// Leaves what explains a failure in a folder below `target/failures`: this daemon's log with the stacks of it and
+    /// its shims, and the processes of the machine.
+    fn keep_evidence(&self) {
+        let name = self.dir.display().to_string().replace('/', "_");
+        let kept = crate::root().join("target/failures").join(name);
+        // Both daemons answer SIGUSR1 with their goroutines' stacks.
+        for pid in self
+            .shims()
+            .into_iter()
+            .chain(self.process.as_ref().map(Process::pid))
+        {
+            signal(pid, nix::sys::signal::Signal::SIGUSR1);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let processes = Command::new("ps")
+            .args(["-eo", "pid,ppid,stat,etimes,wchan:24,args"])
+            .output();
+        let written = std::fs::create_dir_all(&kept)
+            .and_then(|()| std::fs::write(kept.join("containerd.log"), self.log()))
+            .and_then(|()| std::fs::write(kept.join("processes"), processes?.stdout));
+        match written {
+            Ok(()) => eprintln!("--- evidence in {}", kept.display()),
+            Err(error) => eprintln!("--- no evidence kept: {error}"),
+        }
+    }
+}
+
 impl Drop for Containerd {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_evidence();
+        }
         // Containers first, by way of their shims: a shim that is told to shut down kills its container.
         for shim in self.shims() {
             let children =

@@ -286,3 +286,27 @@ fn killing_the_agent_at_every_moment_of_start_and_stop_leaks_nothing() {
         wait_nothing_left(&brain, &agent, 60);
     }
 }
+
+#[test]
+fn a_stuck_shim_costs_its_container_nothing_and_does_not_keep_it_from_being_removed() {
+    let (_dir, brain, agent) = bench();
+    let before = start_sleepers(&brain, 1);
+    let shims = agent.containerd.shims();
+    assert_eq!(shims.len(), 1);
+    berth_tests::process::signal(shims[0], nix::sys::signal::Signal::SIGSTOP);
+    // Another container comes and goes, so that the node is looked at while the shim is silent.
+    run_detached(&brain, "other", "1");
+    brain.wait_running(2, 60);
+    brain.berth(&["service", "rm", "other"]);
+    std::thread::sleep(Duration::from_secs(5));
+    let after = brain.wait_running(1, 60);
+    assert_eq!(
+        after[0]["observed"]["pid"].as_u64(),
+        before.values().next().copied()
+    );
+    assert!(before.values().all(|pid| alive(*pid as u32)));
+
+    brain.berth(&["service", "rm", "sleeper"]);
+    wait_nothing_left(&brain, &agent, 90);
+    assert!(before.values().all(|pid| !alive(*pid as u32)));
+}

@@ -17,6 +17,7 @@ mod remove;
 pub mod rootfs;
 pub mod runtime;
 pub mod seccomp;
+mod shim;
 pub mod spec;
 #[cfg(test)]
 mod spec_tests;

@@ -17,6 +17,9 @@ use super::runtime::{
     CreateRequest, ExecSession, Runtime, RuntimeContainer, RuntimeError, RuntimeEvent, Started, TaskExit,
     TaskState,
 };
+use super::shim;
+
+const SIGKILL: u32 = 9;
 
 /// What is sent when neither spec nor image names a signal.
 const SIGTERM: i32 = 15;
@@ -94,14 +97,14 @@ impl Runtime for ContainerdRuntime {
             all,
             ..Default::default()
         };
-        match self
-            .0
-            .containerd
-            .tasks()
-            .kill(self.0.containerd.request(body))
-            .await
-        {
+        let mut client = self.0.containerd.tasks();
+        match shim::within(shim::ANSWER, client.kill(self.0.containerd.request(body))).await {
             Ok(_) => Ok(()),
+            Err(status) if shim::silent(&status) && signal == SIGKILL => self.0.end_shim(id).await,
+            Err(status) if shim::silent(&status) => match self.0.record(id).await?.started {
+                Some((pid, _)) if shim::signal(id, pid, signal.cast_signed()) => Ok(()),
+                _ => Err(self.0.failed("signalling", id, status)),
+            },
             // It ended meanwhile, which is what signals are for.
             Err(status) if status.message().contains("process already finished") => Ok(()),
             Err(status) => Err(self.0.failed("signalling", id, status)),
@@ -189,8 +192,14 @@ impl ContainerdRuntime {
                     started_at,
                 }
             }
-            // The shim doesn't answer; containerd takes such a task away by itself.
-            TaskStatus::Unknown => TaskState::None,
+            // The shim doesn't answer. Dead ones are cleared away by containerd; one that is only stuck has its container.
+            TaskStatus::Unknown => match started {
+                Some((pid, at)) if shim::holds(id, pid) => TaskState::Running {
+                    pid,
+                    started_at: Some(at),
+                },
+                _ => TaskState::None,
+            },
         }
     }
 

@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 use super::containerd::{ContainerdRuntime, Inner, cgroup_failed, millis};
 use super::record;
 use super::runtime::{RuntimeError, TaskExit};
+use super::shim;
 
 /// How long a SIGKILL may take: a process in a disk wait dies only when the disk answers.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,11 +47,8 @@ impl ContainerdRuntime {
         let body = api::DeleteTaskRequest {
             container_id: id.to_string(),
         };
-        let (code, at) = match inner
-            .containerd
-            .tasks()
-            .delete(inner.containerd.request(body))
-            .await
+        let mut client = inner.containerd.tasks();
+        let (code, at) = match shim::within(shim::ANSWER, client.delete(inner.containerd.request(body))).await
         {
             Ok(reply) => {
                 let reply = reply.into_inner();
@@ -126,9 +124,10 @@ impl Inner {
                 // A pid namespace's other processes die with its PID 1.
                 ..Default::default()
             };
-            match client.kill(self.containerd.request(kill)).await {
+            match shim::within(shim::ANSWER, client.kill(self.containerd.request(kill))).await {
                 Ok(_) => {}
                 Err(status) if gone(&status) => {}
+                Err(status) if shim::silent(&status) => return self.end_shim(id).await,
                 Err(status) => return Err(self.failed("killing the process", id, status)),
             }
             match tokio::time::timeout(KILL_TIMEOUT, client.wait(self.containerd.request(wait))).await {
@@ -148,11 +147,25 @@ impl Inner {
         let body = api::DeleteTaskRequest {
             container_id: id.to_string(),
         };
-        match client.delete(self.containerd.request(body)).await {
+        match shim::within(shim::ANSWER, client.delete(self.containerd.request(body))).await {
             Ok(_) => Ok(()),
             Err(status) if gone(&status) => Ok(()),
+            Err(status) if shim::silent(&status) => self.end_shim(id).await,
             Err(status) => Err(self.failed("removing the process", id, status)),
         }
+    }
+
+    /// Ends a shim that doesn't answer, with its container, for good: containerd clears up when it sees it die.
+    ///
+    /// # Errors
+    /// Always, so that the caller looks again when containerd has done its part.
+    pub(super) async fn end_shim(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let socket = self.containerd.socket().to_owned();
+        let namespace = self.containerd.namespace().to_owned();
+        let work = move || Ok(shim::end(&socket, &namespace, id));
+        let ended = self.blocking("ending its shim", id, work).await?;
+        tracing::warn!(container = %id, ended, "its shim did not answer and was ended");
+        Err(self.again(id, "its shim did not answer and was ended"))
     }
 
     /// What the kernel counted, if it still knows.

@@ -13,6 +13,7 @@ use super::containerd::{ContainerdRuntime, Inner, cgroup_failed};
 use super::record::{self, Record};
 use super::rootfs;
 use super::runtime::{RuntimeError, Started};
+use super::shim;
 use crate::cgroup::Device;
 
 impl ContainerdRuntime {
@@ -97,7 +98,8 @@ impl Inner {
             container_id: id.to_string(),
             exec_id: String::new(),
         };
-        match self.containerd.tasks().get(self.containerd.request(body)).await {
+        let mut client = self.containerd.tasks();
+        match shim::within(shim::ANSWER, client.get(self.containerd.request(body))).await {
             Ok(reply) => Ok(reply.into_inner().process),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(self.failed("asking for the process", id, status)),
@@ -140,13 +142,9 @@ impl Inner {
             options: self.runtime_options(),
             ..Default::default()
         };
-        Ok(self
-            .containerd
-            .tasks()
-            .create(self.containerd.request(body))
-            .await?
-            .into_inner()
-            .pid)
+        let mut client = self.containerd.tasks();
+        let made = shim::within(shim::START, client.create(self.containerd.request(body))).await?;
+        Ok(made.into_inner().pid)
     }
 
     /// Makes sure that the kernel holds the limits; writes once what the runtime did not.
@@ -193,7 +191,7 @@ impl Inner {
         let label = record::started_label(pid, at);
         let mut tasks = self.containerd.tasks();
         let (started, noted) = tokio::join!(
-            tasks.start(self.containerd.request(body)),
+            shim::within(shim::START, tasks.start(self.containerd.request(body))),
             self.set_labels(id, [(record::STARTED, label)]),
         );
         if let Err(status) = started {

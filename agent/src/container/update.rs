@@ -13,6 +13,7 @@ use prost_types::{Any, FieldMask};
 use super::containerd::{ContainerdRuntime, Inner, cgroup_failed};
 use super::record::{self, Kept};
 use super::runtime::RuntimeError;
+use super::shim;
 use super::spec;
 
 const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
@@ -102,11 +103,8 @@ impl ContainerdRuntime {
             }),
             ..Default::default()
         };
-        let reply = inner
-            .containerd
-            .tasks()
-            .update(inner.containerd.request(body))
-            .await;
+        let mut client = inner.containerd.tasks();
+        let reply = shim::within(shim::ANSWER, client.update(inner.containerd.request(body))).await;
         reply.map_err(|status| inner.failed("changing limits", id, status))?;
         inner.enforce(&record, new.limits, device).await
     }

@@ -145,9 +145,8 @@ mod tests {
     #[test]
     fn namespaces_made_at_the_same_time_do_not_wait_for_each_other() {
         let made = std::thread::scope(|scope| {
-            let many = |thread: u32| {
-                (0..100u32).all(|_| user_namespace(0x7001_0000 + thread * RANGE).is_ok())
-            };
+            let many =
+                |thread: u32| (0..100u32).all(|_| user_namespace(0x7001_0000 + thread * RANGE).is_ok());
             let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || many(thread))).collect();
             threads.into_iter().all(|thread| thread.join().unwrap())
         });

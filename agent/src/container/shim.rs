@@ -1,0 +1,131 @@
+//! Shims that don't answer.
+//!
+//! containerd asks a shim for every task's state and waits two seconds for it. A shim that is stuck (frozen, waiting for a
+//! disk, held up in an interrupted start) still has its container: an unanswered question is no proof of an end. So the
+//! kernel is asked instead, and only where the container must end anyway the shim is ended with it; containerd notices
+//! its death and clears up.
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use berth_common::id::ContainerId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tonic::{Code, Response, Status};
+
+/// Longest wait for a shim's answer that needs no work of the kernel.
+pub const ANSWER: Duration = Duration::from_secs(10);
+/// Longest wait for a task to be made or started: the runtime mounts, and a busy disk is slow.
+pub const START: Duration = Duration::from_secs(60);
+
+/// A call with an end: what takes longer is `DeadlineExceeded`.
+pub async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Response<T>, Status> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Status::deadline_exceeded(format!(
+            "the container's shim did not answer within {} s",
+            limit.as_secs()
+        ))),
+    }
+}
+
+/// Whether a call failed because a shim did not answer. containerd passes its own time limits on as unknown errors.
+pub fn silent(status: &Status) -> bool {
+    status.code() == Code::DeadlineExceeded || status.message().contains("deadline exceeded")
+}
+
+/// Whether process `pid` is alive and runs in the container's cgroup, so that no other process of a reused number counts.
+pub fn holds(id: ContainerId, pid: u32) -> bool {
+    let of = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let ended = of("stat")
+        .rsplit_once(") ")
+        .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+    !ended && of("cgroup").contains(&id.to_string())
+}
+
+/// Sends a signal to a container's process past its shim; whether it was there to get it.
+pub fn signal(id: ContainerId, pid: u32, number: i32) -> bool {
+    let (Ok(signal), Ok(process)) = (Signal::try_from(number), i32::try_from(pid)) else {
+        return false;
+    };
+    holds(id, pid) && kill(Pid::from_raw(process), signal).is_ok()
+}
+
+/// Kills the shims of a container of the daemon at `socket`, and what they started. Returns how many there were.
+pub fn end(socket: &Path, namespace: &str, id: ContainerId) -> usize {
+    let id = id.to_string();
+    let socket = socket.to_string_lossy();
+    let mut ended = 0;
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(raw) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        if !is_shim(&String::from_utf8_lossy(&raw), &socket, namespace, &id) {
+            continue;
+        }
+        // Its children first: they would be handed to PID 1 and go on.
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|text| text.parse().ok()) {
+            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        }
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        ended += 1;
+    }
+    ended
+}
+
+/// Whether a NUL-separated command line is the shim of this container.
+fn is_shim(cmdline: &str, socket: &str, namespace: &str, id: &str) -> bool {
+    let args: Vec<_> = cmdline.split('\0').collect();
+    let value = |flag: &str| {
+        let at = args.iter().position(|arg| *arg == flag)?;
+        args.get(at + 1).copied()
+    };
+    args.first()
+        .is_some_and(|program| program.contains("containerd-shim"))
+        && value("-id") == Some(id)
+        && value("-namespace") == Some(namespace)
+        && value("-address") == Some(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_is_known_by_container_namespace_and_daemon() {
+        let line = "/usr/bin/containerd-shim-runc-v2\0-namespace\0berth\0-id\0abc\0-address\0/run/c.sock\0";
+        assert!(is_shim(line, "/run/c.sock", "berth", "abc"));
+        assert!(!is_shim(line, "/run/c.sock", "berth", "ab"));
+        assert!(!is_shim(line, "/run/c.sock", "k8s.io", "abc"));
+        assert!(!is_shim(line, "/run/d.sock", "berth", "abc"));
+        let other = line.replace("containerd-shim-runc-v2", "sleep");
+        assert!(!is_shim(&other, "/run/c.sock", "berth", "abc"));
+        assert!(!is_shim("", "/run/c.sock", "berth", "abc"));
+    }
+
+    #[test]
+    fn a_process_elsewhere_or_gone_does_not_hold_a_container() {
+        let id = ContainerId::random();
+        assert!(!holds(id, std::process::id()));
+        assert!(!holds(id, u32::MAX));
+        assert!(!signal(id, u32::MAX, 0));
+    }
+
+    #[tokio::test]
+    async fn a_silent_call_ends() {
+        let call = std::future::pending::<Result<Response<()>, Status>>();
+        let status = within(Duration::from_millis(5), call).await.unwrap_err();
+        assert!(silent(&status));
+        assert!(silent(&Status::unknown("context deadline exceeded: unknown")));
+        assert!(!silent(&Status::not_found("no")));
+    }
+}
