@@ -33,6 +33,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_MESSAGE: usize = 4 << 20;
 /// Largest usage report, bytes.
 const MAX_USAGE: usize = 1 << 20;
+/// How often a connection is asked where its node is.
+const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 /// Facts change seldom, and each change is a write to the store.
 const FACTS_PAUSE: Duration = Duration::from_secs(1);
 /// Events of one node that are kept in a second.
@@ -149,6 +151,25 @@ impl Session<'_> {
         }
     }
 
+    /// The next message. A quiet node's address can change too (QUIC migration), so it is looked at meanwhile.
+    async fn next(&self, receive: &mut RecvStream, seen: &mut Seen) -> Result<AgentMessage, End> {
+        let mut message = std::pin::pin!(read_frame::<AgentMessage>(receive, MAX_MESSAGE));
+        let mut look = tokio::time::interval(LOOK_AT_ADDRESS);
+        loop {
+            tokio::select! {
+                message = &mut message => return message.map_err(End::Control),
+                _ = look.tick() => {}
+            }
+            if seen.moved(self.connection.remote_address()) {
+                let change = Change::Connected(self.node(), seen.connection(self.member.serial));
+                tracing::info!(node = %self.node(), address = %seen.address, "the node's address changed");
+                if !self.member.report(vec![change], Vec::new()).await {
+                    return Err(End::Replaced);
+                }
+            }
+        }
+    }
+
     /// The control stream, from the agent.
     async fn listen(
         &self,
@@ -160,9 +181,7 @@ impl Session<'_> {
         let mut facts_due = Instant::now();
         let mut window = (Instant::now(), 0u32);
         loop {
-            let message = read_frame::<AgentMessage>(&mut receive, MAX_MESSAGE)
-                .await
-                .map_err(End::Control)?;
+            let message = self.next(&mut receive, seen).await?;
             cluster.heard(self.node());
             let mut changes = Vec::new();
             let mut events = Vec::new();
@@ -219,12 +238,6 @@ impl Session<'_> {
                     ))));
                 }
                 AgentMessage::Unknown => {}
-            }
-            if seen.moved(self.connection.remote_address()) {
-                changes.push(Change::Connected(
-                    self.node(),
-                    seen.connection(self.member.serial),
-                ));
             }
             if changes.is_empty() && events.is_empty() {
                 continue;
