@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::summary;
-use crate::cluster::Brain;
+use crate::cluster::{Brain, free_port};
 
 /// Creates tenants from `clients` connections at a time, for several numbers of clients.
 ///
@@ -13,7 +13,10 @@ use crate::cluster::Brain;
 /// When the brain can't be reached.
 pub fn run(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let brain = Brain::start(&dir.path().join("brain"));
+    let address = format!("127.0.0.1:{}", free_port());
+    // What is measured is the store, not the brake on callers.
+    let rates = "[api]\nrequests_per_token = 1000000\nrequests_per_address = 1000000";
+    let brain = Brain::start_with(&dir.path().join("brain"), None, &address, rates);
     let (client, base, token) = brain.http()?;
     let next = Arc::new(AtomicU64::new(0));
     let fsync = fsync_ms(dir.path())?;
