@@ -144,6 +144,16 @@ impl CertificateAuthority {
         identity::fingerprint(&self.cert)
     }
 
+    /// A secret for one purpose that stays the same for the CA's life and tells nothing of the CA's key.
+    pub fn derived_secret(&self, purpose: &str) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(b"berth derived secret\0");
+        hash.update(purpose.as_bytes());
+        hash.update([0]);
+        hash.update(self.issuer.key().serialize_der());
+        hash.finalize().into()
+    }
+
     /// The CA's certificate, PEM.
     pub fn ca_pem(&self) -> &str {
         &self.pem

@@ -2,6 +2,7 @@
 
 mod joining;
 mod requests;
+mod restart;
 mod sessions;
 
 use std::collections::HashMap;
