@@ -68,6 +68,11 @@ pub enum JoinError {
     /// The brain said no.
     #[error("the brain refuses: {0}")]
     Refused(Box<berth_common::error::Problem>),
+    /// The brain's answer is of a kind that this version does not know.
+    #[error(
+        "the brain answers in a way that this agent is too old to understand; install the brain's version of it"
+    )]
+    Newer,
     /// The exchange broke.
     #[error("the exchange with the brain broke off: {0}; try again, with a new token if this one is used up")]
     Broken(String),
@@ -244,6 +249,7 @@ pub async fn join(
             addresses,
         } => (node, name, cert_pem, ca_pem, addresses),
         JoinReply::Problem { problem } => return Err(JoinError::Refused(Box::new(problem))),
+        JoinReply::Unknown => return Err(JoinError::Newer),
     };
     let identity = Identity::from_pem(&cert_pem, &key_pem, &ca_pem)?;
     if identity::node_of(&identity.chain[0])? != node {

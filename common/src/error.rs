@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Every kind of error the API knows. Each is documented in `docs/errors.md` (a test holds the two together) and is
-/// the last path segment of the problem's `type`.
+/// the last part of the problem's `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -38,10 +38,14 @@ pub enum ErrorKind {
     Unavailable,
     /// The node did not answer in time. 504
     Timeout,
+    /// Of a newer peer, and never made here. Title, status and detail of the problem are the peer's; nothing else is
+    /// taken from the kind, so it is not tried again.
+    #[serde(other)]
+    Unknown,
 }
 
 impl ErrorKind {
-    /// Every kind, for tests and documentation.
+    /// Every kind that this version makes, for tests and documentation: all but [`ErrorKind::Unknown`].
     pub const ALL: [Self; 14] = [
         Self::Invalid,
         Self::Unauthenticated,
@@ -71,7 +75,7 @@ impl ErrorKind {
             Self::TooLarge => 413,
             Self::QuotaExceeded => 422,
             Self::RateLimited => 429,
-            Self::Internal => 500,
+            Self::Internal | Self::Unknown => 500,
             Self::Unavailable => 503,
             Self::Timeout => 504,
         }
@@ -94,6 +98,7 @@ impl ErrorKind {
             Self::Internal => "internal",
             Self::Unavailable => "unavailable",
             Self::Timeout => "timeout",
+            Self::Unknown => "unknown",
         }
     }
 
@@ -114,6 +119,7 @@ impl ErrorKind {
             Self::Internal => "berth failed",
             Self::Unavailable => "Not reachable now",
             Self::Timeout => "No answer in time",
+            Self::Unknown => "A problem of a newer version",
         }
     }
 

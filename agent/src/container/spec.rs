@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use berth_common::model::{ContainerSpec, Limits};
+use berth_common::model::{ContainerSpec, Limits, MemorySwap};
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
@@ -108,6 +108,9 @@ pub enum BadSpec {
     /// A NUL byte, which no program can be given.
     #[error("{0} contains a NUL byte")]
     Nul(&'static str),
+    /// A limit that can't be put in force (R1).
+    #[error("its limit on swap is of a kind that this agent does not know; upgrade the agent")]
+    Swap,
     /// The user.
     #[error(transparent)]
     User(#[from] super::users::UserError),
@@ -198,12 +201,15 @@ pub(super) fn absolute(what: &'static str, path: &str) -> Result<PathBuf, BadSpe
 /// The OCI resources for `limits`; also what `Tasks.Update` gets.
 ///
 /// # Errors
-/// Never in practice: only if oci-spec's builders refuse.
+/// [`BadSpec::Swap`]; else never in practice: only if oci-spec's builders refuse.
 pub fn resources(
     limits: &Limits,
     device: Option<Device>,
     privileged: bool,
-) -> Result<LinuxResources, OciSpecError> {
+) -> Result<LinuxResources, BadSpec> {
+    if limits.swap != MemorySwap::None {
+        return Err(BadSpec::Swap);
+    }
     let mut cpu = LinuxCpu::default();
     cpu.set_quota(i64::try_from(cgroup::quota_us(limits.cpu)).ok());
     cpu.set_period(Some(cgroup::CPU_PERIOD_US));
@@ -227,7 +233,7 @@ pub fn resources(
         .memory(memory)
         .pids(pids);
     let Some(device) = device else {
-        return builder.build();
+        return Ok(builder.build()?);
     };
     let throttle = |rate: u64| -> Result<Vec<LinuxThrottleDevice>, OciSpecError> {
         let major = i64::try_from(device.major).unwrap_or_default();
@@ -246,7 +252,7 @@ pub fn resources(
         .throttle_read_iops_device(throttle(limits.io.read_iops.into())?)
         .throttle_write_iops_device(throttle(limits.io.write_iops.into())?)
         .build()?;
-    builder.block_io(block).build()
+    Ok(builder.block_io(block).build()?)
 }
 
 fn process(

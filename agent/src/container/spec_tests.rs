@@ -71,6 +71,15 @@ fn args_of(spec: &Spec) -> Vec<String> {
 }
 
 #[test]
+fn r1_a_limit_of_a_newer_brain_is_refused_and_not_left_out() {
+    let mut spec = plain();
+    spec.command = Some(vec!["/bin/x".into()]);
+    spec.limits.swap = MemorySwap::Unknown;
+    let error = make(&spec, &image(serde_json::json!({})), &Identity::default()).unwrap_err();
+    assert!(error.to_string().contains("upgrade the agent"), "{error}");
+}
+
+#[test]
 fn entrypoint_and_command_combine_as_people_expect() {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let full = image(serde_json::json!({"Entrypoint": ["/entry"], "Cmd": ["a", "b"]}));

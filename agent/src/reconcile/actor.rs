@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::apply::{Bounds, Facilities, apply, chain};
 use super::observe::{Board, RunningContainer, view};
-use super::orders::{Accepted, Handle, Order, Refusal, generation_of, refusal};
+use super::orders::{Accepted, Handle, Order, Refusal, refusal};
 use super::outcome::{self, Outcome};
 use super::plan::{Step, plan_containers, plan_tenants};
 use super::state::Observed;
@@ -225,7 +225,7 @@ impl Reconciler {
                 if let Apply::New(set) = apply {
                     next = *set;
                 }
-                pending.push((generation_of(&update), reply));
+                pending.push((update.generation(), reply));
             }
             order = orders.try_recv().ok();
         }

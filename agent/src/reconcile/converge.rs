@@ -57,15 +57,15 @@ pub(super) fn set(generation: u64, containers: Vec<DesiredContainer>) -> Desired
 }
 
 /// Plays plan and outcomes against perfect or failing effects, in virtual time.
-struct World {
-    desired: DesiredSet,
-    observed: Observed,
-    now: UnixMillis,
-    started: BTreeMap<ContainerId, u32>,
+pub(super) struct World {
+    pub(super) desired: DesiredSet,
+    pub(super) observed: Observed,
+    pub(super) now: UnixMillis,
+    pub(super) started: BTreeMap<ContainerId, u32>,
 }
 
 impl World {
-    fn new(desired: DesiredSet) -> Self {
+    pub(super) fn new(desired: DesiredSet) -> Self {
         let observed = Observed {
             listed: true,
             ..Observed::default()
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    fn end(&mut self, id: ContainerId, code: i32) {
+    pub(super) fn end(&mut self, id: ContainerId, code: i32) {
         let Some(seen) = self.observed.containers.get_mut(&id) else {
             return;
         };
@@ -176,7 +176,7 @@ impl World {
     }
 
     /// Until nothing is left to do, letting time pass over back-offs.
-    fn settle_down(&mut self) {
+    pub(super) fn settle_down(&mut self) {
         for _ in 0..400 {
             if !self.round(&mut |_| false) {
                 self.now.0 += 120_000;

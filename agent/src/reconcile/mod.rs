@@ -18,6 +18,8 @@ pub mod state;
 mod converge;
 #[cfg(test)]
 mod loop_tests;
+#[cfg(test)]
+mod newer_brain;
 
 pub use actor::{Reconciler, Settings};
 pub use observe::{Board, Changes};

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use berth_common::id::{ContainerId, Generation, TenantId};
-use berth_common::model::{ObservedContainer, Phase, RunState};
+use berth_common::model::{ObservedContainer, Phase, Restart, RunState};
 use berth_common::protocol::DesiredContainer;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -82,8 +82,8 @@ pub fn view(
     let phase = phase(want, seen, step);
     let reason = match phase {
         Phase::Pending | Phase::Pulling | Phase::Creating => hint.map(str::to_owned),
-        Phase::Running | Phase::Failed => memory.failure.clone(),
-        Phase::Backoff | Phase::Exited => exited_reason(memory),
+        Phase::Running | Phase::Failed => memory.failure.clone().or_else(|| held_reason(want)),
+        Phase::Backoff | Phase::Exited => held_reason(want).or_else(|| exited_reason(want, memory)),
         Phase::Stopping | Phase::Unknown => None,
     };
     ObservedContainer {
@@ -102,9 +102,22 @@ pub fn view(
     }
 }
 
-fn exited_reason(memory: &super::state::Memory) -> Option<String> {
+/// Why nothing is done for it, when what is wanted of it is not known here.
+fn held_reason(want: Option<&DesiredContainer>) -> Option<String> {
+    want.filter(|want| want.run == RunState::Unknown).map(|_| {
+        "the brain wants a state of it that this agent does not know, so it is left as it is; upgrade the agent"
+            .to_owned()
+    })
+}
+
+fn exited_reason(want: Option<&DesiredContainer>, memory: &super::state::Memory) -> Option<String> {
     let last = memory.last_exit.as_ref().map(|exit| exit.reason.clone());
+    let policy = want.map(|want| want.spec.restart.on);
     match memory.rest {
+        Some(Rest::Policy) if policy == Some(Restart::Unknown) => Some(format!(
+            "{}; not started again, as this agent does not know its restart policy: upgrade the agent",
+            last.as_deref().unwrap_or("ended")
+        )),
         Some(Rest::Stopped) => Some(match last {
             Some(last) => format!("stopped ({last})"),
             None => "stopped".to_owned(),
@@ -134,7 +147,7 @@ fn phase(want: Option<&DesiredContainer>, seen: &Seen, step: Option<&Step>) -> P
     let Some(want) = want else {
         return Phase::Stopping;
     };
-    if want.run == RunState::Stopped || rests(want, seen) {
+    if want.run != RunState::Running || rests(want, seen) {
         return Phase::Exited;
     }
     if memory.failure.is_some() {

@@ -40,7 +40,7 @@ impl Handle {
     /// # Errors
     /// [`Refusal`], also when the reconciler has ended.
     pub async fn order(&self, update: DesiredUpdate) -> Verdict {
-        let refused = generation_of(&update);
+        let refused = update.generation();
         let gone = || Refusal {
             held: Generation(0),
             refused,
@@ -52,17 +52,9 @@ impl Handle {
     }
 }
 
-/// The generation an update leads to.
-pub const fn generation_of(update: &DesiredUpdate) -> Generation {
-    match update {
-        DesiredUpdate::Full { set } => set.generation,
-        DesiredUpdate::Delta { generation, .. } => *generation,
-    }
-}
-
 /// The refusal that an outcome of [`DesiredSet::apply`] means; none if it is none.
 pub fn refusal(apply: &Apply, held: Generation, update: &DesiredUpdate) -> Option<Refusal> {
-    let refused = generation_of(update);
+    let refused = update.generation();
     let problem = match apply {
         Apply::New(_) | Apply::Same => return None,
         Apply::Stale => Problem::new(
@@ -75,6 +67,11 @@ pub fn refusal(apply: &Apply, held: Generation, update: &DesiredUpdate) -> Optio
             format!("the change to generation {refused} builds on one that this node does not hold ({held})"),
         )
         .cure("send the full set"),
+        Apply::Unknown => Problem::new(
+            ErrorKind::Precondition,
+            "the update has a form that this agent does not know",
+        )
+        .cure("send the full set, and upgrade the agent: it is older than the brain"),
         Apply::WrongNode => Problem::new(ErrorKind::Forbidden, "the desired set is meant for another node"),
     };
     Some(Refusal {

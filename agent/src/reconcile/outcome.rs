@@ -304,7 +304,7 @@ fn by_policy(memory: &mut Memory, policy: RestartPolicy, exit: &ExitInfo, now: U
     let again = match policy.on {
         Restart::Always => true,
         Restart::OnFailure => exit.code != 0 || exit.oom,
-        Restart::Never => false,
+        Restart::Never | Restart::Unknown => false,
     };
     let used_up = policy.max_restarts.is_some_and(|max| memory.ends_in_a_row > max);
     if !again || used_up {

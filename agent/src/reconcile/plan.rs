@@ -259,7 +259,19 @@ pub fn decide(desired: &DesiredSet, observed: &Observed, id: ContainerId, now: U
     let Some(runtime) = &seen.runtime else {
         return decide_absent(desired, observed, want, seen, now);
     };
-    if runtime.meta.tenant != want.tenant || !runtime.spec.differs_only_in_limits(&want.spec) {
+    let recreate = runtime.meta.tenant != want.tenant || !runtime.spec.differs_only_in_limits(&want.spec);
+    if want.run == RunState::Unknown {
+        return match &runtime.task {
+            TaskState::Stopped(_) => Decision::Do(Step::Collect { id }),
+            _ if seen.ended => Decision::Do(Step::Collect { id }),
+            TaskState::Running { .. } if !recreate => {
+                decide_running(observed, want, seen, &runtime.spec, now)
+            }
+            // Whether it should run is not known, so it is not stopped to be made anew.
+            _ => Decision::Rest,
+        };
+    }
+    if recreate {
         return decide_gone(seen, id, StopReason::Recreate, now);
     }
     match &runtime.task {
@@ -348,7 +360,7 @@ fn decide_running(
     if want.run == RunState::Stopped {
         return stop(StopReason::Asked);
     }
-    if want.restarts_asked > seen.memory.restarts_done {
+    if want.run == RunState::Running && want.restarts_asked > seen.memory.restarts_done {
         return stop(StopReason::Restart);
     }
     if *has != want.spec {
@@ -374,7 +386,7 @@ fn decide_absent(
     seen: &Seen,
     now: UnixMillis,
 ) -> Decision {
-    if want.run == RunState::Stopped || rests(want, seen) {
+    if want.run != RunState::Running || rests(want, seen) {
         return Decision::Rest;
     }
     if let Some(at) = too_early(seen, now) {

@@ -164,7 +164,7 @@ const fn kind_code(kind: ErrorKind) -> u8 {
         | ErrorKind::QuotaExceeded
         | ErrorKind::RateLimited => 4,
         ErrorKind::Unavailable | ErrorKind::Timeout => 5,
-        ErrorKind::Internal => 1,
+        ErrorKind::Internal | ErrorKind::Unknown => 1,
     }
 }
 

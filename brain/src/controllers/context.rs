@@ -145,7 +145,8 @@ pub(super) fn ended(container: &ContainerRecord, seen: Option<&ObservedContainer
         && match container.spec.restart.on {
             Restart::Always => false,
             Restart::OnFailure => ok,
-            Restart::Never => true,
+            // Its agent says that it stays ended, and that is all that is known of the policy.
+            Restart::Never | Restart::Unknown => true,
         }
 }
 

@@ -3,6 +3,9 @@
 use berth_common::id::Generation;
 use berth_common::protocol::{DesiredSet, DesiredUpdate};
 
+/// Refused by an agent that did not know the form of the update, and so not its generation either.
+const NOT_TOLD: Generation = Generation(0);
+
 /// What one connection was sent.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -32,7 +35,7 @@ impl Outbox {
             _ => DesiredUpdate::Full { set: set.clone() },
         };
         self.base = match &update {
-            DesiredUpdate::Full { .. } => None,
+            DesiredUpdate::Full { .. } | DesiredUpdate::Unknown => None,
             DesiredUpdate::Delta { base, .. } => Some(*base),
         };
         self.sent = Some(set);
@@ -41,7 +44,14 @@ impl Outbox {
 
     /// The agent holds `held` and refused `refused`.
     pub(super) fn refused(&mut self, held: Generation, refused: Generation) -> Verdict {
-        if self.sent.as_ref().map(|sent| sent.generation) != Some(refused) {
+        let Some(sent) = &self.sent else {
+            return Verdict::Old;
+        };
+        if refused == NOT_TOLD && self.base.is_some() {
+            self.sent = None;
+            return Verdict::Resend;
+        }
+        if refused != NOT_TOLD && sent.generation != refused {
             return Verdict::Old;
         }
         match self.base {
@@ -82,6 +92,21 @@ mod tests {
         }
         assert_eq!(held, set(9));
         assert!(matches!(outbox.next(set(2)), Some(DesiredUpdate::Full { .. })));
+    }
+
+    #[test]
+    fn a_form_the_agent_does_not_know_brings_the_whole_set_once() {
+        let mut outbox = Outbox::default();
+        outbox.next(set(3));
+        outbox.next(set(4));
+        // It can't tell which generation the update would have led to.
+        assert_eq!(outbox.refused(Generation(3), Generation(0)), Verdict::Resend);
+        assert!(matches!(outbox.next(set(4)), Some(DesiredUpdate::Full { .. })));
+        assert_eq!(outbox.refused(Generation(3), Generation(0)), Verdict::Stuck);
+        assert_eq!(
+            Outbox::default().refused(Generation(3), Generation(0)),
+            Verdict::Old
+        );
     }
 
     #[test]

@@ -166,7 +166,7 @@ impl Bench {
                     key,
                 }
             }
-            JoinReply::Problem { problem } => panic!("{problem}"),
+            other => panic!("{other:?}"),
         }
     }
 

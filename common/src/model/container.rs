@@ -88,6 +88,9 @@ pub enum RunState {
     Running,
     /// It should be stopped and kept: layer, logs, place.
     Stopped,
+    /// A state of a newer brain. Never taken for either of the others: nothing is started for it, and nothing stopped.
+    #[serde(other)]
+    Unknown,
 }
 
 /// A container as the brain keeps it.

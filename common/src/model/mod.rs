@@ -8,6 +8,7 @@ mod image;
 mod node;
 mod resources;
 mod service;
+mod strict;
 mod tenant;
 
 pub use container::{

@@ -122,7 +122,8 @@ pub struct IoLimits {
     pub write_iops: u32,
 }
 
-/// What becomes of swap. Only `none` exists today; the field is on the wire so that an older agent refuses others.
+/// What becomes of swap. Only `none` exists today; the field is on the wire so that an older agent refuses to make or
+/// change a container that asks for another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -130,6 +131,9 @@ pub enum MemorySwap {
     /// memory + swap = memory.
     #[default]
     None,
+    /// Of a newer brain: a limit that can't be put in force here (R1).
+    #[serde(other)]
+    Unknown,
 }
 
 /// Every limit of one container, none missing (R1).

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, Revision, ServiceId, TenantId};
-use crate::model::{ContainerSpec, ImageRef, ResourceSpec, RunState, UnixMillis};
+use crate::model::{ContainerSpec, ImageRef, ResourceSpec, RunState, UnixMillis, strict};
 use crate::units::Bytes;
 
 /// A field of a spec that can't be accepted.
@@ -62,7 +62,11 @@ pub struct ServiceSpec {
     #[serde(default)]
     pub resources: ResourceSpec,
     /// Scratch file systems in memory; they count against the memory limit.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "strict::tmpfs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub tmpfs: Vec<Tmpfs>,
     /// Labels of the service.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -71,7 +75,7 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_labels: BTreeMap<String, String>,
     /// When to start a container again.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "strict::restart")]
     pub restart: RestartPolicy,
     /// Seconds between the stop signal and SIGKILL, 0 to 3600; default 10.
     #[serde(default = "ten")]
@@ -109,7 +113,6 @@ const fn ten() -> u32 {
 /// A scratch file system in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
 pub struct Tmpfs {
     /// Absolute path inside.
     pub path: String,
@@ -118,14 +121,13 @@ pub struct Tmpfs {
     pub size: Bytes,
 }
 
-const fn tmpfs_size() -> Bytes {
+pub(super) const fn tmpfs_size() -> Bytes {
     Bytes::mib(64)
 }
 
 /// When a container is started again after it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
 pub struct RestartPolicy {
     /// On which ends.
     #[serde(default)]
@@ -144,13 +146,13 @@ pub struct RestartPolicy {
     pub max_restarts: Option<u32>,
 }
 
-const fn restart_delay() -> u32 {
+pub(super) const fn restart_delay() -> u32 {
     1_000
 }
-const fn restart_max() -> u32 {
+pub(super) const fn restart_max() -> u32 {
     60_000
 }
-const fn restart_reset() -> u32 {
+pub(super) const fn restart_reset() -> u32 {
     10_000
 }
 
@@ -178,6 +180,10 @@ pub enum Restart {
     OnFailure,
     /// Never.
     Never,
+    /// Of a newer brain; users can't write it. Taken for `never`: running a container once too often can do harm that
+    /// running it later can't.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How a changed spec replaces running containers.
@@ -399,6 +405,9 @@ impl ServiceSpec {
             return Err(err("/cap_drop", "capability names such as CHOWN, or ALL"));
         }
         let r = &self.restart;
+        if r.on == Restart::Unknown {
+            return Err(err("/restart", "on is one of always, on-failure, never"));
+        }
         if r.delay_ms < 10 || r.max_delay_ms < r.delay_ms || r.max_delay_ms > 86_400_000 {
             return Err(err(
                 "/restart",
@@ -515,6 +524,39 @@ mod tests {
             break_it(&mut broken);
             assert_eq!(broken.validate().unwrap_err().field, field);
         }
+    }
+
+    #[test]
+    fn a_users_typo_is_refused_wherever_it_is() {
+        let table = [
+            (r#""restarts":{}"#, "restarts"),
+            (r#""restart":{"on":"always","dealy_ms":20}"#, "dealy_ms"),
+            (r#""restart":{"on":"sometimes"}"#, "sometimes"),
+            (r#""restart":{"on":"unknown"}"#, "unknown"),
+            (r#""tmpfs":[{"path":"/run","sise":"1MiB"}]"#, "sise"),
+            (r#""update":{"order":"unknown"}"#, "unknown"),
+            (r#""resources":{"limits":{"swap":"none"}}"#, "swap"),
+        ];
+        for (part, named) in table {
+            let text = format!(r#"{{"name":"web","image":"nginx",{part}}}"#);
+            let error = serde_json::from_str::<ServiceSpec>(&text).expect_err(&text);
+            assert!(error.to_string().contains(named), "{part}: {error}");
+        }
+        let good = r#"{"name":"web","image":"nginx","tmpfs":[{"path":"/run"}],"restart":{"on":"on-failure","max_restarts":3}}"#;
+        let parsed: ServiceSpec = serde_json::from_str(good).unwrap();
+        assert_eq!(parsed.tmpfs[0].size, Bytes::mib(64));
+        assert_eq!(
+            (parsed.restart.on, parsed.restart.max_restarts),
+            (Restart::OnFailure, Some(3))
+        );
+        assert_eq!(parsed.restart.delay_ms, 1_000);
+        assert_eq!(
+            serde_json::from_str::<ServiceSpec>(&serde_json::to_string(&parsed).unwrap()).unwrap(),
+            parsed
+        );
+        let mut built = spec();
+        built.restart.on = Restart::Unknown;
+        assert_eq!(built.validate().unwrap_err().field, "/restart");
     }
 
     #[test]

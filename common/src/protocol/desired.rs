@@ -86,6 +86,21 @@ pub enum DesiredUpdate {
         #[serde(default)]
         gone: Vec<ContainerId>,
     },
+    /// A form of a newer brain: refused, never applied. The refusal names generation 0, since which one it leads to
+    /// can't be told, and the brain answers with a full set.
+    #[serde(other)]
+    Unknown,
+}
+
+impl DesiredUpdate {
+    /// The generation it leads to; 0 if that can't be told.
+    pub const fn generation(&self) -> Generation {
+        match self {
+            Self::Full { set } => set.generation,
+            Self::Delta { generation, .. } => *generation,
+            Self::Unknown => Generation(0),
+        }
+    }
 }
 
 /// Outcome of [`DesiredSet::apply`].
@@ -93,7 +108,7 @@ pub enum DesiredUpdate {
 pub enum Apply {
     /// A new set to persist and act on.
     New(Box<DesiredSet>),
-    /// The same generation again; nothing to do.
+    /// The same set again; nothing to do.
     Same,
     /// Older than what is held (R8).
     Stale,
@@ -101,6 +116,8 @@ pub enum Apply {
     MissingBase,
     /// Meant for another node (R7).
     WrongNode,
+    /// Of a form that is not known: ask for a full set.
+    Unknown,
 }
 
 impl DesiredSet {
@@ -123,10 +140,14 @@ impl DesiredSet {
     }
 
     /// What holding `self` and receiving `update` leads to. Pure; `self` stays as it is until the result is persisted.
+    ///
+    /// A full set of the generation that is held replaces it where the two differ: an older version of the agent may
+    /// have kept only what it understood of it.
     pub fn apply(&self, update: &DesiredUpdate) -> Apply {
         let (node, generation) = match update {
             DesiredUpdate::Full { set } => (set.node, set.generation),
             DesiredUpdate::Delta { node, generation, .. } => (*node, *generation),
+            DesiredUpdate::Unknown => return Apply::Unknown,
         };
         if node != self.node {
             return Apply::WrongNode;
@@ -134,11 +155,10 @@ impl DesiredSet {
         if generation < self.generation {
             return Apply::Stale;
         }
-        if generation == self.generation && generation.0 > 0 {
-            return Apply::Same;
-        }
         let mut new = match update {
+            DesiredUpdate::Unknown => return Apply::Unknown,
             DesiredUpdate::Full { set } => set.clone(),
+            DesiredUpdate::Delta { .. } if generation == self.generation => return Apply::Same,
             DesiredUpdate::Delta {
                 base,
                 tenants,
@@ -170,6 +190,9 @@ impl DesiredSet {
         new.tenants.dedup_by_key(|t| t.tenant);
         new.containers.sort_by_key(|c| c.id);
         new.containers.dedup_by_key(|c| c.id);
+        if new == *self {
+            return Apply::Same;
+        }
         Apply::New(Box::new(new))
     }
 
@@ -268,12 +291,42 @@ mod tests {
         fn r8_an_older_set_is_never_taken(held in 1u64..100, offered in 0u64..100) {
             let update = DesiredUpdate::Full { set: set(offered, &[(1, 0)]) };
             match set(held, &[]).apply(&update) {
-                Apply::New(new) => prop_assert!(new.generation.0 > held),
-                Apply::Same => prop_assert_eq!(offered, held),
+                Apply::New(new) => prop_assert!(new.generation.0 >= held),
                 Apply::Stale => prop_assert!(offered < held),
                 other => prop_assert!(false, "{:?}", other),
             }
         }
+    }
+
+    #[test]
+    fn a_full_set_of_the_held_generation_counts_where_it_differs() {
+        let held = set(5, &[(1, 0), (2, 0)]);
+        let full = |set: DesiredSet| DesiredUpdate::Full { set };
+        assert_eq!(held.apply(&full(held.clone())), Apply::Same);
+        // What an older agent kept of a state it did not know, and what the brain really wants.
+        let mut partial = held.clone();
+        partial.containers[0].run = RunState::Unknown;
+        assert_eq!(
+            partial.apply(&full(held.clone())),
+            Apply::New(Box::new(held.clone()))
+        );
+        let delta = partial.delta_to(&held);
+        assert_eq!(
+            partial.apply(&delta),
+            Apply::Same,
+            "a delta of that generation was applied"
+        );
+    }
+
+    #[test]
+    fn an_update_of_a_new_form_is_never_applied() {
+        let held = set(5, &[(1, 0)]);
+        assert_eq!(held.apply(&DesiredUpdate::Unknown), Apply::Unknown);
+        assert_eq!(DesiredUpdate::Unknown.generation(), Generation(0));
+        assert_eq!(
+            DesiredSet::empty(held.node).apply(&DesiredUpdate::Unknown),
+            Apply::Unknown
+        );
     }
 
     #[test]

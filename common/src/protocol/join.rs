@@ -121,6 +121,9 @@ pub enum JoinReply {
         /// Why.
         problem: Problem,
     },
+    /// Of a newer brain: the node has not joined.
+    #[serde(other)]
+    Unknown,
 }
 
 #[cfg(test)]

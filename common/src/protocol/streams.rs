@@ -21,6 +21,9 @@ pub enum LogStream {
     Stdout,
     /// Standard error.
     Stderr,
+    /// Of a newer agent; shown, but never as the container's standard output.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One line of a container's output.

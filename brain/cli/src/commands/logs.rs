@@ -150,7 +150,7 @@ impl Printer {
         let text = self.format(name, prefix, line);
         let write = |out: &mut dyn std::io::Write| out.write_all(text.as_bytes()).and_then(|()| out.flush());
         match line.stream {
-            LogStream::Stderr if !self.json => write(&mut std::io::stderr().lock()),
+            LogStream::Stderr | LogStream::Unknown if !self.json => write(&mut std::io::stderr().lock()),
             _ => write(&mut std::io::stdout().lock()),
         }
         .map_err(|source| Failure::io("write", source))

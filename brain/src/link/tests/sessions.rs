@@ -34,7 +34,7 @@ async fn desired_sets_go_down_and_observations_up() {
         panic!("{update:?}")
     };
     assert_eq!((*base, containers.len(), tenants.len()), (set.generation, 1, 1));
-    let (id, generation) = (containers[0].id, update_generation(&update));
+    let (id, generation) = (containers[0].id, update.generation());
     agent.observed(false, generation, vec![running(id)]).await;
     bench
         .until("running", |s| {
@@ -54,13 +54,6 @@ async fn desired_sets_go_down_and_observations_up() {
     // The next connection begins with the whole of it.
     let (_agent, set) = bench.connect(&node).await;
     assert_eq!((set.generation, set.containers.len()), (generation, 1));
-}
-
-fn update_generation(update: &DesiredUpdate) -> Generation {
-    match update {
-        DesiredUpdate::Full { set } => set.generation,
-        DesiredUpdate::Delta { generation, .. } => *generation,
-    }
 }
 
 #[tokio::test]
@@ -84,7 +77,7 @@ async fn a_missing_base_brings_the_whole_set() {
     agent
         .say(&AgentMessage::Refused {
             held: set.generation,
-            refused: update_generation(&delta),
+            refused: delta.generation(),
             problem: Problem::new(ErrorKind::Precondition, "no base"),
         })
         .await;
