@@ -160,10 +160,12 @@ impl Session {
         let mut containers = changes.containers.into_iter().peekable();
         let (mut first, mut gone) = (true, changes.gone);
         while first || containers.peek().is_some() {
+            let part = containers.by_ref().take(MAX_CONTAINERS).collect();
             self.out.push_back(AgentMessage::Observed {
                 full: full && first,
+                more: containers.peek().is_some(),
                 generation,
-                containers: containers.by_ref().take(MAX_CONTAINERS).collect(),
+                containers: part,
                 gone: std::mem::take(&mut gone),
             });
             first = false;
@@ -231,6 +233,8 @@ pub fn renewal_in_ms(not_before: i64, not_after: i64, now_secs: i64) -> u64 {
 mod tests {
     use super::*;
     use berth_common::error::ErrorKind;
+    use berth_common::id::ContainerId;
+    use berth_common::model::ObservedContainer;
 
     fn welcome(node: NodeId, protocol: u32) -> BrainMessage {
         BrainMessage::Welcome {
@@ -291,6 +295,58 @@ mod tests {
         session.handle_goodbye();
         assert_eq!(session.poll_transmit(), Some(AgentMessage::Goodbye));
         assert!(!session.is_up());
+    }
+
+    fn up() -> Session {
+        let mut session = session();
+        session.handle_message(welcome(NodeId::from_bytes([1; 10]), PROTOCOL));
+        session.poll_action();
+        session
+    }
+
+    fn observed(n: u64) -> ObservedContainer {
+        let mut raw = [3; 10];
+        raw[2..].copy_from_slice(&n.to_be_bytes());
+        ObservedContainer::pending(ContainerId::from_bytes(raw))
+    }
+
+    #[test]
+    fn r4_a_large_observation_says_where_it_ends() {
+        for (count, parts) in [(0, 1), (1, 1), (2_000, 1), (2_001, 2), (5_000, 3)] {
+            for full in [true, false] {
+                let mut session = up();
+                let changes = Changes {
+                    generation: Generation(7),
+                    containers: (0..count).map(observed).collect(),
+                    gone: vec![ContainerId::from_bytes([9; 10])],
+                    notices: vec![],
+                };
+                session.handle_observed(full, changes.clone());
+                let mut got = Changes::default();
+                for part in 1..=parts {
+                    let message = session.poll_transmit().unwrap();
+                    let AgentMessage::Observed {
+                        full: said,
+                        more,
+                        generation,
+                        containers,
+                        gone,
+                    } = message
+                    else {
+                        panic!("{message:?}")
+                    };
+                    assert_eq!(
+                        (said, more),
+                        (full && part == 1, part < parts),
+                        "{part} of {parts}"
+                    );
+                    got.generation = generation;
+                    got.containers.extend(containers);
+                    got.gone.extend(gone);
+                }
+                assert_eq!((session.poll_transmit(), got), (None, changes));
+            }
+        }
     }
 
     #[test]

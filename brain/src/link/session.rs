@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Membership;
 use super::desired::{Outbox, Verdict};
 use super::hello::{Hello, MAX_TEXT, bounded, greeting, judge, reject, who};
+use super::parts::{Observation, Parts};
 use super::requests::{self, Asker};
 use super::seen::Seen;
 use super::server::{Place, REFUSED, Shared};
@@ -180,6 +181,7 @@ impl Session<'_> {
         let cluster = &self.shared.cluster;
         let mut facts_due = Instant::now();
         let mut window = (Instant::now(), 0u32);
+        let mut parts = Parts::default();
         loop {
             let message = self.next(&mut receive, seen).await?;
             cluster.heard(self.node());
@@ -188,11 +190,26 @@ impl Session<'_> {
             match message {
                 AgentMessage::Observed {
                     full,
+                    more,
                     generation,
                     containers,
                     gone,
                 } => {
-                    if seen.observed(full, generation) {
+                    let part = Observation {
+                        full,
+                        generation,
+                        containers,
+                        gone,
+                    };
+                    let state = cluster.snapshot();
+                    let own = |id| {
+                        let bound = state.containers.get(&id).and_then(|c| c.node);
+                        bound == Some(self.node())
+                    };
+                    let Some(whole) = parts.take(part, more, own) else {
+                        continue;
+                    };
+                    if seen.observed(whole.full, whole.generation) {
                         changes.push(Change::Connected(
                             self.node(),
                             seen.connection(self.member.serial),
@@ -200,9 +217,9 @@ impl Session<'_> {
                     }
                     changes.push(Change::Observed {
                         node: self.node(),
-                        full,
-                        containers,
-                        gone,
+                        full: whole.full,
+                        containers: whole.containers,
+                        gone: whole.gone,
                     });
                 }
                 AgentMessage::Facts { facts } => {

@@ -1,6 +1,7 @@
 //! The link against raw QUIC clients on loopback: a server with its cluster, and peers that behave or don't.
 
 mod joining;
+mod observations;
 mod requests;
 mod restart;
 mod sessions;
@@ -274,8 +275,19 @@ impl Agent {
     }
 
     async fn observed(&mut self, full: bool, generation: Generation, containers: Vec<ObservedContainer>) {
+        self.part(full, false, generation, containers).await;
+    }
+
+    async fn part(
+        &mut self,
+        full: bool,
+        more: bool,
+        generation: Generation,
+        containers: Vec<ObservedContainer>,
+    ) {
         self.say(&AgentMessage::Observed {
             full,
+            more,
             generation,
             containers,
             gone: vec![],

@@ -58,12 +58,19 @@ pub enum AgentMessage {
         facts: NodeFacts,
     },
     /// What the agent sees. `full` replaces everything the brain knew of this node.
+    ///
+    /// What does not fit one message comes in several, one right after the other: all but the last say `more`, only the
+    /// first says `full`. Together they are one observation, which counts when its last part is there and not before:
+    /// what is missing from the first part may come in the second. An older brain takes each part by itself.
     Observed {
-        /// Whether `containers` is everything there is.
+        /// Whether `containers`, with those of the parts that follow, is everything there is.
         full: bool,
+        /// The next message goes on with this observation.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
         /// Generation that is persisted and being acted on.
         generation: Generation,
-        /// Changed containers, or all.
+        /// Changed containers, or all. At most 2,000 a message.
         containers: Vec<ObservedContainer>,
         /// Containers of which nothing is left on this node.
         #[serde(default)]

@@ -24,6 +24,7 @@ pub fn agent() -> Vec<(&'static str, AgentMessage)> {
             "agent_observed",
             AgentMessage::Observed {
                 full: true,
+                more: false,
                 generation: Generation(7),
                 containers: vec![observed_container()],
                 gone: vec![ContainerId::from_bytes([6; 10])],

@@ -118,6 +118,7 @@ async fn r7_a_node_speaks_for_its_own_containers_only() {
     agent_b
         .say(&AgentMessage::Observed {
             full: true,
+            more: false,
             generation: set_b.generation,
             containers: vec![stray, running(foreign)],
             gone: vec![id],
