@@ -2,7 +2,7 @@
 
 use berth_common::id::Revision;
 
-use super::state::{Change, Stored};
+use super::{Change, Stored};
 use crate::store::{Entry, Op};
 
 /// Prefix of every key of the cluster.

@@ -3,18 +3,21 @@
 //! Owns the order of things: a proposal is judged on the newest state, what the controllers plan from it is added, all of it
 //! becomes durable in one transaction, then visible, then acknowledged (R5). Refuses to decide: proposals and plans do that.
 
+mod change;
 pub mod desired;
 pub mod events;
 pub mod feed;
+mod index;
 pub mod keys;
 pub mod state;
 mod writer;
 
+pub use change::Change;
 pub use desired::desired_set;
 pub use events::EventLog;
 pub use feed::{Cursor, Lagged};
 pub use keys::Committed;
-pub use state::{Change, Connection, JoinTokenRecord, State, Stored};
+pub use state::{Connection, JoinTokenRecord, State, Stored};
 
 use std::any::Any;
 use std::collections::HashMap;

@@ -10,6 +10,7 @@ mod resources;
 mod service;
 mod strict;
 mod tenant;
+mod validate;
 
 pub use container::{
     ContainerRecord, ContainerSpec, ExitInfo, ObservedContainer, Phase, RegistryCredential, RunState,
@@ -17,10 +18,9 @@ pub use container::{
 pub use image::{Digest, ImageRef, LoadedImage};
 pub use node::{Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
-pub use service::{
-    Restart, RestartPolicy, ServiceRecord, ServiceSpec, SpecError, Tmpfs, UpdateOrder, UpdatePolicy,
-};
+pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};
 pub use tenant::{Quota, Role, TenantRecord, TokenRecord};
+pub use validate::SpecError;
 
 use serde::{Deserialize, Serialize};
 

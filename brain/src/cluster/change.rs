@@ -1,0 +1,286 @@
+//! Changes, and what they do to the state.
+//!
+//! [`State::apply`] is pure and total; whether a change is allowed is judged before, in the closure that proposes it.
+//! Durable changes are written to the store before a state that contains them becomes visible (R5).
+
+use std::sync::Arc;
+
+use berth_common::id::{ContainerId, NodeId, Revision, ServiceId, TenantId, TokenId};
+use berth_common::model::{
+    ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, Phase, RegistryCredential,
+    ServiceRecord, TenantRecord, TokenRecord,
+};
+
+use super::{Connection, JoinTokenRecord, State};
+
+/// A change to the cluster. Variants beginning with `Put` and `Delete` are durable, the rest lives in memory only.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A tenant is new or changed.
+    PutTenant(TenantRecord),
+    /// A tenant goes.
+    DeleteTenant(TenantId),
+    /// An API token is new.
+    PutToken(TokenRecord),
+    /// An API token goes.
+    DeleteToken(TokenId),
+    /// A join token is new.
+    PutJoinToken(JoinTokenRecord),
+    /// A join token was used or expired.
+    DeleteJoinToken(TokenId),
+    /// A registry credential of a tenant is new or changed.
+    PutRegistry(TenantId, RegistryCredential),
+    /// A registry credential goes.
+    DeleteRegistry(TenantId, String),
+    /// A loaded image is new or changed.
+    PutImage(LoadedImage),
+    /// A loaded image goes.
+    DeleteImage(TenantId, ImageRef),
+    /// A service is new or changed.
+    PutService(ServiceRecord),
+    /// A service goes; its containers are `removing` already.
+    DeleteService(ServiceId),
+    /// A container is new or changed. Its node, once set, stays.
+    PutContainer(ContainerRecord),
+    /// A container is gone from its node, or never had one.
+    DeleteContainer(ContainerId),
+    /// A node is new or changed. [`State::apply`] raises `generation` itself when the node's desired set changes.
+    PutNode(NodeRecord),
+    /// A node goes; it has no containers any more.
+    DeleteNode(NodeId),
+    /// A node connected or changed its connection.
+    Connected(NodeId, Connection),
+    /// The connection of this serial ended.
+    Disconnected(NodeId, u64),
+    /// A node says what it sees. `full` replaces everything known of its containers.
+    Observed {
+        /// Which node.
+        node: NodeId,
+        /// Replace everything.
+        full: bool,
+        /// Changed or all.
+        containers: Vec<ObservedContainer>,
+        /// Nothing is left of these.
+        gone: Vec<ContainerId>,
+    },
+    /// A container was first seen in its present run at this monotonic millisecond of the brain. Rollouts count from it.
+    RunningSince(ContainerId, u64),
+}
+
+impl Change {
+    /// Whether the store must hold it before it is visible.
+    pub const fn durable(&self) -> bool {
+        !matches!(
+            self,
+            Self::Connected(..) | Self::Disconnected(..) | Self::Observed { .. } | Self::RunningSince(..)
+        )
+    }
+}
+
+impl State {
+    /// Applies changes that belong to one transaction, giving every changed record `revision`, and raises the
+    /// generation of every node whose desired set they change. Returns the durable changes as they must be stored
+    /// (with revisions and generations filled in).
+    pub fn apply(&mut self, changes: Vec<Change>, revision: Revision) -> Vec<Change> {
+        let mut durable = Vec::with_capacity(changes.len());
+        let mut touched = std::collections::BTreeSet::new();
+        for change in changes {
+            self.touch(&change, &mut touched);
+            let change = with_revision(change, revision);
+            if change.durable() {
+                durable.push(change.clone());
+            }
+            self.apply_one(change);
+        }
+        for node in touched {
+            let Some(record) = self.nodes.get(&node) else {
+                continue;
+            };
+            let mut record = (**record).clone();
+            record.generation = record.generation.next();
+            record.revision = revision;
+            // One row a node and transaction: an earlier Put of the same node is superseded.
+            durable.retain(|c| !matches!(c, Change::PutNode(n) if n.id == node));
+            durable.push(Change::PutNode(record.clone()));
+            self.nodes.insert(node, Arc::new(record));
+        }
+        if !durable.is_empty() {
+            self.revision = revision;
+        }
+        durable
+    }
+
+    /// Which nodes' desired sets a change alters.
+    fn touch(&self, change: &Change, nodes: &mut std::collections::BTreeSet<NodeId>) {
+        match change {
+            Change::PutContainer(new) => {
+                let old = self.containers.get(&new.id);
+                let same = old.is_some_and(|old| {
+                    old.node == new.node
+                        && old.spec == new.spec
+                        && old.run == new.run
+                        && old.restarts_asked == new.restarts_asked
+                        && old.removing == new.removing
+                });
+                if !same {
+                    nodes.extend(new.node);
+                }
+            }
+            Change::DeleteContainer(id) => {
+                // Removing it from the desired set happened when `removing` was set; only a straight delete counts.
+                if let Some(old) = self.containers.get(id)
+                    && !old.removing
+                {
+                    nodes.extend(old.node);
+                }
+            }
+            Change::PutTenant(new) => {
+                let changed = self
+                    .tenants
+                    .get(&new.id)
+                    .is_some_and(|old| old.cpu_weight != new.cpu_weight);
+                if changed {
+                    nodes.extend(self.nodes_of_tenant(new.id));
+                }
+            }
+            Change::PutRegistry(tenant, _) | Change::DeleteRegistry(tenant, _) => {
+                nodes.extend(self.nodes_of_tenant(*tenant));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn apply_one(&mut self, change: Change) {
+        match change {
+            Change::PutTenant(t) => {
+                if let Some(old) = self.tenants.get(&t.id) {
+                    self.tenant_names.remove(&old.name);
+                }
+                self.tenant_names.insert(t.name.clone(), t.id);
+                self.tenants.insert(t.id, Arc::new(t));
+            }
+            Change::DeleteTenant(id) => {
+                if let Some(old) = self.tenants.remove(&id) {
+                    self.tenant_names.remove(&old.name);
+                }
+                self.tenant_taken.remove(&id);
+            }
+            Change::PutToken(t) => drop(self.tokens.insert(t.id, Arc::new(t))),
+            Change::DeleteToken(id) => drop(self.tokens.remove(&id)),
+            Change::PutJoinToken(t) => drop(self.join_tokens.insert(t.id, Arc::new(t))),
+            Change::DeleteJoinToken(id) => drop(self.join_tokens.remove(&id)),
+            Change::PutRegistry(tenant, c) => {
+                drop(self.registries.insert((tenant, c.registry.clone()), Arc::new(c)));
+            }
+            Change::DeleteRegistry(tenant, host) => drop(self.registries.remove(&(tenant, host))),
+            Change::PutImage(i) => drop(self.images.insert((i.tenant, i.reference.clone()), Arc::new(i))),
+            Change::DeleteImage(tenant, reference) => drop(self.images.remove(&(tenant, reference))),
+            Change::PutService(s) => {
+                self.service_names.insert((s.tenant, s.spec.name.clone()), s.id);
+                self.services.insert(s.id, Arc::new(s));
+            }
+            Change::DeleteService(id) => {
+                if let Some(old) = self.services.remove(&id) {
+                    self.service_names.remove(&(old.tenant, old.spec.name.clone()));
+                }
+            }
+            Change::PutContainer(c) => self.put_container(c),
+            Change::DeleteContainer(id) => {
+                if let Some(old) = self.containers.remove(&id) {
+                    self.unindex(&old);
+                    self.observed.remove(&id);
+                    self.running_since.remove(&id);
+                    self.gone.remove(&id);
+                }
+            }
+            Change::PutNode(n) => {
+                if let Some(old) = self.nodes.get(&n.id) {
+                    self.node_names.remove(&old.name);
+                }
+                self.node_names.insert(n.name.clone(), n.id);
+                self.nodes.insert(n.id, Arc::new(n));
+            }
+            Change::DeleteNode(id) => {
+                if let Some(old) = self.nodes.remove(&id) {
+                    self.node_names.remove(&old.name);
+                }
+                self.connections.remove(&id);
+                self.taken.remove(&id);
+                self.by_node.remove(&id);
+            }
+            Change::Connected(node, connection) => drop(self.connections.insert(node, connection)),
+            Change::Disconnected(node, serial) => {
+                if self.connections.get(&node).is_some_and(|c| c.serial == serial) {
+                    self.connections.remove(&node);
+                }
+            }
+            Change::Observed {
+                node,
+                full,
+                containers,
+                gone,
+            } => self.observe(node, full, containers, gone),
+            Change::RunningSince(id, mono_ms) => {
+                if self.containers.contains_key(&id) {
+                    self.running_since.insert(id, mono_ms);
+                }
+            }
+        }
+    }
+
+    /// Takes what a node says about its own containers and nothing else (R7).
+    fn observe(
+        &mut self,
+        node: NodeId,
+        full: bool,
+        containers: Vec<ObservedContainer>,
+        gone: Vec<ContainerId>,
+    ) {
+        let own =
+            |state: &Self, id: &ContainerId| state.containers.get(id).is_some_and(|c| c.node == Some(node));
+        let same_run = |state: &Self, seen: &ObservedContainer| {
+            seen.phase == Phase::Running
+                && state.observed.get(&seen.id).is_some_and(|old| {
+                    old.phase == Phase::Running
+                        && old.started_at == seen.started_at
+                        && old.restarts == seen.restarts
+                })
+        };
+        for seen in &containers {
+            if own(self, &seen.id) && !same_run(self, seen) {
+                self.running_since.remove(&seen.id);
+            }
+        }
+        if full {
+            let bound: Vec<_> = self.by_node.get(&node).into_iter().flatten().copied().collect();
+            for id in bound {
+                self.observed.remove(&id);
+            }
+        }
+        for id in gone {
+            if own(self, &id) {
+                self.observed.remove(&id);
+                self.running_since.remove(&id);
+                if self.containers.get(&id).is_some_and(|c| c.removing) {
+                    self.gone.insert(id);
+                }
+            }
+        }
+        for seen in containers {
+            if own(self, &seen.id) {
+                self.observed.insert(seen.id, Arc::new(seen));
+            }
+        }
+    }
+}
+
+fn with_revision(change: Change, revision: Revision) -> Change {
+    match change {
+        Change::PutTenant(t) => Change::PutTenant(TenantRecord { revision, ..t }),
+        Change::PutToken(t) => Change::PutToken(TokenRecord { revision, ..t }),
+        Change::PutService(s) => Change::PutService(ServiceRecord { revision, ..s }),
+        Change::PutContainer(c) => Change::PutContainer(ContainerRecord { revision, ..c }),
+        Change::PutNode(n) => Change::PutNode(NodeRecord { revision, ..n }),
+        other => other,
+    }
+}

@@ -1,0 +1,81 @@
+//! The indexes over containers: by service, by node, without a node, and the sums that are set aside (R4).
+//!
+//! They are kept with every change of a container, by taking the old record out and the new one in, so that a sum can't
+//! drift from what it sums up.
+
+use std::sync::Arc;
+
+use berth_common::id::NodeId;
+use berth_common::model::{ContainerRecord, Reservation, Taken};
+use imbl::OrdMap;
+
+use super::State;
+
+fn less(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, reservation: Reservation) {
+    let mut now = taken.get(&node).copied().unwrap_or_default();
+    now.reserved = now.reserved.minus(reservation);
+    now.containers = now.containers.saturating_sub(1);
+    taken.insert(node, now);
+}
+
+fn more(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, reservation: Reservation) {
+    let mut now = taken.get(&node).copied().unwrap_or_default();
+    now.reserved = now.reserved.plus(reservation);
+    now.containers += 1;
+    taken.insert(node, now);
+}
+
+impl State {
+    /// Puts a new or changed container in place.
+    pub(super) fn put_container(&mut self, c: ContainerRecord) {
+        if let Some(old) = self.containers.get(&c.id).cloned() {
+            self.unindex(&old);
+        }
+        let mut siblings = self.by_service.get(&c.service).cloned().unwrap_or_default();
+        siblings.insert(c.id);
+        self.by_service.insert(c.service, siblings);
+        match c.node {
+            Some(node) => {
+                let mut bound = self.by_node.get(&node).cloned().unwrap_or_default();
+                bound.insert(c.id);
+                self.by_node.insert(node, bound);
+                more(&mut self.taken, node, c.spec.reservation);
+            }
+            None if !c.removing => drop(self.unplaced.insert(c.id)),
+            None => {}
+        }
+        if !c.removing {
+            let mut now = self.tenant_taken.get(&c.tenant).copied().unwrap_or_default();
+            now.reserved = now.reserved.plus(c.spec.reservation);
+            now.containers += 1;
+            self.tenant_taken.insert(c.tenant, now);
+        }
+        self.containers.insert(c.id, Arc::new(c));
+    }
+
+    /// Takes a container out of every index; its record stays.
+    pub(super) fn unindex(&mut self, old: &ContainerRecord) {
+        if let Some(mut siblings) = self.by_service.get(&old.service).cloned() {
+            siblings.remove(&old.id);
+            if siblings.is_empty() {
+                self.by_service.remove(&old.service);
+            } else {
+                self.by_service.insert(old.service, siblings);
+            }
+        }
+        if let Some(node) = old.node {
+            if let Some(mut bound) = self.by_node.get(&node).cloned() {
+                bound.remove(&old.id);
+                self.by_node.insert(node, bound);
+            }
+            less(&mut self.taken, node, old.spec.reservation);
+        }
+        self.unplaced.remove(&old.id);
+        if !old.removing {
+            let mut now = self.tenant_taken.get(&old.tenant).copied().unwrap_or_default();
+            now.reserved = now.reserved.minus(old.spec.reservation);
+            now.containers = now.containers.saturating_sub(1);
+            self.tenant_taken.insert(old.tenant, now);
+        }
+    }
+}
