@@ -183,6 +183,7 @@ impl ContainerdRuntime {
                 code: i32::try_from(task.exit_status).unwrap_or(-1),
                 at: millis(task.exited_at),
                 oom_kills: self.0.oom_kills_now(id).await,
+                begun: started.is_some_and(|(pid, _)| pid == task.pid),
             }),
             TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => {
                 // Another pid's note is of an earlier run.

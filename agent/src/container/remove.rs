@@ -42,6 +42,7 @@ impl ContainerdRuntime {
                 retryable: false,
             });
         }
+        let noted = inner.record(id).await.ok().and_then(|record| record.started);
         // Its cgroup goes with the task.
         let oom_kills = inner.oom_kills_now(id).await;
         let body = api::DeleteTaskRequest {
@@ -62,6 +63,7 @@ impl ContainerdRuntime {
             code: i32::try_from(code).unwrap_or(-1),
             at,
             oom_kills,
+            begun: noted.is_some_and(|(pid, _)| pid == task.pid),
         }))
     }
 

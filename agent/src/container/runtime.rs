@@ -83,6 +83,9 @@ pub struct TaskExit {
     pub at: UnixMillis,
     /// OOM kills counted in its cgroup over its life, when that could still be read.
     pub oom_kills: Option<u64>,
+    /// It was noted that its program was let run. Else it may have ended between being made and being let run; but a
+    /// note can be lost, so this alone proves nothing.
+    pub begun: bool,
 }
 
 /// A started task.

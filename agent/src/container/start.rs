@@ -20,7 +20,7 @@ impl ContainerdRuntime {
     pub(super) async fn run(&self, id: ContainerId) -> Result<Started, RuntimeError> {
         let inner = &self.0;
         self.ensure_swept().await?;
-        let _lock = inner.lock(id).await;
+        let lock = inner.lock(id).await;
         let (record, mounts) = tokio::join!(inner.fresh_record(id), inner.mounts(id));
         let (record, mounts) = (record?, mounts?);
         let layout = Inner::layout(id, &mounts)?;
@@ -78,7 +78,18 @@ impl ContainerdRuntime {
             inner.discard(id, &record).await;
             return Err(error);
         }
-        inner.release(id, pid, &record).await
+        let started = inner.release(id, pid, &record).await?;
+        // Only what really began is noted, since from the note on an end counts as one of a run. The program need not wait
+        // for it, but the next operation must.
+        let inner = std::sync::Arc::clone(inner);
+        tokio::spawn(async move {
+            let label = record::started_label(started.pid, started.at);
+            if let Err(error) = inner.set_labels(id, [(record::STARTED, label)]).await {
+                tracing::warn!(container = %id, %error, "the time of its start could not be noted");
+            }
+            drop(lock);
+        });
+        Ok(started)
     }
 }
 
@@ -181,19 +192,15 @@ impl Inner {
         })
     }
 
-    /// Lets the program run, and notes when.
+    /// Lets the program run.
     async fn release(&self, id: ContainerId, pid: u32, record: &Record) -> Result<Started, RuntimeError> {
         let at = UnixMillis::now();
         let body = api::StartRequest {
             container_id: id.to_string(),
             exec_id: String::new(),
         };
-        let label = record::started_label(pid, at);
         let mut tasks = self.containerd.tasks();
-        let (started, noted) = tokio::join!(
-            shim::within(shim::START, tasks.start(self.containerd.request(body))),
-            self.set_labels(id, [(record::STARTED, label)]),
-        );
+        let started = shim::within(shim::START, tasks.start(self.containerd.request(body))).await;
         if let Err(status) = started {
             // It may run all the same if only the answer was lost: then nothing may be taken away.
             match self.task(id).await? {
@@ -203,9 +210,6 @@ impl Inner {
                     return Err(self.failed("starting the program", id, status));
                 }
             }
-        }
-        if let Err(error) = noted {
-            tracing::warn!(container = %id, %error, "the time of its start could not be noted");
         }
         if let Some(known) = self.known.lock().get_mut(&id) {
             known.started = Some((pid, at));

@@ -77,9 +77,18 @@ impl FakeRuntime {
                 code,
                 at,
                 oom_kills: Some(oom_kills),
+                begun: matches!(container.task, TaskState::Running { .. }),
             });
             state.tell(RuntimeEvent::Exited(id));
         }
+    }
+
+    /// The runtime dies in the middle of a start, and the process that was made with it: it never ran its program.
+    pub fn cut_off_start(&self, id: ContainerId) {
+        if let Some(container) = self.state.lock().containers.get_mut(&id) {
+            container.task = TaskState::Created;
+        }
+        self.exit(id, 137, UnixMillis::now());
     }
 
     /// The kernel kills something inside for memory; PID 1 too if `fatal`.
@@ -188,8 +197,17 @@ impl Runtime for FakeRuntime {
             state.next_pid += 1;
             let pid = 1000 + state.next_pid;
             let at = UnixMillis::now();
-            if matches!(state.get(id)?.task, TaskState::Running { .. }) {
-                state.double_starts += 1;
+            match state.get(id)?.task {
+                TaskState::Running { .. } => state.double_starts += 1,
+                TaskState::Stopped(_) => {
+                    return Err(RuntimeError::Failed {
+                        operation: "start",
+                        container: id,
+                        message: "the end of its last run was not collected yet".to_owned(),
+                        retryable: true,
+                    });
+                }
+                TaskState::None | TaskState::Created => {}
             }
             state.get(id)?.task = TaskState::Running {
                 pid,

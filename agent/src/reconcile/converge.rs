@@ -79,7 +79,7 @@ impl World {
     }
 
     /// One round; `fails` decides for each step. Returns whether there was anything to do.
-    fn round(&mut self, fails: &mut dyn FnMut(&Step) -> bool) -> bool {
+    pub(super) fn round(&mut self, fails: &mut dyn FnMut(&Step) -> bool) -> bool {
         let steps = plan(&self.desired, &self.observed, self.now);
         let any = !steps.is_empty();
         for step in steps {
@@ -170,6 +170,7 @@ impl World {
                 code,
                 at: self.now,
                 oom_kills: Some(0),
+                begun: matches!(runtime.task, TaskState::Running { .. }),
             });
             on_end_noticed(seen);
         }
@@ -191,7 +192,7 @@ impl World {
         );
     }
 
-    fn assert_converged(&self) {
+    pub(super) fn assert_converged(&self) {
         assert!(
             plan(&self.desired, &self.observed, self.now).is_empty(),
             "a converged plan is empty"

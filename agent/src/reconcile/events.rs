@@ -176,12 +176,24 @@ impl Reconciler {
                 vanished.push(id);
             }
         }
+        let unremembered: Vec<_> = list
+            .iter()
+            .filter(|c| matches!(c.task, TaskState::Running { .. }) && !newer(c.meta.id))
+            .map(|c| c.meta.id)
+            .filter(|id| {
+                !self
+                    .observed
+                    .containers
+                    .get(id)
+                    .is_some_and(|seen| seen.memory.running)
+            })
+            .collect();
         merge(&mut self.observed, list, newer);
         if self.observed.containers.values().any(|seen| seen.doubtful) {
             // The list began before the doubt.
             self.relist_at = Instant::now();
         }
-        for id in vanished {
+        for id in vanished.into_iter().chain(unremembered) {
             self.remember(id);
         }
         let wanted = self.desired.containers.iter().map(|c| c.id);

@@ -229,6 +229,33 @@ async fn a_late_or_doubled_exit_event_starts_nothing_twice() {
 }
 
 #[tokio::test]
+async fn a_start_that_died_with_the_runtime_is_no_run() {
+    let rig = Rig::new();
+    rig.runtime.faults.inject(
+        "start",
+        Fault::Fail {
+            message: "the connection broke".into(),
+            retryable: true,
+        },
+    );
+    let (handle, board, _task) = rig.agent();
+    let mut once = container(1);
+    once.spec.restart.on = Restart::Never;
+    handle
+        .order(DesiredUpdate::Full {
+            set: set(1, vec![once]),
+        })
+        .await
+        .unwrap();
+    until(&board, "the start failed", phase_is(1, Phase::Failed)).await;
+    rig.runtime.cut_off_start(id(1));
+    until(&board, "running", phase_is(1, Phase::Running)).await;
+    let seen = board.container(id(1)).unwrap();
+    assert_eq!((seen.restarts, seen.last_exit), (0, None));
+    assert_eq!((rig.runtime.starts(id(1)), rig.runtime.double_starts()), (1, 0));
+}
+
+#[tokio::test]
 async fn an_exit_whose_answer_was_lost_still_counts() {
     let rig = Rig::new();
     let (handle, board, _task) = rig.agent();

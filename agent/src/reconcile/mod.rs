@@ -17,6 +17,8 @@ pub mod state;
 #[cfg(test)]
 mod converge;
 #[cfg(test)]
+mod cut_off_starts;
+#[cfg(test)]
 mod loop_tests;
 #[cfg(test)]
 mod newer_brain;

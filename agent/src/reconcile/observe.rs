@@ -49,6 +49,12 @@ fn take_over(seen: &mut Seen, found: Option<RuntimeContainer>) {
     {
         seen.memory.started_at = Some(*at);
     }
+    match found.as_ref().map(|f| &f.task) {
+        Some(TaskState::Running { .. }) => seen.memory.running = true,
+        // A run of before a reboot must not vouch for the next start.
+        None | Some(TaskState::None) => seen.memory.running = false,
+        Some(TaskState::Created | TaskState::Stopped(_)) => {}
+    }
     seen.doubtful = false;
     seen.ended = matches!(found.as_ref().map(|f| &f.task), Some(TaskState::Stopped(_)));
     // Limits that could not be read are tried once more with every list.

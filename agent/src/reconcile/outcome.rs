@@ -9,6 +9,7 @@ use berth_common::protocol::DesiredContainer;
 
 use super::plan::Step;
 use super::state::{Memory, Rest, Seen, StopReason, Stopping};
+use crate::container::exit::{Circumstances, SIGKILLED, explain};
 use crate::container::runtime::{ContainerMeta, RuntimeContainer, Started, TaskExit, TaskState};
 use crate::image::ImageInfo;
 
@@ -16,8 +17,6 @@ use crate::image::ImageInfo;
 const FAILURE_DELAY_MS: u64 = 1_000;
 /// Longest.
 const FAILURE_MAX_MS: u64 = 60_000;
-/// An OOM kill noticed this shortly before the end is the end's cause, milliseconds.
-const OOM_NEAR_MS: u64 = 2_000;
 
 /// How a step went.
 #[derive(Debug)]
@@ -196,6 +195,7 @@ fn on_started(seen: &mut Seen, again: bool, started: Started) {
     let memory = &mut seen.memory;
     clear_failure(memory);
     memory.started_at = Some(started.at);
+    memory.running = true;
     memory.rest = None;
     memory.stopping = None;
     memory.oom_run = 0;
@@ -217,7 +217,17 @@ fn failed(seen: &mut Seen, step: &Step, message: String, retryable: bool, now: U
         // The image may have been collected meanwhile: look it up again.
         seen.image = None;
     }
-    let memory = &mut seen.memory;
+    count_failure(&mut seen.memory, step.container()?, message, retryable, now)
+}
+
+/// Counts a failure to get it running, and says when it is tried again. Told once for each message.
+fn count_failure(
+    memory: &mut Memory,
+    container: ContainerId,
+    message: String,
+    retryable: bool,
+    now: UnixMillis,
+) -> Option<Notice> {
     memory.failures_in_a_row = memory.failures_in_a_row.saturating_add(1);
     memory.hopeless = !retryable;
     let delay = if retryable {
@@ -228,7 +238,6 @@ fn failed(seen: &mut Seen, step: &Step, message: String, retryable: bool, now: U
     memory.not_before = Some(UnixMillis(now.0.saturating_add(delay)));
     let first = memory.failure.as_ref() != Some(&message);
     memory.failure = Some(message.clone());
-    let container = step.container()?;
     first.then_some(Notice {
         container,
         kind: "failed",
@@ -255,9 +264,14 @@ fn on_exit(
             code: 255,
             at: now,
             oom_kills: None,
+            begun: true,
         })
     })?;
-    let info = explain(&known, exit.is_some(), stopping.as_ref(), memory, &runtime.spec);
+    if !std::mem::take(&mut memory.running) && !proves_a_run(&known) {
+        return never_ran(memory, id, stopping.is_some(), now);
+    }
+    let around = circumstances(exit.is_none(), stopping.as_ref(), memory, &runtime.spec);
+    let info = explain(&known, &around, &runtime.spec.limits);
     memory.oom_run = memory.oom_run.max(known.oom_kills.unwrap_or(0));
     memory.oom_past = memory.oom_kills();
     memory.oom_run = 0;
@@ -295,6 +309,23 @@ fn on_exit(
     })
 }
 
+/// Whether an end that nobody saw the run of can only be a program's. A process that was made and not let run yet ends
+/// by being killed and in no other way.
+fn proves_a_run(exit: &TaskExit) -> bool {
+    exit.begun || exit.code != SIGKILLED || exit.oom_kills.is_some_and(|kills| kills > 0)
+}
+
+/// What ended was made but never let run, as when the runtime dies in the middle of a start. It is no run: there is no end
+/// to tell of and nothing for the restart policy to judge, only a start that failed. `asked`: it was to end.
+fn never_ran(memory: &mut Memory, id: ContainerId, asked: bool, now: UnixMillis) -> Option<Notice> {
+    if asked {
+        clear_failure(memory);
+        return None;
+    }
+    let text = "its start was cut off before its program ran (the runtime died or was restarted)";
+    count_failure(memory, id, text.to_owned(), true, now)
+}
+
 fn by_policy(memory: &mut Memory, policy: RestartPolicy, exit: &ExitInfo, now: UnixMillis) {
     let ran_ms = memory.started_at.map_or(0, |at| exit.at.since(at));
     if ran_ms >= u64::from(policy.reset_after_ms) {
@@ -319,45 +350,24 @@ fn by_policy(memory: &mut Memory, policy: RestartPolicy, exit: &ExitInfo, now: U
     memory.not_before = Some(UnixMillis(now.0.saturating_add(delay)));
 }
 
-/// The end in words.
-fn explain(
-    exit: &TaskExit,
-    known: bool,
+/// What the end of a run is judged by, besides the exit itself.
+fn circumstances(
+    unseen: bool,
     stopping: Option<&Stopping>,
     memory: &Memory,
     spec: &ContainerSpec,
-) -> ExitInfo {
-    let killed_by_us = stopping.is_some_and(|s| s.killed_at.is_some());
-    let more_kills = exit.oom_kills.is_some_and(|n| n > memory.oom_run);
-    let just_noticed = memory.oom_at.is_some_and(|at| exit.at.since(at) < OOM_NEAR_MS);
-    let oom = exit.code == 137 && !killed_by_us && (more_kills || just_noticed);
-    let reason = if oom {
-        format!("out of memory (limit {})", spec.limits.memory)
-    } else if let Some(StopReason::DiskLimit { limit }) = stopping.map(|s| s.reason) {
-        format!("disk limit {limit} exceeded")
-    } else if !known {
-        "ended while nobody could see how (host or runtime restarted)".to_owned()
-    } else if killed_by_us {
-        format!("killed by SIGKILL after {}s of grace", spec.stop_grace_secs)
-    } else {
-        match exit.code {
-            code @ 129..=192 => format!("killed by {}", signal_name(code - 128)),
-            code => format!("exited with code {code}"),
-        }
-    };
-    ExitInfo {
-        code: exit.code,
-        oom,
-        reason,
-        at: exit.at,
+) -> Circumstances {
+    let killed = stopping.is_some_and(|s| s.killed_at.is_some());
+    Circumstances {
+        unseen,
+        killed_after_secs: killed.then_some(spec.stop_grace_secs),
+        over_disk: match stopping.map(|s| s.reason) {
+            Some(StopReason::DiskLimit { limit }) => Some(limit),
+            _ => None,
+        },
+        oom_noticed: memory.oom_run,
+        oom_noticed_at: memory.oom_at,
     }
-}
-
-fn signal_name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number).map_or_else(
-        |_| format!("signal {number}"),
-        |signal| signal.as_str().to_owned(),
-    )
 }
 
 /// OOM kills of the present run were read. Tells of kills that PID 1 survived.

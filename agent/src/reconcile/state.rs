@@ -80,6 +80,8 @@ pub struct Memory {
     pub rest: Option<Rest>,
     /// Start of the present or last run.
     pub started_at: Option<UnixMillis>,
+    /// A run was seen whose end is not counted yet.
+    pub running: bool,
     /// The last end.
     pub last_exit: Option<ExitInfo>,
     /// Restarts asked for that were done.
