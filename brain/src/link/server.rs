@@ -21,9 +21,9 @@ use crate::cluster::Cluster;
 
 /// Time for a handshake. A site's nodes come back all at once, and packets get lost in such a storm.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Shortest time between two stateless resets: 10,000 nodes are told within a second. Each is smaller than the packet
-/// that asks for it, so nobody is amplified.
-const RESET_INTERVAL: Duration = Duration::from_micros(100);
+/// Shortest time between two stateless resets. None: all nodes ask in the same moment, and who gets no answer waits for
+/// seconds. Each is smaller than the packet that asks for it, so nobody is amplified.
+const RESET_INTERVAL: Duration = Duration::ZERO;
 /// Handshakes and joins under way from one address (IPv6: one /64). A site's nodes come back all at once after an outage.
 const PENDING_PER_ADDRESS: usize = 1_024;
 /// Handshakes and joins under way in all, above which addresses must first prove that they are theirs.
