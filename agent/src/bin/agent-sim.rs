@@ -4,7 +4,9 @@
 mod sim;
 
 use std::io::Read as _;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -16,6 +18,7 @@ use berth_common::protocol::JoinToken;
 use berth_common::units::{Bytes, Millicores};
 use clap::Parser;
 use futures::StreamExt as _;
+use nix::sys::socket::{setsockopt, sockopt};
 use sim::node::{self, Node};
 use sim::outage::Tracker;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Pause between starts: spreads handshakes and usage reports.
 const START_PAUSE: Duration = Duration::from_millis(2);
+/// Bytes of packets that may wait at one socket.
+const RECEIVE_BUFFER: usize = 8 << 20;
 /// Most that is read of tokens, bytes.
 const MAX_TOKENS: u64 = 64 << 20;
 
@@ -158,7 +163,18 @@ async fn endpoints(dir: &Path, sockets: u16) -> anyhow::Result<Vec<quinn::Endpoi
         .first()
         .context("node.json names no address of the brain")?;
     let remote = dial::resolve(address).await?;
-    (0..sockets).map(|_| Ok(dial::client_endpoint(remote)?)).collect()
+    (0..sockets).map(|_| socket(remote)).collect()
+}
+
+/// An endpoint for hundreds of agents: each of them would have a receive buffer of its own on a host of its own.
+fn socket(remote: SocketAddr) -> anyhow::Result<quinn::Endpoint> {
+    let socket = UdpSocket::bind(dial::unspecified(remote)).context("binding a UDP socket")?;
+    let forced = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    if let Err(error) = forced.or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)) {
+        tracing::error!(%error, "the UDP receive buffer can't be enlarged: agents may lose packets");
+    }
+    let runtime = Arc::new(quinn::TokioRuntime);
+    quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime).context("a QUIC endpoint")
 }
 
 fn read_tokens(path: &Path) -> anyhow::Result<Vec<JoinToken>> {

@@ -78,7 +78,8 @@ pub(super) fn local_address(remote: SocketAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip())
 }
 
-pub(super) fn unspecified(remote: SocketAddr) -> SocketAddr {
+/// The address that a socket for reaching `remote` is bound to: any of its family, any port.
+pub fn unspecified(remote: SocketAddr) -> SocketAddr {
     match remote {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
