@@ -94,6 +94,7 @@ enum Output {
 }
 
 fn main() -> ExitCode {
+    berth_agent::sys::heap::bound_arenas();
     let args = Args::parse();
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -5,4 +5,5 @@
 
 pub mod btrfs;
 pub mod fd;
+pub mod heap;
 pub mod idmap;
