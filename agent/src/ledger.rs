@@ -56,8 +56,8 @@ struct Envelope {
 /// What was found at start.
 #[derive(Debug)]
 pub struct Restored {
-    /// The desired set, empty for a fresh node.
-    pub desired: DesiredSet,
+    /// The desired set; none for a fresh node, and where it was damaged: then nobody here knows what is wanted.
+    pub desired: Option<DesiredSet>,
     /// Memories by container.
     pub memories: BTreeMap<ContainerId, Memory>,
     /// Damage that was found and moved aside, in words.
@@ -67,6 +67,7 @@ pub struct Restored {
 /// The ledger of one node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
+    node: NodeId,
     dir: PathBuf,
     memories: PathBuf,
 }
@@ -128,7 +129,7 @@ impl Ledger {
             .mode(0o700)
             .create(&memories)
             .map_err(io("creating", &memories))?;
-        let ledger = Self { dir, memories };
+        let ledger = Self { node, dir, memories };
         let mut damage = Vec::new();
         let desired = ledger.read_set(node, &mut damage)?;
         let memories = ledger.read_memories(&mut damage)?;
@@ -142,20 +143,25 @@ impl Ledger {
         ))
     }
 
-    fn read_set(&self, node: NodeId, damage: &mut Vec<String>) -> Result<DesiredSet, LedgerError> {
+    /// Whose ledger it is.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn read_set(&self, node: NodeId, damage: &mut Vec<String>) -> Result<Option<DesiredSet>, LedgerError> {
         let path = self.dir.join(SET_FILE);
         let content = match std::fs::read(&path) {
             Ok(content) => content,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(DesiredSet::empty(node));
+                return Ok(None);
             }
             Err(error) => return Err(io("reading", &path)(error)),
         };
         match parse_set(&content, node) {
-            Ok(set) => Ok(set),
+            Ok(set) => Ok(Some(set)),
             Err(why) => {
                 damage.push(move_aside(&path, &why)?);
-                Ok(DesiredSet::empty(node))
+                Ok(None)
             }
         }
     }
@@ -282,7 +288,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (node, id) = (NodeId::from_bytes([1; 10]), ContainerId::from_bytes([2; 10]));
         let (ledger, fresh) = Ledger::open(dir.path(), node).unwrap();
-        assert_eq!(fresh.desired, DesiredSet::empty(node));
+        assert_eq!(fresh.desired, None);
         ledger.persist(&set(node, 7)).unwrap();
         let memory = Memory {
             restarts: 3,
@@ -291,7 +297,7 @@ mod tests {
         ledger.remember(id, &memory).unwrap();
         std::fs::write(ledger.memories.join("half.json.tmp"), "{").unwrap();
         let (ledger, again) = Ledger::open(dir.path(), node).unwrap();
-        assert_eq!(again.desired, set(node, 7));
+        assert_eq!(again.desired, Some(set(node, 7)));
         assert_eq!(again.memories, BTreeMap::from([(id, memory)]));
         assert!(again.damage.is_empty());
         ledger.forget(id);
@@ -312,7 +318,7 @@ mod tests {
             assert_ne!(bad, good);
             std::fs::write(&path, bad).unwrap();
             let (_, restored) = Ledger::open(dir.path(), node).unwrap();
-            assert_eq!(restored.desired, DesiredSet::empty(node));
+            assert_eq!(restored.desired, None);
             assert_eq!(restored.damage.len(), 1);
             assert!(ledger.dir.join("desired.json.damaged").exists());
         }
@@ -330,6 +336,7 @@ mod tests {
         // A folder in the temporary file's place makes every write fail, for root too.
         std::fs::create_dir(ledger.dir.join("desired.json.tmp")).unwrap();
         assert!(ledger.persist(&set(node, 2)).is_err());
-        assert_eq!(Ledger::open(dir.path(), node).unwrap().1.desired, set(node, 1));
+        let held = Ledger::open(dir.path(), node).unwrap().1.desired;
+        assert_eq!(held, Some(set(node, 1)));
     }
 }

@@ -72,6 +72,9 @@ pub struct Reconciler {
     pub(super) ledger: Ledger,
     pub(super) board: Arc<Board>,
     pub(super) desired: DesiredSet,
+    /// No set is known: on a fresh node, and after the ledger was damaged. Until the brain says one nothing is done, since
+    /// whatever runs here may well be wanted.
+    pub(super) blind: bool,
     pub(super) observed: Observed,
     pub(super) steps: HashMap<ContainerId, Step>,
     pub(super) hints: HashMap<ContainerId, String>,
@@ -107,8 +110,13 @@ impl Reconciler {
         for (id, memory) in restored.memories {
             observed.containers.entry(id).or_default().memory = memory;
         }
-        board.set_generation(restored.desired.generation);
+        let blind = restored.desired.is_none();
+        let desired = restored
+            .desired
+            .unwrap_or_else(|| DesiredSet::empty(ledger.node()));
+        board.set_generation(desired.generation);
         let reconciler = Self {
+            blind,
             bounds: Bounds {
                 starts: Arc::new(Semaphore::new(settings.starts_at_once.max(1))),
                 pulls: Arc::new(Semaphore::new(settings.pulls_at_once.max(1))),
@@ -116,7 +124,7 @@ impl Reconciler {
             facilities,
             ledger,
             board,
-            desired: restored.desired,
+            desired,
             observed,
             steps: HashMap::new(),
             hints: HashMap::new(),
@@ -196,7 +204,7 @@ impl Reconciler {
         if !due.is_empty() {
             self.kick(due);
         }
-        if self.tenants_dirty {
+        if self.tenants_dirty && !self.blind {
             self.tenants_dirty = false;
             for step in plan_tenants(&self.desired, &self.observed) {
                 self.dispatch(step);
@@ -261,6 +269,11 @@ impl Reconciler {
                 return;
             }
         }
+        if self.blind && !pending.is_empty() {
+            self.blind = false;
+            self.tenants_dirty = true;
+            self.kick(self.observed.containers.keys().copied().collect());
+        }
         for (_, reply) in pending {
             let generation = self.desired.generation;
             let _ = reply.send(Ok(Accepted { generation }));
@@ -269,10 +282,11 @@ impl Reconciler {
 
     fn on_desired(&mut self, new: DesiredSet) {
         let old = std::mem::replace(&mut self.desired, new);
-        let mut changed = Vec::new();
+        let blind = std::mem::take(&mut self.blind);
+        let mut changed = BTreeSet::new();
         for want in &self.desired.containers {
             if old.container(want.id) != Some(want) {
-                changed.push(want.id);
+                changed.insert(want.id);
             }
         }
         changed.extend(
@@ -283,17 +297,26 @@ impl Reconciler {
         );
         for id in &changed {
             let seen = self.observed.containers.entry(*id).or_default();
-            outcome::on_wish_changed(seen);
+            // To somebody who knew no wish every wish is new, and what is remembered still holds.
+            if !blind {
+                outcome::on_wish_changed(seen);
+            }
+        }
+        if blind {
+            changed.extend(self.observed.containers.keys());
         }
         self.board.set_generation(self.desired.generation);
         // Parents first, in this very turn, so that a tenant's first container does not wait.
         for step in plan_tenants(&self.desired, &self.observed) {
             self.dispatch(step);
         }
-        self.kick(changed);
+        self.kick(changed.into_iter().collect());
     }
 
     pub(super) fn kick(&mut self, ids: Vec<ContainerId>) {
+        if self.blind {
+            return ids.into_iter().for_each(|id| self.publish(id));
+        }
         let (steps, waits) = plan_containers(
             &self.desired,
             &self.observed,

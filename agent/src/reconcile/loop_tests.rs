@@ -93,6 +93,61 @@ async fn r3_a_killed_agent_adopts_and_starts_nothing_twice() {
 }
 
 #[tokio::test]
+async fn r3_a_damaged_ledger_stops_no_container() {
+    let rig = Rig::new();
+    let (handle, board, task) = rig.agent();
+    let full = |generation, numbers: &[u8]| DesiredUpdate::Full {
+        set: set(generation, numbers.iter().map(|n| container(*n)).collect()),
+    };
+    handle.order(full(4, &[1, 2])).await.unwrap();
+    until(&board, "running", |b| {
+        phase_is(1, Phase::Running)(b) && phase_is(2, Phase::Running)(b)
+    })
+    .await;
+    task.abort();
+    std::fs::write(rig.state.path().join("ledger/desired.json"), "{ half").unwrap();
+    let (handle, board, _task) = rig.agent();
+    until(&board, "seen", |b| {
+        phase_is(1, Phase::Running)(b) && phase_is(2, Phase::Running)(b)
+    })
+    .await;
+    // One ends while nobody knows what is wanted.
+    rig.runtime.exit(id(2), 1, UnixMillis::now());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rig.runtime.containers().len(), 2, "nothing was removed");
+    assert_eq!(rig.cgroups.weights().len(), 2, "nor its tenants");
+    assert_eq!(board.generation(), Generation(0), "so that the brain sends all");
+    handle.order(full(5, &[2])).await.unwrap();
+    until(&board, "the brain's word holds", |b| {
+        b.container(id(1)).is_none() && phase_is(2, Phase::Running)(b)
+    })
+    .await;
+    assert_eq!((rig.runtime.starts(id(1)), rig.runtime.double_starts()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_fresh_node_with_nothing_to_do_clears_away_what_an_earlier_life_left() {
+    let rig = Rig::new();
+    let (handle, board, task) = rig.agent();
+    let full = DesiredUpdate::Full {
+        set: set(4, vec![container(1)]),
+    };
+    handle.order(full).await.unwrap();
+    until(&board, "running", phase_is(1, Phase::Running)).await;
+    task.abort();
+    std::fs::remove_dir_all(rig.state.path().join("ledger")).unwrap();
+    let (handle, board, _task) = rig.agent();
+    until(&board, "seen", phase_is(1, Phase::Running)).await;
+    // The very set that an agent without a ledger takes for its own.
+    handle
+        .order(DesiredUpdate::Full { set: set(0, vec![]) })
+        .await
+        .unwrap();
+    until(&board, "gone", |b| b.containers().is_empty()).await;
+    until(&board, "tenant gone", |_| rig.cgroups.weights().is_empty()).await;
+}
+
+#[tokio::test]
 async fn r8_older_orders_are_refused_and_a_full_disk_changes_nothing() {
     let rig = Rig::new();
     let (handle, board, _task) = rig.agent();

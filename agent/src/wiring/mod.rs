@@ -105,15 +105,16 @@ impl Agent {
             host,
             connection,
         } = self;
-        let facts = describe(&config, &host).await?;
+        let mut facts = describe(&config, &host).await?;
         ensure_root(&config, &host, &facts).await?;
         let (ledger, restored) = Ledger::open(&config.state_dir, who.node).context("opening the ledger")?;
-        for damage in &restored.damage {
-            tracing::warn!("{damage}");
-        }
+        facts.warnings.extend(restored.damage.iter().cloned());
+        let (generation, containers) = match &restored.desired {
+            Some(set) => (set.generation.0, set.containers.len()),
+            None => (0, 0),
+        };
         tracing::info!(
-            node = %who.node, name = %who.name, generation = %restored.desired.generation,
-            containers = restored.desired.containers.len(), runtime = facts.runtime, cgroups = facts.cgroup_version,
+            node = %who.node, name = %who.name, generation, containers, runtime = facts.runtime, cgroups = facts.cgroup_version,
             snapshotter = facts.snapshotter, "starting"
         );
         for warning in &facts.warnings {

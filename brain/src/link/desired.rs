@@ -21,6 +21,8 @@ pub(super) enum Verdict {
     Resend,
     /// Nothing that could be sent now would be taken.
     Stuck,
+    /// The agent can't take anything for a while; the whole set is due then.
+    Later,
     /// It concerns an update that a later one has replaced already.
     Old,
 }
@@ -42,8 +44,8 @@ impl Outbox {
         Some(update)
     }
 
-    /// The agent holds `held` and refused `refused`.
-    pub(super) fn refused(&mut self, held: Generation, refused: Generation) -> Verdict {
+    /// The agent holds `held` and refused `refused`; `passing`: for a reason that can go away by itself.
+    pub(super) fn refused(&mut self, held: Generation, refused: Generation, passing: bool) -> Verdict {
         let Some(sent) = &self.sent else {
             return Verdict::Old;
         };
@@ -53,6 +55,10 @@ impl Outbox {
         }
         if refused != NOT_TOLD && sent.generation != refused {
             return Verdict::Old;
+        }
+        if passing {
+            self.sent = None;
+            return Verdict::Later;
         }
         match self.base {
             Some(base) if held != base && held < refused => {
@@ -100,11 +106,17 @@ mod tests {
         outbox.next(set(3));
         outbox.next(set(4));
         // It can't tell which generation the update would have led to.
-        assert_eq!(outbox.refused(Generation(3), Generation(0)), Verdict::Resend);
-        assert!(matches!(outbox.next(set(4)), Some(DesiredUpdate::Full { .. })));
-        assert_eq!(outbox.refused(Generation(3), Generation(0)), Verdict::Stuck);
         assert_eq!(
-            Outbox::default().refused(Generation(3), Generation(0)),
+            outbox.refused(Generation(3), Generation(0), false),
+            Verdict::Resend
+        );
+        assert!(matches!(outbox.next(set(4)), Some(DesiredUpdate::Full { .. })));
+        assert_eq!(
+            outbox.refused(Generation(3), Generation(0), false),
+            Verdict::Stuck
+        );
+        assert_eq!(
+            Outbox::default().refused(Generation(3), Generation(0), false),
             Verdict::Old
         );
     }
@@ -114,23 +126,43 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.next(set(3));
         assert_eq!(
-            outbox.refused(Generation(8), Generation(3)),
+            outbox.refused(Generation(8), Generation(3), false),
             Verdict::Stuck,
             "the agent holds a newer one (R8)"
         );
         outbox.next(set(4));
         assert_eq!(
-            outbox.refused(Generation(3), Generation(4)),
+            outbox.refused(Generation(3), Generation(4), false),
             Verdict::Stuck,
             "it has the base"
         );
-        assert_eq!(outbox.refused(Generation(2), Generation(3)), Verdict::Old);
-        assert_eq!(outbox.refused(Generation(2), Generation(4)), Verdict::Resend);
+        assert_eq!(outbox.refused(Generation(2), Generation(3), false), Verdict::Old);
+        assert_eq!(
+            outbox.refused(Generation(2), Generation(4), false),
+            Verdict::Resend
+        );
         assert!(matches!(outbox.next(set(4)), Some(DesiredUpdate::Full { .. })));
         assert_eq!(
-            outbox.refused(Generation(2), Generation(4)),
+            outbox.refused(Generation(2), Generation(4), false),
             Verdict::Stuck,
             "not twice"
         );
+    }
+
+    #[test]
+    fn what_can_pass_is_tried_again_with_the_whole_set() {
+        let mut outbox = Outbox::default();
+        outbox.next(set(3));
+        for generation in [4, 5] {
+            outbox.next(set(generation));
+            // Its disk is full.
+            let verdict = outbox.refused(Generation(3), Generation(generation), true);
+            assert_eq!(verdict, Verdict::Later);
+            assert!(matches!(
+                outbox.next(set(generation)),
+                Some(DesiredUpdate::Full { .. })
+            ));
+        }
+        assert_eq!(outbox.refused(Generation(3), Generation(4), true), Verdict::Old);
     }
 }

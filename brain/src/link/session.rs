@@ -42,6 +42,8 @@ const FACTS_PAUSE: Duration = Duration::from_secs(1);
 const EVENTS_A_SECOND: u32 = 20;
 /// A whole set is sent again at most this often.
 const RESEND_PAUSE: Duration = Duration::from_millis(500);
+/// Pause before a node that could not keep a desired set, for example on a full disk, is asked again.
+const RETRY_PAUSE: Duration = Duration::from_secs(3);
 
 /// How a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,13 @@ enum End {
     Connection(#[from] quinn::ConnectionError),
     #[error("the agent takes no messages")]
     Stuck,
+}
+
+/// A desired set that an agent did not take.
+struct Refusal {
+    held: Generation,
+    refused: Generation,
+    problem: Problem,
 }
 
 /// Serves one agent. `place` is given back once it has proved who it is.
@@ -176,7 +185,7 @@ impl Session<'_> {
         &self,
         mut receive: RecvStream,
         seen: &mut Seen,
-        refusals: mpsc::Sender<(Generation, Generation)>,
+        refusals: mpsc::Sender<Refusal>,
     ) -> Result<(), End> {
         let cluster = &self.shared.cluster;
         let mut facts_due = Instant::now();
@@ -233,7 +242,12 @@ impl Session<'_> {
                     problem,
                 } => {
                     tracing::warn!(node = %self.node(), %held, %refused, %problem, "a desired set was refused");
-                    refusals.send((held, refused)).await.map_err(|_| End::Stuck)?;
+                    let refusal = Refusal {
+                        held,
+                        refused,
+                        problem,
+                    };
+                    refusals.send(refusal).await.map_err(|_| End::Stuck)?;
                 }
                 AgentMessage::Event {
                     container,
@@ -326,12 +340,10 @@ impl Session<'_> {
     }
 
     /// Desired sets, to the agent.
-    async fn order(
-        &self,
-        mut send: SendStream,
-        mut refusals: mpsc::Receiver<(Generation, Generation)>,
-    ) -> Result<(), End> {
+    async fn order(&self, mut send: SendStream, mut refusals: mpsc::Receiver<Refusal>) -> Result<(), End> {
         let node = self.node();
+        // Told once, however often it is tried again.
+        let mut told = None;
         let mut changed = self.shared.cluster.node_changed(node);
         let mut outbox = Outbox::default();
         loop {
@@ -360,26 +372,43 @@ impl Session<'_> {
                     changed = self.shared.cluster.node_changed(node);
                 },
                 refusal = refusals.recv() => {
-                    let Some((held, refused)) = refusal else { return Err(End::Stuck) };
-                    match outbox.refused(held, refused) {
+                    let Some(refusal) = refusal else { return Err(End::Stuck) };
+                    let passing = refusal.problem.kind.retryable();
+                    let verdict = outbox.refused(refusal.held, refusal.refused, passing);
+                    let news = told.as_ref() != Some(&refusal.problem.detail);
+                    if matches!(verdict, Verdict::Stuck | Verdict::Later) && news {
+                        self.stuck(&refusal).await?;
+                        told = Some(refusal.problem.detail);
+                    }
+                    match verdict {
                         Verdict::Resend => tokio::time::sleep(RESEND_PAUSE).await,
-                        Verdict::Old => {}
-                        Verdict::Stuck => self.stuck(held, refused).await?,
+                        Verdict::Later => tokio::time::sleep(RETRY_PAUSE).await,
+                        Verdict::Old | Verdict::Stuck => {}
                     }
                 }
             }
         }
     }
 
-    async fn stuck(&self, held: Generation, refused: Generation) -> Result<(), End> {
+    async fn stuck(&self, refusal: &Refusal) -> Result<(), End> {
+        let Refusal {
+            held,
+            refused,
+            problem,
+        } = refusal;
+        let mut why = problem.detail.clone();
+        if let Some(cure) = &problem.cure {
+            why = format!("{why}; {cure}");
+        }
         let state = self.shared.cluster.snapshot();
         let event = state.nodes.get(&self.node()).map(|record| NewEvent {
             kind: "desired-refused",
             tenant: None,
             subject: format!("node {}", record.name),
             text: format!(
-                "Node {} holds desired set {held} and refuses {refused}; its log says why. A brain restored from a backup must raise its generations.",
-                record.name
+                "Node {} keeps to desired set {held} and does not take {refused}: {}",
+                record.name,
+                clip(&why, MAX_TEXT)
             ),
         });
         drop(state);

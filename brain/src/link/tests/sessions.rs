@@ -88,6 +88,36 @@ async fn a_missing_base_brings_the_whole_set() {
 }
 
 #[tokio::test]
+async fn r8_what_a_node_could_not_keep_is_offered_again_and_told_once() {
+    let bench = Bench::new().await;
+    let node = bench.join().await;
+    let (mut agent, set) = bench.connect(&node).await;
+    agent.observed(true, set.generation, vec![]).await;
+    bench
+        .until("synced", |s| {
+            s.connections.get(&node.id).is_some_and(|c| c.synced)
+        })
+        .await;
+    let tenant = bench.tenant("t").await;
+    bench.service(1, tenant, 1).await;
+    let mut order = agent.order().await;
+    for _ in 0..2 {
+        agent
+            .say(&AgentMessage::Refused {
+                held: set.generation,
+                refused: order.generation(),
+                problem: Problem::unavailable("the disk is full").cure("free space"),
+            })
+            .await;
+        order = agent.order().await;
+        assert!(matches!(&order, DesiredUpdate::Full { set } if set.containers.len() == 1));
+    }
+    let told = bench.cluster.events().newest(10, |e| e.kind == "desired-refused");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].text.contains("the disk is full; free space"), "{told:?}");
+}
+
+#[tokio::test]
 async fn r7_a_node_speaks_for_its_own_containers_only() {
     let bench = Bench::new().await;
     let (a, b) = (bench.join().await, bench.join().await);
