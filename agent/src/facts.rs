@@ -8,6 +8,7 @@ use std::path::Path;
 use berth_common::model::{Architecture, Capacity, NodeFacts};
 use berth_common::units::{Bytes, Millicores};
 use procfs::Current as _;
+use sysinfo::System;
 
 use crate::cgroup::Cgroups;
 use crate::config::{Config, allocatable};
@@ -75,20 +76,12 @@ pub fn gather(
                 .to_owned(),
         );
     }
-    let os = std::fs::read_to_string("/etc/os-release")
-        .or_else(|_| std::fs::read_to_string("/usr/lib/os-release"))
-        .unwrap_or_default();
-    let uname = nix::sys::utsname::uname();
-    let word = |part: Option<&std::ffi::OsStr>| part.and_then(|p| p.to_str()).unwrap_or("unknown").to_owned();
-    let (hostname, kernel) = match &uname {
-        Ok(uname) => (word(Some(uname.nodename())), word(Some(uname.release()))),
-        Err(_) => (word(None), word(None)),
-    };
+    let unknown = || "unknown".to_owned();
     Ok(NodeFacts {
-        hostname,
+        hostname: System::host_name().unwrap_or_else(unknown),
         agent_version: berth_common::VERSION.to_owned(),
-        os: os_name(&os),
-        kernel,
+        os: os_name(System::name(), System::os_version()),
+        kernel: System::kernel_version().unwrap_or_else(unknown),
         arch: Architecture(architecture(std::env::consts::ARCH).to_owned()),
         capacity,
         system_reserve: reserve,
@@ -184,16 +177,14 @@ fn architecture(machine: &str) -> &str {
     }
 }
 
-/// `PRETTY_NAME` of an os-release text.
-fn os_name(text: &str) -> String {
-    let value = |key: &str| {
-        text.lines()
-            .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-            .map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
-            .find(|value| !value.is_empty())
-    };
-    let name = value("PRETTY_NAME").or_else(|| value("NAME"));
-    berth_common::id::clip(&name.unwrap_or_else(|| "unknown Linux".to_owned()), 120)
+/// What people call the system: its name and, where it has one, its version.
+fn os_name(name: Option<String>, version: Option<String>) -> String {
+    let parts = [name, version].into_iter().flatten();
+    let parts: Vec<_> = parts.filter(|part| !part.trim().is_empty()).collect();
+    if parts.is_empty() {
+        return "unknown Linux".to_owned();
+    }
+    berth_common::id::clip(&parts.join(" "), 120)
 }
 
 #[cfg(test)]
@@ -202,17 +193,15 @@ mod tests {
     use crate::fakes::FakeCgroups;
 
     #[test]
-    fn os_release_table() {
-        for (text, want) in [
-            (
-                "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"x\"\n",
-                "Debian GNU/Linux 12 (bookworm)",
-            ),
-            ("NAME='Alpine'\n", "Alpine"),
-            ("PRETTY_NAME=\"\"\n", "unknown Linux"),
-            ("", "unknown Linux"),
+    fn systems_without_version_or_name_are_told_as_they_are() {
+        let some = |text: &str| Some(text.to_owned());
+        for (name, version, want) in [
+            (some("Debian GNU/Linux"), some("12"), "Debian GNU/Linux 12"),
+            (some("Arch Linux"), None, "Arch Linux"),
+            (some(""), some(" "), "unknown Linux"),
+            (None, None, "unknown Linux"),
         ] {
-            assert_eq!(os_name(text), want);
+            assert_eq!(os_name(name, version), want);
         }
     }
 
