@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod host;
 pub mod process;
 pub mod registry;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 

@@ -82,12 +82,13 @@ pub async fn events(session: &Session, follow: bool, limit: u32) -> Result<(), F
     for event in &page.items {
         one(session, event)?;
     }
-    let mut from = page.revision.0.to_string();
+    // Events have numbers of their own, by which no event is missed between listing, watching and watching again.
+    let mut seen = page.items.last().map_or(0, |event| event.sequence);
     let mut failures = 0;
     loop {
-        let before = from.clone();
-        let ended = watch(session, &client, &mut from, tenant.clone()).await;
-        if from != before {
+        let before = seen;
+        let ended = watch(session, &client, &mut seen, tenant.clone()).await;
+        if seen != before {
             failures = 0;
         }
         // A broken connection resumes without a gap; a refusal is final.
@@ -106,15 +107,14 @@ pub async fn events(session: &Session, follow: bool, limit: u32) -> Result<(), F
 async fn watch(
     session: &Session,
     client: &Client,
-    from: &mut String,
+    seen: &mut u64,
     tenant: Option<(&str, String)>,
 ) -> Result<(), Failure> {
-    let mut query = vec![("from", from.clone()), ("kinds", "event".to_owned())];
+    let mut query = vec![("after_event", seen.to_string()), ("kinds", "event".to_owned())];
     query.extend(tenant);
     let request = client
         .request(Method::GET, client.url(&["watch"], &query))
-        .header("accept", "text/event-stream")
-        .header("last-event-id", from.as_str());
+        .header("accept", "text/event-stream");
     let response = client.send(request, true).await?;
     let mut stream = lines::lines(client.clone(), response).boxed();
     let mut parser = SseParser::default();
@@ -124,11 +124,11 @@ async fn watch(
             continue;
         };
         // Something of a newer brain is no reason to stop.
-        if let Ok(WatchEvent::Event { event }) = serde_json::from_str(&event.data) {
+        if let Ok(WatchEvent::Event { event }) = serde_json::from_str(&event.data)
+            && event.sequence > *seen
+        {
+            *seen = event.sequence;
             one(session, &event)?;
-        }
-        if let Some(id) = event.id {
-            *from = id;
         }
     }
     Ok(())

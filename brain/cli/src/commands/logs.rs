@@ -3,10 +3,11 @@
 use berth_common::api::ContainerView;
 use berth_common::model::UnixMillis;
 use berth_common::protocol::{LogLine, LogStream};
-use futures::stream::{BoxStream, SelectAll, StreamExt as _};
+use futures::stream::{BoxStream, StreamExt as _};
 use reqwest::Method;
 
 use super::Session;
+use super::follow;
 use super::service::{Target, target};
 use crate::args::{LogsArgs, OutputFormat};
 use crate::client::{Client, ClientError, lines};
@@ -15,95 +16,87 @@ use crate::render::text::moment;
 
 const COLORS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
-type Lines = BoxStream<'static, Result<LogLine, ClientError>>;
+pub(super) type Lines = BoxStream<'static, Result<LogLine, ClientError>>;
 
 /// `berth logs`.
 pub async fn logs(session: &Session, args: LogsArgs) -> Result<(), Failure> {
     let client = session.client().await?;
-    let (containers, many) = match target(&client, &args.target).await? {
-        Target::Service(view) => {
-            let query = [("service", view.record.spec.name.to_string())];
-            let (items, _) = client
-                .list::<ContainerView>(client.tenant_url(&["containers"], &query))
-                .await?;
-            // One that has no node yet has written nothing.
-            let mut placed: Vec<(String, String)> = items
-                .into_iter()
-                .filter(|c| c.record.node.is_some())
-                .map(|c| (c.name, c.record.id.to_string()))
-                .collect();
-            placed.sort();
-            if placed.is_empty() {
-                return Err(Failure::refused(
-                    format!(
-                        "no container of {} has a node yet, so there are no logs",
-                        args.target
-                    ),
-                    format!("`berth ps {}` says why", args.target),
-                ));
-            }
-            (placed, true)
-        }
-        Target::Container(id) => (vec![(id.clone(), id)], false),
-    };
-    let width = containers.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let mut sources = Vec::new();
-    for (index, (name, id)) in containers.iter().enumerate() {
-        let prefix = match (many, session.style.color) {
-            (false, _) => String::new(),
-            (true, false) => format!("{name:<width$} | "),
-            (true, true) => format!(
-                "\u{1b}[{}m{name:<width$} |\u{1b}[0m ",
-                COLORS[index % COLORS.len()]
-            ),
-        };
-        sources.push((name.clone(), prefix, open(&client, id, &args).await?));
-    }
+    let target = target(&client, &args.target).await?;
     let printer = Printer {
         json: session.global.output == OutputFormat::Json,
         timestamps: args.timestamps,
-        many,
+        many: matches!(target, Target::Service(_)),
+        color: session.style.color,
+    };
+    let service = match target {
+        Target::Container(id) => {
+            let containers = vec![(id.clone(), id)];
+            return if args.follow {
+                follow::container(session, &client, &containers[0].1, &args, printer).await
+            } else {
+                merge(&client, containers, &args, &printer).await
+            };
+        }
+        Target::Service(view) => view.record.spec.name.to_string(),
     };
     if args.follow {
-        follow(sources, &printer).await
-    } else {
-        merge(sources, &printer).await
+        return follow::service(session, &client, &service, &args, printer).await;
     }
+    let placed = placed(&client, &service).await?;
+    if placed.is_empty() {
+        return Err(Failure::refused(
+            format!("no container of {service} has a node yet, so there are no logs"),
+            format!("`berth ps {service}` says why"),
+        ));
+    }
+    merge(&client, placed, &args, &printer).await
 }
 
-async fn open(client: &Client, id: &str, args: &LogsArgs) -> Result<Lines, Failure> {
-    let mut query = vec![("follow", args.follow.to_string())];
-    query.extend(args.tail.map(|tail| ("tail", tail.to_string())));
-    query.extend(
-        args.since
-            .map(|since| ("since", since.moment(UnixMillis::now()).0.to_string())),
-    );
+/// Name and id of a service's containers that have a node: one that has none yet has written nothing.
+pub(super) async fn placed(client: &Client, service: &str) -> Result<Vec<(String, String)>, Failure> {
+    let query = [("service", service.to_owned())];
+    let (items, _) = client
+        .list::<ContainerView>(client.tenant_url(&["containers"], &query))
+        .await?;
+    let mut placed: Vec<_> = items
+        .into_iter()
+        .filter(|c| c.record.node.is_some())
+        .map(|c| (c.name, c.record.id.to_string()))
+        .collect();
+    placed.sort();
+    Ok(placed)
+}
+
+/// Opens a container's log: the last `tail` lines, or those since a moment, or all.
+pub(super) async fn open(
+    client: &Client,
+    id: &str,
+    follow: bool,
+    tail: Option<u32>,
+    since: Option<UnixMillis>,
+) -> Result<Lines, Failure> {
+    let mut query = vec![("follow", follow.to_string())];
+    query.extend(tail.map(|tail| ("tail", tail.to_string())));
+    query.extend(since.map(|since| ("since", since.0.to_string())));
     let url = client.tenant_url(&["containers", id, "logs"], &query);
     let response = client.send(client.request(Method::GET, url), true).await?;
     Ok(lines::ndjson(client.clone(), response))
 }
 
-/// As they come.
-async fn follow(sources: Vec<(String, String, Lines)>, printer: &Printer) -> Result<(), Failure> {
-    let mut all = SelectAll::new();
-    for (name, prefix, lines) in sources {
-        all.push(
-            lines
-                .map(move |line| (name.clone(), prefix.clone(), line))
-                .boxed(),
-        );
-    }
-    while let Some((name, prefix, line)) = all.next().await {
-        printer.print(&name, &prefix, &line?)?;
-    }
-    Ok(())
-}
-
 /// By time: always the oldest of the heads, so that memory stays at one line per container.
-async fn merge(sources: Vec<(String, String, Lines)>, printer: &Printer) -> Result<(), Failure> {
+async fn merge(
+    client: &Client,
+    containers: Vec<(String, String)>,
+    args: &LogsArgs,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let since = args.since.map(|since| since.moment(UnixMillis::now()));
+    let width = containers.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut heads = Vec::new();
-    for (name, prefix, mut lines) in sources {
+    for (index, (name, id)) in containers.into_iter().enumerate() {
+        let mut lines = open(client, &id, false, args.tail, since).await?;
         if let Some(head) = lines.next().await {
+            let prefix = printer.prefix(&name, width, index);
             heads.push((head?, name, prefix, lines));
         }
     }
@@ -118,13 +111,29 @@ async fn merge(sources: Vec<(String, String, Lines)>, printer: &Printer) -> Resu
     Ok(())
 }
 
-struct Printer {
+/// How lines are printed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Printer {
     json: bool,
     timestamps: bool,
+    /// Lines of several containers, told apart by a prefix.
     many: bool,
+    color: bool,
 }
 
 impl Printer {
+    /// What stands before the lines of the container that came as the `index`-th.
+    pub(super) fn prefix(&self, name: &str, width: usize, index: usize) -> String {
+        match (self.many, self.color) {
+            (false, _) => String::new(),
+            (true, false) => format!("{name:<width$} | "),
+            (true, true) => format!(
+                "\u{1b}[{}m{name:<width$} |\u{1b}[0m ",
+                COLORS[index % COLORS.len()]
+            ),
+        }
+    }
+
     /// The line as it is printed, with its newline unless it goes on.
     fn format(&self, name: &str, prefix: &str, line: &LogLine) -> String {
         if self.json {
@@ -146,7 +155,7 @@ impl Printer {
         format!("{prefix}{stamp}{}{end}", line.text)
     }
 
-    fn print(&self, name: &str, prefix: &str, line: &LogLine) -> Result<(), Failure> {
+    pub(super) fn print(&self, name: &str, prefix: &str, line: &LogLine) -> Result<(), Failure> {
         let text = self.format(name, prefix, line);
         let write = |out: &mut dyn std::io::Write| out.write_all(text.as_bytes()).and_then(|()| out.flush());
         match line.stream {
@@ -176,6 +185,7 @@ mod tests {
             json,
             timestamps,
             many,
+            color: false,
         };
         assert_eq!(
             printer(false, false, false).format("w.1", "", &line("a", true)),

@@ -2,6 +2,7 @@
 
 mod context;
 mod exec;
+mod follow;
 mod image;
 mod live;
 mod logs;
