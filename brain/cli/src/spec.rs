@@ -8,7 +8,7 @@ use berth_common::id::{Name, clip};
 use berth_common::model::{ImageRef, Restart, ServiceSpec};
 use serde::Deserialize as _;
 
-use crate::args::{RestartArg, SpecArgs};
+use crate::args::{RemoveArgs, RestartArg, SpecArgs};
 
 /// Applies flags to a spec. `files` are the texts of the environment files in order, `own` reads the caller's variables.
 ///
@@ -91,6 +91,39 @@ pub fn apply(
         spec.command = Some(command.to_vec());
     }
     spec.validate().map_err(|error| error.to_string())
+}
+
+/// Takes out of a spec what is to go, before anything is added.
+///
+/// # Errors
+/// What is not there to be removed: a typo must not pass for done.
+pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
+    let missing = |flag: &str, key: &str, there: Vec<&str>| {
+        let there = match there.join(", ") {
+            none if none.is_empty() => "none".to_owned(),
+            some => clip(&some, 200),
+        };
+        format!("{flag} {:?}: there is no such; there is {there}", clip(key, 40))
+    };
+    for (flag, keys, map) in [
+        ("--env-rm", &args.env_rm, &mut spec.env),
+        ("--label-rm", &args.label_rm, &mut spec.labels),
+        ("--on-rm", &args.on_rm, &mut spec.node_labels),
+    ] {
+        for key in keys {
+            if map.remove(key).is_none() {
+                return Err(missing(flag, key, map.keys().map(String::as_str).collect()));
+            }
+        }
+    }
+    for path in &args.tmpfs_rm {
+        let Some(at) = spec.tmpfs.iter().position(|tmpfs| tmpfs.path == *path) else {
+            let there = spec.tmpfs.iter().map(|tmpfs| tmpfs.path.as_str());
+            return Err(missing("--tmpfs-rm", path, there.collect()));
+        };
+        spec.tmpfs.remove(at);
+    }
+    Ok(())
 }
 
 /// Specs from YAML (several documents allowed) or JSON, which is YAML too.
@@ -177,6 +210,31 @@ mod tests {
         assert_eq!(env, ["A=2", "B=x=y", "C=3", "HOME=/h"]);
         assert!(!spec.init);
         assert_eq!(spec.command, Some(vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_to_go_goes_and_a_typo_is_told() {
+        let mut spec = base();
+        spec.env = map(vec![("A".into(), "1".into()), ("B".into(), "2".into())]);
+        spec.labels = map(vec![("tier".into(), "web".into())]);
+        spec.node_labels = map(vec![("disk".into(), "ssd".into())]);
+        spec.tmpfs = vec![crate::args::value::tmpfs("/tmp:1MiB").unwrap()];
+        let typo = RemoveArgs {
+            env_rm: vec!["AA".into()],
+            ..Default::default()
+        };
+        let error = remove(&mut spec.clone(), &typo).unwrap_err();
+        assert!(error.contains("\"AA\"") && error.contains("A, B"), "{error}");
+        let all = RemoveArgs {
+            env_rm: vec!["A".into()],
+            label_rm: vec!["tier".into()],
+            on_rm: vec!["disk".into()],
+            tmpfs_rm: vec!["/tmp".into()],
+        };
+        remove(&mut spec, &all).unwrap();
+        assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
+        assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
+        assert!(remove(&mut spec, &all).unwrap_err().contains("--env-rm"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use berth_common::id::Name;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use admin::{ContextCommand, ImageCommand, LoginArgs, NodeCommand, QuotaArgs, TenantCommand};
-pub use service::{ExecArgs, LogsArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
+pub use service::{ExecArgs, LogsArgs, RemoveArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
 
 /// Run containers on your nodes.
 #[derive(Debug, Parser)]

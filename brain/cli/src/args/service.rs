@@ -126,6 +126,23 @@ pub struct SpecArgs {
     pub entrypoint: Option<String>,
 }
 
+/// What is taken out of a spec.
+#[derive(Debug, Default, Args)]
+pub struct RemoveArgs {
+    /// Remove an environment variable.
+    #[arg(long, value_name = "K")]
+    pub env_rm: Vec<String>,
+    /// Remove a label of the service.
+    #[arg(long, value_name = "K")]
+    pub label_rm: Vec<String>,
+    /// No longer ask for this label of the node.
+    #[arg(long, value_name = "K")]
+    pub on_rm: Vec<String>,
+    /// Remove the scratch file system at this path.
+    #[arg(long, value_name = "PATH")]
+    pub tmpfs_rm: Vec<String>,
+}
+
 /// When to start again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RestartArg {
@@ -152,7 +169,7 @@ pub enum ServiceCommand {
     /// Change a service; containers are replaced one by one where needed
     #[command(after_help = "Examples:
   berth service update web --memory 512MiB      live, without restart
-  berth service update web --image nginx:1.28 -e MODE=slow
+  berth service update web --image nginx:1.28 -e MODE=slow --env-rm DEBUG
   berth service update web -f web.yaml")]
     Update {
         /// Which.
@@ -166,6 +183,9 @@ pub enum ServiceCommand {
         /// Changes.
         #[command(flatten)]
         spec: Box<SpecArgs>,
+        /// What goes.
+        #[command(flatten)]
+        remove: RemoveArgs,
         /// Don't wait.
         #[arg(short, long)]
         detach: bool,

@@ -92,6 +92,7 @@ pub async fn service(session: &Session, command: ServiceCommand) -> Result<(), F
             image,
             file,
             spec,
+            remove,
             detach,
             wait,
             args,
@@ -104,6 +105,9 @@ pub async fn service(session: &Session, command: ServiceCommand) -> Result<(), F
             if let Some(image) = image {
                 wanted.image = image;
             }
+            crate::spec::remove(&mut wanted, &remove).map_err(|why| {
+                Failure::usage(why, format!("`berth service inspect {name}` shows what it has"))
+            })?;
             with_flags(&mut wanted, &spec, &args)?;
             let changed = put(&client, &wanted, Some(current.record.generation)).await?;
             settle(session, &client, changed, detach, wait).await
