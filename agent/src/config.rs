@@ -130,7 +130,8 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// Name servers for containers; empty: the host's.
     pub nameservers: Vec<IpAddr>,
-    /// The block device that IO limits throttle: `auto` (what holds `containerd_root`), `none`, or a path as `/dev/sda`.
+    /// The block device that IO limits throttle: `auto` (what holds `containerd_root`; where that is no device no container
+    /// starts), a path as `/dev/sda`, or `none` for no IO limits.
     pub io_device: String,
     /// The brain's addresses, `host:port`, instead of those learnt when joining; empty: the learnt ones.
     pub brain: Vec<String>,

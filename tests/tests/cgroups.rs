@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use berth_agent::cgroup::v1::{Hierarchies, V1};
 use berth_agent::cgroup::v2::V2;
 use berth_agent::cgroup::{
-    CgroupError, Cgroups, DEFAULT_PARENT, Kernel, RawStats, container_path, detect, device_of, tenant_path,
+    Backing, CgroupError, Cgroups, DEFAULT_PARENT, Kernel, RawStats, backing_of, container_path, detect,
+    tenant_path,
 };
 use berth_common::id::{ContainerId, TenantId};
 use berth_common::model::{IoLimits, Limits, Reservation};
@@ -158,7 +159,7 @@ fn r1_every_limit_of_a_live_container_can_be_raised_and_lowered() {
     let mut place = Place::new();
     place.make_leaf();
     place.run("exec sleep 60");
-    let device = device_of(Path::new("/")).unwrap();
+    let device = root_disk();
     let small = Limits {
         cpu: Millicores(10),
         cpu_weight: 1,
@@ -377,11 +378,16 @@ fn stalls_are_measured_where_there_is_a_unified_tree() {
     assert_eq!(stalls.memory.is_some(), unified);
 }
 
+fn root_disk() -> Option<berth_agent::cgroup::Device> {
+    match backing_of(Path::new("/")).unwrap() {
+        Backing::Disk(device) => Some(device),
+        _ => None,
+    }
+}
+
 #[test]
 fn the_device_of_the_root_is_a_whole_disk() {
-    let device = device_of(Path::new("/"))
-        .unwrap()
-        .expect("the root file system is on a disk");
+    let device = root_disk().expect("the root file system is on a disk");
     let dir = PathBuf::from(format!("/sys/dev/block/{}:{}", device.major, device.minor));
     assert!(dir.exists() && !dir.join("partition").exists());
 }

@@ -135,3 +135,55 @@ fn r1_hogs_are_held_and_the_neighbour_goes_on() {
     }
     brain.wait_running(1, 60);
 }
+
+#[test]
+fn r1_where_io_cannot_be_limited_no_container_starts_and_says_why() {
+    let dir = tempfile::tempdir().expect("folder");
+    let brain = Brain::start(&dir.path().join("brain"));
+    let home = dir.path().join("h1");
+    let part = |name: &str| {
+        let path = dir.path().join("overlay").join(name);
+        std::fs::create_dir_all(&path).expect("folder");
+        path.display().to_string()
+    };
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        part("lower"),
+        part("upper"),
+        part("work")
+    );
+    let at = home.join("containerd");
+    std::fs::create_dir_all(&at).expect("folder");
+    nix::mount::mount(
+        Some("overlay"),
+        &at,
+        Some("overlay"),
+        nix::mount::MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .expect("mounting an overlay");
+    // Unmounts when it is dropped.
+    let agent = Agent::start(&brain, &home, "h1", None);
+    brain.wait_node("h1", "ready", 20);
+    brain.load_example();
+    let out = brain.try_berth(&[
+        "run",
+        "example:1",
+        "--name",
+        "box",
+        "--wait",
+        "20s",
+        "--",
+        "sleep",
+        "1000",
+    ]);
+    let why = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success(), "it ran without IO limits");
+    assert!(
+        why.contains("IO can't be limited") && why.contains("overlay") && why.contains("io_device"),
+        "no cause or cure: {why}"
+    );
+    assert!(brain.running().is_empty());
+    brain.berth(&["service", "rm", "box"]);
+    drop(agent);
+}

@@ -9,18 +9,38 @@ use procfs::process::MountInfo;
 use super::file::{io, read, unexpected};
 use super::{CgroupError, Device};
 
-/// The whole-disk block device that holds `path`, since the kernel throttles queues, not partitions.
-///
-/// `None` where there is none: tmpfs, overlayfs, network file systems, and file systems over several devices other than
-/// btrfs, for which the device that it was mounted from is given.
+/// What a path's bytes end up on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// A block device, the whole disk: the kernel throttles queues, not partitions.
+    Disk(Device),
+    /// Memory, where the memory limit counts and there is no IO to throttle.
+    Memory,
+    /// Something whose IO can't be throttled by device: overlayfs, network file systems, and file systems over several
+    /// devices other than btrfs, for which the device that it was mounted from is taken.
+    Other {
+        /// The file system's type.
+        file_system: String,
+    },
+}
+
+/// What holds `path`.
 ///
 /// # Errors
 /// When `path` can't be examined or the kernel's description of its device can't be read.
-pub fn device_of(path: &Path) -> Result<Option<Device>, CgroupError> {
+pub fn backing_of(path: &Path) -> Result<Backing, CgroupError> {
     resolve(path, Path::new("/sys"), Path::new("/proc/self/mountinfo"))
 }
 
-fn resolve(path: &Path, sys: &Path, mountinfo: &Path) -> Result<Option<Device>, CgroupError> {
+/// The whole disk of a block device.
+///
+/// # Errors
+/// When the kernel's description of it can't be read.
+pub fn disk_of(device: Device) -> Result<Device, CgroupError> {
+    whole_disk(device, Path::new("/sys"))
+}
+
+fn resolve(path: &Path, sys: &Path, mountinfo: &Path) -> Result<Backing, CgroupError> {
     let real = path.canonicalize().map_err(|error| io("finding", path, error))?;
     let number = real
         .metadata()
@@ -32,11 +52,21 @@ fn resolve(path: &Path, sys: &Path, mountinfo: &Path) -> Result<Option<Device>, 
     };
     // Major 0 stands for file systems that are no single device; btrfs is one of them, with a number per subvolume.
     if device.major != 0 {
-        return whole_disk(device, sys).map(Some);
+        return whole_disk(device, sys).map(Backing::Disk);
     }
     let text = read(mountinfo)?;
-    let Some(source) = mounted_from(&text, &real) else {
-        return Ok(None);
+    let Some(mount) = mount_of(&text, &real) else {
+        return Ok(Backing::Other {
+            file_system: "unknown".to_owned(),
+        });
+    };
+    if matches!(mount.fs_type.as_str(), "tmpfs" | "ramfs") {
+        return Ok(Backing::Memory);
+    }
+    let Some(source) = disk_under(&mount) else {
+        return Ok(Backing::Other {
+            file_system: mount.fs_type,
+        });
     };
     let number = source
         .metadata()
@@ -46,11 +76,11 @@ fn resolve(path: &Path, sys: &Path, mountinfo: &Path) -> Result<Option<Device>, 
         major: major(number),
         minor: minor(number),
     };
-    whole_disk(device, sys).map(Some)
+    whole_disk(device, sys).map(Backing::Disk)
 }
 
-/// The device file a btrfs that holds `path` was mounted from.
-fn mounted_from(mountinfo: &str, path: &Path) -> Option<PathBuf> {
+/// The mount that holds `path`.
+fn mount_of(mountinfo: &str, path: &Path) -> Option<MountInfo> {
     mountinfo
         .lines()
         .filter_map(|line| MountInfo::from_line(line).ok())
@@ -58,8 +88,14 @@ fn mounted_from(mountinfo: &str, path: &Path) -> Option<PathBuf> {
         .filter(|(point, _)| path.starts_with(point))
         // The longest mount point holds the path; of several over each other, the last.
         .max_by_key(|(point, _)| point.components().count())
-        .filter(|(_, mount)| mount.fs_type == "btrfs")
-        .and_then(|(_, mount)| mount.mount_source)
+        .map(|(_, mount)| mount)
+}
+
+/// The device file a btrfs was mounted from.
+fn disk_under(mount: &MountInfo) -> Option<PathBuf> {
+    Some(mount)
+        .filter(|mount| mount.fs_type == "btrfs")
+        .and_then(|mount| mount.mount_source.as_ref())
         .filter(|source| source.starts_with("/dev/"))
         .map(PathBuf::from)
 }
@@ -147,7 +183,7 @@ nonsense
         ];
         for (path, want) in cases {
             assert_eq!(
-                mounted_from(text, Path::new(path)),
+                mount_of(text, Path::new(path)).as_ref().and_then(disk_under),
                 want.map(PathBuf::from),
                 "{path}"
             );
@@ -155,8 +191,34 @@ nonsense
     }
 
     #[test]
-    fn memory_file_systems_have_no_device() {
-        assert_eq!(device_of(Path::new("/proc")).unwrap(), None);
-        assert!(device_of(Path::new("/nonexistent/x")).is_err());
+    fn what_is_no_disk_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (table, path) = (dir.path().join("mountinfo"), dir.path().canonicalize().unwrap());
+        let proc = Path::new("/proc");
+        for (kind, want) in [
+            ("tmpfs", Backing::Memory),
+            ("ramfs", Backing::Memory),
+            (
+                "overlay",
+                Backing::Other {
+                    file_system: "overlay".into(),
+                },
+            ),
+            (
+                "nfs4",
+                Backing::Other {
+                    file_system: "nfs4".into(),
+                },
+            ),
+        ] {
+            fs::write(&table, format!("20 1 0:40 / /proc rw - {kind} none rw\n")).unwrap();
+            assert_eq!(resolve(proc, Path::new("/sys"), &table).unwrap(), want);
+        }
+        fs::write(&table, "").unwrap();
+        assert!(matches!(
+            resolve(proc, Path::new("/sys"), &table).unwrap(),
+            Backing::Other { .. }
+        ));
+        assert!(backing_of(&path.join("missing")).is_err());
     }
 }

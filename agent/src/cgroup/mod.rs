@@ -22,7 +22,7 @@ use berth_common::protocol::Pressure;
 
 pub use convert::{CPU_PERIOD_US, parse_pressure, quota_us, shares_of_weight, weight_of_shares};
 pub use detect::{Kernel, detect};
-pub use device::device_of;
+pub use device::{Backing, backing_of, disk_of};
 
 /// Path of a container's cgroup below each controller's mount, with berth's top cgroup called `parent`.
 pub fn container_path(parent: &str, tenant: TenantId, container: ContainerId) -> String {

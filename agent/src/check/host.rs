@@ -5,7 +5,7 @@ use std::path::Path;
 use berth_common::units::Bytes;
 
 use super::{Finding, version};
-use crate::cgroup;
+use crate::cgroup::{self, Backing, Device};
 use crate::config::Config;
 use crate::facts::nearest;
 
@@ -29,6 +29,9 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     for (check, path) in [("disk", &config.containerd_root), ("state", &config.state_dir)] {
         report.push(room(check, path));
     }
+    let backing = cgroup::backing_of(nearest(&config.containerd_root));
+    let backing = backing.map_err(|error| crate::reconcile::apply::chain(&error));
+    report.push(throttle(&config.io_device, &config.containerd_root, backing));
     report.push(clock(
         jiff::Timestamp::now().as_second(),
         read("/sys/class/rtc/rtc0/since_epoch").trim().parse().ok(),
@@ -160,6 +163,48 @@ fn cgroups(config: &Config) -> Vec<Finding> {
     report
 }
 
+/// Whether IO limits can be in force; without them no container starts (R1).
+fn throttle(io_device: &str, root: &Path, backing: Result<Backing, String>) -> Finding {
+    const CHECK: &str = "io";
+    let root = root.display();
+    let found = match (io_device, backing) {
+        ("none", _) => {
+            return Finding::warn(
+                CHECK,
+                "containers run without IO limits (io_device = \"none\")",
+                "set io_device = \"auto\"",
+            );
+        }
+        ("auto", Ok(Backing::Disk(Device { major, minor }))) => {
+            return Finding::ok(
+                CHECK,
+                format!("limits throttle device {major}:{minor}, which holds {root}"),
+            );
+        }
+        ("auto", Ok(Backing::Memory)) => {
+            return Finding::warn(
+                CHECK,
+                format!("{root} lies in memory: writable layers count as memory, there is no IO to limit"),
+                "put containerd's data on a disk",
+            );
+        }
+        ("auto", Ok(Backing::Other { file_system })) => {
+            format!(
+                "{root} is on {file_system}, which no single block device holds: IO can't be limited, so no container starts"
+            )
+        }
+        ("auto", Err(why)) => {
+            format!("the device that holds {root} can't be found out, so no container starts: {why}")
+        }
+        (path, _) => return Finding::ok(CHECK, format!("limits throttle {path}")),
+    };
+    Finding::fail(
+        CHECK,
+        found,
+        "put containerd's data on a disk, or set io_device to a device, or to \"none\" to do without IO limits",
+    )
+}
+
 fn nft() -> Finding {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
@@ -250,9 +295,28 @@ mod tests {
 
     #[test]
     fn judgements_table() {
+        let disk = Backing::Disk(Device { major: 8, minor: 0 });
+        let overlay = Backing::Other {
+            file_system: "overlay".into(),
+        };
         use Level::{Fail, Ok, Warn};
         for (finding, want) in [
             (root(false), Fail),
+            (
+                throttle("none", Path::new("/x"), Result::Ok(Backing::Memory)),
+                Warn,
+            ),
+            (
+                throttle("auto", Path::new("/x"), Result::Ok(Backing::Memory)),
+                Warn,
+            ),
+            (throttle("auto", Path::new("/x"), Result::Ok(disk)), Ok),
+            (
+                throttle("auto", Path::new("/x"), Result::Ok(overlay.clone())),
+                Fail,
+            ),
+            (throttle("auto", Path::new("/x"), Err("no".into())), Fail),
+            (throttle("/dev/sda", Path::new("/x"), Result::Ok(overlay)), Ok),
             (kernel("6.1.0-13-amd64\n"), Ok),
             (kernel("5.4.0"), Fail),
             (kernel(""), Warn),

@@ -22,7 +22,7 @@ use super::record::{self, Record};
 use super::rootfs::{self, Layout};
 use super::runtime::RuntimeError;
 use super::spec::Host;
-use crate::cgroup::{self, CgroupError, Cgroups, Device};
+use crate::cgroup::{self, Backing, CgroupError, Cgroups, Device};
 use crate::containerd::{Containerd, ContainerdError};
 
 /// What the runtime is told by the agent's configuration.
@@ -42,14 +42,25 @@ pub struct RuntimeSettings {
     pub log_binary: PathBuf,
     /// `berth-init`.
     pub init_binary: PathBuf,
-    /// The device to throttle; found out if none.
-    pub device: Option<Device>,
+    /// The device to throttle.
+    pub device: IoDevice,
     /// Size at which a log is rotated, bytes.
     pub log_max_size: u64,
     /// Log files kept for each container.
     pub log_max_files: u32,
     /// Bytes a second of output a container may make before it is slowed down; 0 for no bound.
     pub log_rate: u64,
+}
+
+/// Which block device IO limits throttle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoDevice {
+    /// What holds the writable layers. Where that is no single device no container starts (R1).
+    FindOut,
+    /// This one.
+    Given(Device),
+    /// None, as the host's administrator decided: containers run without IO limits.
+    Unthrottled,
 }
 
 /// Slowing down begins far above what people read and far below what disturbs neighbours, bytes a second.
@@ -122,7 +133,11 @@ impl ContainerdRuntime {
             known: Mutex::default(),
             locks: Mutex::default(),
             swept: OnceCell::new(),
-            device: OnceCell::new_with(settings.device.map(Some)),
+            device: OnceCell::new_with(match settings.device {
+                IoDevice::FindOut => None,
+                IoDevice::Unthrottled => Some(None),
+                IoDevice::Given(device) => Some(Some(device)),
+            }),
             machine: HostFacts::read(),
             settings,
         }))
@@ -240,22 +255,41 @@ impl Inner {
         })
     }
 
-    /// The device that holds writable layers, found out once.
-    pub(super) async fn device(&self, layout: Option<&Layout>) -> Option<Device> {
+    /// The device that holds writable layers, found out once; none where there is nothing to throttle.
+    ///
+    /// # Errors
+    /// Where IO limits could not be in force (R1).
+    pub(super) async fn device(
+        &self,
+        id: ContainerId,
+        layout: Option<&Layout>,
+    ) -> Result<Option<Device>, RuntimeError> {
         let path = layout.and_then(rootfs::writable).map(Path::to_owned);
         let path = path.unwrap_or_else(|| self.settings.data_dir.clone());
-        let found = self.device.get_or_init(|| async move {
-            let found = tokio::task::spawn_blocking(move || cgroup::device_of(&path)).await;
+        let unlimited = |what: String| RuntimeError::LimitsNotInForce {
+            container: id,
+            what: format!(
+                "IO can't be limited: {what}; put containerd's data on a disk, or set io_device in the agent's settings \
+                 to a device, or to \"none\" to run containers without IO limits"
+            ),
+        };
+        let found = self.device.get_or_try_init(|| async move {
+            let shown = path.display().to_string();
+            let found = tokio::task::spawn_blocking(move || cgroup::backing_of(&path)).await;
             match found {
-                Ok(Ok(device)) => device,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "the device that holds writable layers can't be found out; IO is not limited");
-                    None
-                }
-                Err(_) => None,
+                Ok(Ok(Backing::Disk(device))) => Ok(Some(device)),
+                Ok(Ok(Backing::Memory)) => Ok(None),
+                Ok(Ok(Backing::Other { file_system })) => Err(unlimited(format!(
+                    "{shown} is on {file_system}, which no single block device holds"
+                ))),
+                Ok(Err(error)) => Err(unlimited(format!(
+                    "the device that holds {shown} can't be found out ({})",
+                    with_cause(&error)
+                ))),
+                Err(error) => Err(self.again(id, &error.to_string())),
             }
         });
-        *found.await
+        found.await.copied()
     }
 
     /// The device, if it was found out already.
@@ -264,16 +298,16 @@ impl Inner {
     }
 
     /// What specs are built for.
-    pub(super) async fn host(&self, layout: &Layout) -> Host {
-        Host {
-            device: self.device(Some(layout)).await,
+    pub(super) async fn host(&self, id: ContainerId, layout: &Layout) -> Result<Host, RuntimeError> {
+        Ok(Host {
+            device: self.device(id, Some(layout)).await?,
             bounding: super::caps::from_mask(self.machine.bounding),
             open_files: self.machine.open_files,
             oom_score_adj: self.machine.oom_score_adj,
             cgroup_namespaces: self.machine.cgroup_namespaces,
             cgroup_version: self.cgroups.version(),
             machine: std::env::consts::ARCH,
-        }
+        })
     }
 
     /// Runs blocking work off the async threads.
@@ -310,16 +344,20 @@ fn retryable(code: Code, message: &str) -> bool {
         && !HOPELESS.iter().any(|text| message.contains(text))
 }
 
+/// An error with what lies under it.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
 /// A cgroup error as one about a container.
 pub(super) fn cgroup_failed(id: ContainerId, error: &CgroupError) -> RuntimeError {
-    let mut message = error.to_string();
-    if let Some(cause) = std::error::Error::source(error) {
-        message.push_str(&format!(": {cause}"));
-    }
     RuntimeError::Failed {
         operation: "the control group",
         container: id,
-        message,
+        message: with_cause(error),
         retryable: true,
     }
 }

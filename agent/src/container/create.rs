@@ -119,7 +119,7 @@ impl Inner {
             message: error.to_string(),
             retryable: false,
         };
-        let host = self.host(&layout).await;
+        let host = self.host(id, &layout).await?;
         let cgroup = self.cgroups.container_path(request.meta.tenant, id);
         let given = Given {
             base,

@@ -26,4 +26,4 @@ mod sweep;
 mod update;
 pub mod users;
 
-pub use containerd::{ContainerdRuntime, RuntimeSettings};
+pub use containerd::{ContainerdRuntime, IoDevice, RuntimeSettings};

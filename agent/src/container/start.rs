@@ -24,7 +24,7 @@ impl ContainerdRuntime {
         let (record, mounts) = tokio::join!(inner.fresh_record(id), inner.mounts(id));
         let (record, mounts) = (record?, mounts?);
         let layout = Inner::layout(id, &mounts)?;
-        let device = inner.device(Some(&layout)).await;
+        let device = inner.device(id, Some(&layout)).await?;
         let owner = if record.kept.spec.privileged {
             0
         } else {

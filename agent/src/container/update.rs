@@ -43,7 +43,7 @@ impl ContainerdRuntime {
             ));
         }
         let layout = Inner::layout(id, &inner.mounts(id).await?)?;
-        let device = inner.device(Some(&layout)).await;
+        let device = inner.device(id, Some(&layout)).await?;
         let resources =
             spec::resources(&new.limits, device, new.privileged).map_err(|e| bad(e.to_string()))?;
         // The record first: if this is cut off, the next start or the next attempt brings the kernel to it.
@@ -116,7 +116,7 @@ impl ContainerdRuntime {
             Some(device) => device,
             None => {
                 let layout = Inner::layout(id, &inner.mounts(id).await?)?;
-                inner.device(Some(&layout)).await
+                inner.device(id, Some(&layout)).await?
             }
         };
         let (tenant, wanted) = (record.meta.tenant, record.kept.spec.limits);

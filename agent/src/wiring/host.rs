@@ -10,7 +10,7 @@ use crate::cgroup::{self, Cgroups, Device};
 use crate::config::Config;
 use crate::container::containerd::DEFAULT_LOG_RATE;
 use crate::container::runtime::Runtime;
-use crate::container::{ContainerdRuntime, RuntimeSettings};
+use crate::container::{ContainerdRuntime, IoDevice, RuntimeSettings};
 use crate::containerd::Containerd;
 use crate::facts;
 use crate::image::{ContainerdImages, ImageSettings, LoadedImages};
@@ -78,8 +78,9 @@ pub fn containerd_runtime(
 ) -> anyhow::Result<Arc<dyn Runtime>> {
     let programs = crate::check::program_dir(config);
     let device = match config.io_device.as_str() {
-        "auto" | "none" => None,
-        path => Some(block_device(path)?),
+        "auto" => IoDevice::FindOut,
+        "none" => IoDevice::Unthrottled,
+        path => IoDevice::Given(block_device(path)?),
     };
     let settings = RuntimeSettings {
         snapshotter: snapshotter.to_owned(),
@@ -106,8 +107,9 @@ fn block_device(path: &str) -> anyhow::Result<Device> {
         found.file_type().is_block_device(),
         "io_device {path} is no block device"
     );
-    Ok(Device {
+    let device = Device {
         major: nix::sys::stat::major(found.rdev()),
         minor: nix::sys::stat::minor(found.rdev()),
-    })
+    };
+    cgroup::disk_of(device).with_context(|| format!("io_device {path}"))
 }

@@ -11,7 +11,7 @@ use berth_agent::cgroup::{Cgroups, detect};
 use berth_agent::container::runtime::{
     ContainerMeta, CreateRequest, Runtime as _, RuntimeError, TaskExit, TaskState,
 };
-use berth_agent::container::{ContainerdRuntime, RuntimeSettings};
+use berth_agent::container::{ContainerdRuntime, IoDevice, RuntimeSettings};
 use berth_agent::image::ImageInfo;
 use berth_agent::logs::reader;
 use berth_common::id::{ContainerId, TenantId};
@@ -86,7 +86,7 @@ impl Bench {
             data_dir: dir.join("data"),
             log_binary: berth_tests::program("berth-log"),
             init_binary: berth_tests::program("berth-init"),
-            device: None,
+            device: IoDevice::FindOut,
             log_max_size: 64 << 10,
             log_max_files: 3,
             log_rate: 16 << 20,
