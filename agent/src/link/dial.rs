@@ -13,7 +13,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams the brain may have open at once on this node.
-const MAX_STREAMS: u32 = 256;
+const MAX_STREAMS: u32 = 1_024;
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]

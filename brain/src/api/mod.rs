@@ -89,6 +89,8 @@ pub struct Inner {
     pub settings: ApiSettings,
     /// Request rates in force.
     pub limits: limits::Limits,
+    /// Open streams.
+    pub streams: streams::Streams,
 }
 
 impl Deref for ApiState {
@@ -117,6 +119,7 @@ impl ApiState {
             blobs,
             settings,
             limits,
+            streams: streams::Streams::default(),
         }))
     }
 }

@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 
 use super::super::auth::Scope;
 use super::super::{ApiError, ApiState, containers};
-use super::{Replies, unplaced};
+use super::{Permit, Replies, unplaced};
 
 /// Largest message either way, bytes: 32 KiB in base64 with room for its frame.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -40,6 +40,7 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
     responses((status = 101, description = "The protocol switches to WebSocket")))]
 async fn exec(
     scope: Scope,
+    mut permit: Permit,
     Extract(api): Extract<ApiState>,
     Path((_tenant, container)): Path<(String, String)>,
     upgrade: WebSocketUpgrade,
@@ -51,12 +52,16 @@ async fn exec(
     Ok(upgrade
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(move |socket| serve(api, node, id, socket)))
+        .on_upgrade(async move |socket| serve(&api, node, id, socket, &mut permit).await))
 }
 
-async fn serve(api: ApiState, node: NodeId, container: ContainerId, socket: WebSocket) {
+async fn serve(api: &ApiState, node: NodeId, container: ContainerId, socket: WebSocket, permit: &mut Permit) {
     let (mut down, mut up) = socket.split();
-    if let Err(problem) = run(&api, node, container, &mut down, &mut up).await {
+    let ended = tokio::select! {
+        ended = run(api, node, container, &mut down, &mut up) => ended,
+        problem = permit.over() => Err(problem),
+    };
+    if let Err(problem) = ended {
         let _ = say(&mut down, &ExecDown::Problem { problem }).await;
     }
     let _ = down.send(Message::Close(None)).await;

@@ -28,7 +28,7 @@ use super::super::page::Page;
 use super::super::problem::Json;
 use super::super::{Answer, ApiError, ApiState, nodes, tenants};
 use super::logs::{NDJSON, ndjson};
-use super::{Replies, unexpected};
+use super::{Permit, Replies, unexpected};
 use crate::cluster::{Change, State};
 use crate::images::{LoadLimits, LoadOptions, load, receive};
 
@@ -243,6 +243,7 @@ async fn upload(
     responses((status = 200, description = "How it goes on each node", body = PullEvent, content_type = "application/x-ndjson")))]
 async fn pull(
     scope: Scope,
+    permit: Permit,
     Extract(api): Extract<ApiState>,
     Json(asked): Json<PullImage>,
 ) -> Result<Response, ApiError> {
@@ -290,7 +291,11 @@ async fn pull(
     }));
     drop(events);
     // The work is part of the body, not a task: when the client goes, the streams to the nodes go with it.
-    let done = stream::once(work).filter_map(|_| async { None });
+    let done = stream::once(async move {
+        work.await;
+        drop(permit);
+    })
+    .filter_map(|()| async { None });
     let lines = stream::poll_fn(move |cx| taken.poll_recv(cx))
         .map(|event| Some(ndjson(&event).map_err(io::Error::other)));
     let body = Body::from_stream(stream::select(lines, done).filter_map(|line| async { line }));

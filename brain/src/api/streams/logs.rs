@@ -22,7 +22,7 @@ use utoipa_axum::routes;
 
 use super::super::auth::Scope;
 use super::super::{ApiError, ApiState, containers};
-use super::{Replies, unexpected, unplaced};
+use super::{Permit, Replies, unexpected, unplaced};
 
 /// Media type of one JSON value a line.
 pub(super) const NDJSON: &str = "application/x-ndjson";
@@ -87,6 +87,7 @@ pub(super) fn ndjson<T: serde::Serialize>(value: &T) -> Result<Bytes, Problem> {
     responses((status = 200, description = "One line for each line of output", body = LogLine, content_type = "application/x-ndjson")))]
 async fn logs(
     scope: Scope,
+    permit: Permit,
     Extract(api): Extract<ApiState>,
     Path((_tenant, container)): Path<(String, String)>,
     Query(options): Query<Options>,
@@ -117,6 +118,7 @@ async fn logs(
         replies,
         first,
         ended: false,
+        permit,
         _send: opened.send,
     };
     let body = Body::from_stream(stream::unfold(lines, Lines::next));
@@ -128,6 +130,7 @@ struct Lines {
     replies: Replies,
     first: Option<Step>,
     ended: bool,
+    permit: Permit,
     _send: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
@@ -139,9 +142,9 @@ impl Lines {
         loop {
             let next = match self.first.take() {
                 Some(first) => Ok(first),
-                None => match self.replies.next().await {
-                    Ok(reply) => step(reply, &self.replies.node),
-                    Err(problem) => Err(problem),
+                None => tokio::select! {
+                    reply = self.replies.next() => reply.and_then(|reply| step(reply, &self.replies.node)),
+                    problem = self.permit.over() => Err(problem),
                 },
             };
             match next {

@@ -7,7 +7,11 @@ mod events;
 mod exec;
 mod images;
 mod logs;
+mod permit;
 mod watch;
+
+#[cfg(test)]
+mod cases;
 
 use std::time::Duration;
 
@@ -19,6 +23,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::ApiState;
+
+use permit::Permit;
+pub use permit::Streams;
 
 /// Largest reply a node may send, bytes; a list of a few thousand images fits.
 const MAX_REPLY: usize = 4 << 20;

@@ -23,6 +23,7 @@ use utoipa_axum::routes;
 
 use super::super::auth::{Caller, visible_tenant};
 use super::super::{ApiError, ApiState, nodes, views};
+use super::Permit;
 use crate::cluster::{Change, Committed, Cursor, State, WatchStream};
 use berth_common::model::{NodeKind, NodeRecord};
 
@@ -119,9 +120,10 @@ impl Filter {
 /// Watch changes
 #[utoipa::path(get, path = "/watch", tag = "platform", operation_id = "watch",
     params(Asked, ("Last-Event-ID" = Option<String>, Header, description = "Resume after this revision")),
-    responses((status = 200, description = "Changes as they come; an event named `lagged` ends a stream that fell behind", body = WatchEvent, content_type = "text/event-stream")))]
+    responses((status = 200, description = "Changes as they come; an event named `lagged` ends a stream that fell behind, one named `revoked` a stream whose token no longer holds", body = WatchEvent, content_type = "text/event-stream")))]
 async fn watch(
     caller: Caller,
+    permit: Permit,
     Extract(api): Extract<ApiState>,
     Query(asked): Query<Asked>,
     headers: HeaderMap,
@@ -164,6 +166,7 @@ async fn watch(
         events,
         ready: VecDeque::new(),
         over: false,
+        permit,
     };
     Ok(Sse::new(stream::unfold(watch, Watch::next)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
@@ -228,6 +231,7 @@ struct Watch {
     backlog: Revision,
     ready: VecDeque<Event>,
     over: bool,
+    permit: Permit,
 }
 
 impl Watch {
@@ -251,12 +255,17 @@ impl Watch {
                     Ok(_) => {}
                     Err(lagged) => self.lagged(&lagged.to_string()),
                 },
+                problem = self.permit.over() => self.end("revoked", &problem.detail),
             }
         }
     }
 
     fn lagged(&mut self, why: &str) {
-        self.ready.push_back(Event::default().event("lagged").data(why));
+        self.end("lagged", why);
+    }
+
+    fn end(&mut self, name: &str, why: &str) {
+        self.ready.push_back(Event::default().event(name).data(why));
         self.over = true;
     }
 
