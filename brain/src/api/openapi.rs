@@ -59,4 +59,23 @@ mod tests {
             "bearer"
         );
     }
+
+    /// Who writes a client reads the file; a change of the API shows in its difference.
+    #[test]
+    fn the_description_in_docs_is_the_one_served() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+        let (_, document) = super::super::documented();
+        let served = finished(document).to_pretty_json().unwrap() + "\n";
+        if std::env::var_os("BERTH_RECORD").is_some() {
+            std::fs::write(&path, &served).unwrap();
+        }
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        let differs = kept.lines().zip(served.lines()).position(|(a, b)| a != b);
+        assert!(
+            kept == served,
+            "docs/openapi.json is not what the code serves (from line {:?} on); \
+             write it anew: BERTH_RECORD=1 cargo test -p berth-brain the_description_in_docs",
+            differs.map(|line| line + 1)
+        );
+    }
 }
