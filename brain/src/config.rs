@@ -106,6 +106,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Silence after which a node is lost and its containers are replaced, seconds, 3 to 3,600.
     pub lease_secs: u32,
+    /// How long a node's certificate is valid, seconds, 30 to 31,536,000 (a year). Agents renew at two thirds of it.
+    pub node_certificate_secs: u32,
     /// More DNS names for the brain's certificate. Those in `advertise` are in it anyway.
     pub tls_names: Vec<String>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter as `info,berth_brain::link=debug`.
@@ -123,6 +125,7 @@ impl Default for Config {
             advertise: Vec::new(),
             state_dir: "/var/lib/berth-brain".into(),
             lease_secs: 10,
+            node_certificate_secs: 30 * 86_400,
             tls_names: Vec::new(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -179,6 +182,9 @@ impl Config {
         }
         if !(3..=3_600).contains(&self.lease_secs) {
             return no("lease_secs", "must be from 3 to 3600");
+        }
+        if !(30..=31_536_000).contains(&self.node_certificate_secs) {
+            return no("node_certificate_secs", "must be from 30 to 31536000");
         }
         if let Some(bad) = self.tls_names.iter().find(|name| !is_dns_name(name)) {
             return Some(("tls_names", format!("{bad:?} is no DNS name")));
@@ -283,6 +289,7 @@ mod tests {
             ("state_dir = \"x\"", "state_dir"),
             ("lease_secs = 2", "lease_secs"),
             ("lease_secs = 4000", "lease_secs"),
+            ("node_certificate_secs = 29", "node_certificate_secs"),
             ("tls_names = [\"a b\"]", "tls_names"),
             ("log_level = \"loud=very\"", "log_level"),
             ("[api]\nmax_upload = \"1KiB\"", "api.max_upload"),

@@ -1,11 +1,13 @@
 //! The link to the brain: one connection that the agent dials, over which everything goes.
 //!
-//! [`session`] is the protocol as a state machine without I/O; [`dial`] reaches the brain and [`quic`] moves bytes; [`streams`] answers what
+//! [`session`] is the protocol as a state machine without I/O; [`dial`] reaches the brain and [`quic`] moves bytes; [`renewal`] says
+//! when the certificate is due; [`streams`] answers what
 //! the brain asks of this node; [`brain`] asks the brain. Nothing here decides what runs.
 
 pub mod brain;
 pub mod dial;
 pub mod quic;
+pub mod renewal;
 pub mod session;
 pub mod streams;
 

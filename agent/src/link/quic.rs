@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::brain::Brain;
 use super::dial::{LinkError, client_endpoint, dial, local_address, resolve, unspecified};
-use super::session::{Action, Session, Welcome, renewal_in_ms};
+use super::renewal::{Due, Renewal};
+use super::session::{Action, Session, Welcome};
 use super::streams::Server;
 use crate::join::NodeFiles;
 use crate::reconcile::apply::chain;
@@ -195,8 +196,9 @@ impl Link {
         let orderly = tokio::spawn(pass_orders(handle, orders, verdicts_in));
         let mut check = tokio::time::interval(ADDRESS_CHECK);
         let mut local = local_address(connection.remote_address());
-        let renewal = tokio::time::sleep(self.renewal_in());
-        tokio::pin!(renewal);
+        let mut renewal = self.renewal();
+        // Its clones are the streams that are open.
+        let streams = Arc::new(());
         let result = loop {
             while let Some(action) = session.poll_action() {
                 match action {
@@ -233,24 +235,27 @@ impl Link {
                 Some(report) = self.usage.recv() => send_usage(session, connection, report),
                 stream = connection.accept_bi() => match stream {
                     Ok((send, receive)) => {
-                        let server = self.server.clone();
-                        tokio::spawn(async move { server.serve(send, receive).await });
+                        let (server, open) = (self.server.clone(), Arc::clone(&streams));
+                        tokio::spawn(async move {
+                            server.serve(send, receive).await;
+                            drop(open);
+                        });
                     }
                     Err(source) => break Err(LinkError::Connection { address: address.to_owned(), source }),
                 },
-                _ = check.tick(), if self.settings.endpoint.is_none() => {
+                _ = check.tick() => {
                     let now = local_address(connection.remote_address());
-                    if now.is_some() && now != local {
+                    if self.settings.endpoint.is_none() && now.is_some() && now != local {
                         migrate(endpoint, connection, local, now);
                         local = now;
                     }
-                }
-                () = &mut renewal => {
-                    if self.renew().await {
-                        // The new certificate is used from the next connection on; reconnecting now proves it.
-                        break Ok(());
+                    if let Some(renewal) = &mut renewal {
+                        match renewal.due(unix_seconds(), Arc::strong_count(&streams) - 1) {
+                            Due::Nothing => {}
+                            Due::Renew => self.renew(renewal).await,
+                            Due::Redial => break Ok(()),
+                        }
                     }
-                    renewal.as_mut().reset(tokio::time::Instant::now() + Duration::from_secs(3600));
                 }
                 () = self.shutdown.cancelled() => {
                     session.handle_goodbye();
@@ -281,41 +286,38 @@ impl Link {
         }
     }
 
-    fn renewal_in(&self) -> Duration {
-        let never = Duration::from_secs(365 * 86_400);
-        if self.settings.files.is_none() {
-            return never;
-        }
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        match identity::validity(&self.settings.identity.chain[0]) {
-            Ok((from, to)) => Duration::from_millis(renewal_in_ms(from, to, now.as_secs() as i64))
-                .clamp(Duration::from_secs(5), never),
-            Err(_) => never,
-        }
+    /// The renewal of the certificate in use; none in simulations.
+    fn renewal(&self) -> Option<Renewal> {
+        self.settings.files.as_ref()?;
+        let (from, to) = identity::validity(self.settings.identity.chain.first()?).ok()?;
+        Some(Renewal::new(from, to))
     }
 
-    async fn renew(&mut self) -> bool {
+    async fn renew(&mut self, renewal: &mut Renewal) {
         let Some(files) = self.settings.files.clone() else {
-            return false;
+            return;
         };
         let brain = Brain::new(self.connection.subscribe());
         match crate::join::renew(&files, &brain).await {
             Ok(identity) => {
                 tracing::info!("certificate renewed");
                 self.settings.identity = identity;
-                true
+                renewal.renewed();
             }
             Err(error) => {
                 tracing::warn!(
                     error = chain(&error),
-                    "certificate not renewed; trying again in an hour"
+                    "certificate not renewed; it will be tried again"
                 );
-                false
+                renewal.failed(unix_seconds());
             }
         }
     }
+}
+
+fn unix_seconds() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// A link that is silent for the brain's lease is dead to the brain, so it is to the agent; within reason.

@@ -219,16 +219,6 @@ impl Session {
     }
 }
 
-/// Milliseconds until a certificate valid between the two times (seconds since the epoch) is to be renewed: at two
-/// thirds of its life.
-pub fn renewal_in_ms(not_before: i64, not_after: i64, now_secs: i64) -> u64 {
-    let life = not_after.saturating_sub(not_before).max(0);
-    let due = not_before.saturating_add(life / 3 * 2);
-    u64::try_from(due.saturating_sub(now_secs))
-        .unwrap_or(0)
-        .saturating_mul(1000)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -369,12 +359,5 @@ mod tests {
             assert!(matches!(session.poll_action(), Some(Action::Close(_))));
             assert!(!session.is_up());
         }
-    }
-
-    #[test]
-    fn renewal_is_due_at_two_thirds() {
-        assert_eq!(renewal_in_ms(0, 300, 0), 200_000);
-        assert_eq!(renewal_in_ms(0, 300, 250), 0);
-        assert_eq!(renewal_in_ms(300, 0, 0), 300_000);
     }
 }

@@ -29,7 +29,7 @@ const KEY_FILE: &str = "ca.key";
 /// Validity of the CA.
 const CA_LIFE: Duration = Duration::days(3_650);
 /// Validity of a node's certificate; agents renew at two thirds of it.
-const NODE_LIFE: Duration = Duration::days(30);
+pub const NODE_LIFE: Duration = Duration::days(30);
 /// Certificates are valid a little before they are made, as hosts' clocks differ.
 const SKEW: Duration = Duration::minutes(5);
 /// Largest certificate request looked at, bytes.
@@ -83,9 +83,17 @@ pub struct CertificateAuthority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
     ends: OffsetDateTime,
+    node_life: Duration,
 }
 
 impl CertificateAuthority {
+    /// Nodes' certificates are valid for so long instead of [`NODE_LIFE`].
+    #[must_use]
+    pub fn with_node_life(mut self, life: std::time::Duration) -> Self {
+        self.node_life = Duration::try_from(life).unwrap_or(NODE_LIFE);
+        self
+    }
+
     /// The CA in `dir`, made if there is none yet.
     ///
     /// # Errors
@@ -136,6 +144,7 @@ impl CertificateAuthority {
             pem,
             issuer,
             ends: OffsetDateTime::from_unix_timestamp(ends).unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            node_life: NODE_LIFE,
         })
     }
 
@@ -179,7 +188,7 @@ impl CertificateAuthority {
             .ok()
             .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
             .unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let mut params = leaf(&node.to_string(), now, (now + NODE_LIFE).min(self.ends));
+        let mut params = leaf(&node.to_string(), now, (now + self.node_life).min(self.ends));
         params.subject_alt_names = vec![SanType::URI(identity::node_uri(node).try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         request.params = params;
@@ -239,7 +248,8 @@ fn leaf(common_name: &str, now: OffsetDateTime, ends: OffsetDateTime) -> Certifi
     name.push(DnType::CommonName, common_name);
     let mut params = CertificateParams::default();
     params.distinguished_name = name;
-    params.not_before = now - SKEW;
+    // A tenth of a short life: renewal counts from here.
+    params.not_before = now - SKEW.min((ends - now) / 10);
     params.not_after = ends;
     params.serial_number = Some(SerialNumber::from_slice(&rand::random::<[u8; 16]>()));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

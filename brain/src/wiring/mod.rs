@@ -112,7 +112,9 @@ pub async fn run(
         .create(&dir)
         .map_err(file("making the folder", &dir))?;
     let _lock = lock(&dir)?;
-    let ca = Arc::new(CertificateAuthority::open_or_create(&dir.join("ca"))?);
+    let ca = CertificateAuthority::open_or_create(&dir.join("ca"))?;
+    let node_life = Duration::from_secs(config.node_certificate_secs.into());
+    let ca = Arc::new(ca.with_node_life(node_life));
     let blobs = BlobStore::open(&dir.join("blobs"))?;
     let path = dir.join("brain.db");
     let store = SqliteStore::open(&path).map_err(|source| BrainError::Store { path, source })?;
