@@ -155,6 +155,8 @@ pub enum Fault {
     Hang,
     /// End the body after so many bytes of it, so many times.
     Cut(usize, u32),
+    /// Send nothing more after so many bytes of the body, and keep the connection; so many times.
+    Stall(usize, u32),
     /// Send this instead.
     Body(Vec<u8>),
     /// Pretend not to know of ranges.
@@ -287,6 +289,8 @@ struct Answer {
     body: Vec<u8>,
     /// Send only so many bytes of the body.
     cut: Option<usize>,
+    /// Then wait for the client to give up.
+    stall: bool,
 }
 
 impl Answer {
@@ -296,6 +300,7 @@ impl Answer {
             headers: Vec::new(),
             body: Vec::new(),
             cut: None,
+            stall: false,
         }
     }
 }
@@ -345,6 +350,9 @@ async fn serve(mut socket: TcpStream, state: Arc<Mutex<State>>, address: SocketA
     let body = &answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())];
     let _ = socket.write_all(out.as_bytes()).await;
     let _ = socket.write_all(body).await;
+    if answer.stall {
+        let _ = socket.read_u8().await;
+    }
     let _ = socket.shutdown().await;
 }
 
@@ -376,10 +384,10 @@ fn answer(state: &mut State, seen: &Seen, address: SocketAddr) -> Option<Answer>
         .trim_end_matches("/manifests")
         .trim_end_matches("/blobs");
     let fault = match state.faults.get_mut(what) {
-        Some(Fault::Status(_, 0) | Fault::Cut(_, 0)) | None => None,
+        Some(Fault::Status(_, 0) | Fault::Cut(_, 0) | Fault::Stall(_, 0)) | None => None,
         Some(fault) => {
             let now = fault.clone();
-            if let Fault::Status(_, left) | Fault::Cut(_, left) = fault {
+            if let Fault::Status(_, left) | Fault::Cut(_, left) | Fault::Stall(_, left) = fault {
                 *left -= 1;
             }
             Some(now)
@@ -424,8 +432,9 @@ fn answer(state: &mut State, seen: &Seen, address: SocketAddr) -> Option<Answer>
                 ));
                 answer.body.drain(..offset);
             }
-            if let Some(Fault::Cut(after, _)) = fault {
+            if let Some(Fault::Cut(after, _) | Fault::Stall(after, _)) = fault {
                 answer.cut = Some(after);
+                answer.stall = matches!(fault, Some(Fault::Stall(..)));
             }
         }
     }

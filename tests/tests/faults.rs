@@ -6,6 +6,7 @@ use std::time::Duration;
 use berth_tests::cluster::{Agent, Brain};
 use berth_tests::containerd::Version;
 use berth_tests::process::{alive, eventually};
+use berth_tests::registry::{Fault, Image, Layer, Packing, Registry};
 
 fn bench() -> (tempfile::TempDir, Brain, Agent) {
     bench_on(Version::System)
@@ -309,4 +310,82 @@ fn a_stuck_shim_costs_its_container_nothing_and_does_not_keep_it_from_being_remo
     brain.berth(&["service", "rm", "sleeper"]);
     wait_nothing_left(&brain, &agent, 90);
     assert!(before.values().all(|pid| !alive(*pid as u32)));
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_a_pull_resumes_it_and_leaks_nothing() {
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let registry = runtime.block_on(Registry::start());
+    let mut state = 7u64;
+    let mut noise = |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    let big: Vec<u8> = (0..6 << 20).map(&mut noise).collect();
+    let image = Image::new(&[(Layer::files(&[("data", &big)]), Packing::Gzip)], false);
+    let layer = image.layers[0];
+    registry.add("x:1", &image, image.manifest);
+    registry.fault(layer, Fault::Stall(4 << 20, 1));
+
+    let dir = tempfile::tempdir().expect("folder");
+    let brain = Brain::start(&dir.path().join("brain"));
+    let token = brain.json(&["node", "token"])["token"]
+        .as_str()
+        .expect("token")
+        .to_owned();
+    let extra = format!("insecure_registries = [\"{}\"]", registry.host());
+    let home = dir.path().join("h1");
+    let mut agent = Agent::join(&token, &home, "h1", None, Version::System, &extra);
+    brain.wait_node("h1", "ready", 20);
+    let reference = registry.reference("x:1").to_string();
+    brain.berth(&[
+        "run", &reference, "--name", "x", "-d", "--disk", "32MiB", "--", "/data",
+    ]);
+    let active = |agent: &Agent| agent.containerd.ctr(&["content", "active"]);
+    let stalled = eventually(Duration::from_secs(20), || {
+        active(&agent)
+            .lines()
+            .any(|line| line.contains("MB"))
+            .then_some(())
+    });
+    assert!(
+        stalled.is_some(),
+        "no download: {}\n{}",
+        active(&agent),
+        agent.log()
+    );
+    agent.kill9();
+    agent.restart();
+    let there = eventually(Duration::from_secs(40), || {
+        let images = brain.try_berth(&["image", "ls", "-o", "json"]);
+        String::from_utf8_lossy(&images.stdout)
+            .contains(&image.manifest.to_string())
+            .then_some(())
+    });
+    assert!(there.is_some(), "the pull did not go on:\n{}", agent.log());
+    let asked: Vec<_> = registry
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.path.ends_with(&layer.to_string()))
+        .collect();
+    let from: u64 = asked
+        .last()
+        .and_then(|seen| seen.range.as_deref())
+        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok())
+        .expect("the rest was asked for, not the whole");
+    assert!(asked.len() == 2 && from >= 1 << 20, "{asked:?}");
+    brain.berth(&["service", "rm", "x"]);
+    let clean = eventually(Duration::from_secs(30), || {
+        let leases = agent.containerd.ctr(&["leases", "ls", "-q"]);
+        (active(&agent).lines().count() <= 1 && leases.trim().is_empty()).then_some(())
+    });
+    assert!(
+        clean.is_some(),
+        "left: {} {}",
+        active(&agent),
+        agent.containerd.ctr(&["leases", "ls"])
+    );
+    drop(registry);
 }
