@@ -134,7 +134,7 @@ fn followed_events_resume_where_they_broke() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(
-        lines[0].contains("placed") && lines[1].contains("oom"),
+        lines[0].contains("placed") && lines[1].contains("oom") && lines[2].contains("exited"),
         "{lines:?}"
     );
     let seen = fake.seen.lock().unwrap();
@@ -142,7 +142,10 @@ fn followed_events_resume_where_they_broke() {
         .iter()
         .filter_map(|(l, _)| l.strip_prefix("GET /v1/watch"))
         .collect();
-    assert_eq!(watches[..2], ["?from=7&kinds=event", "?from=9&kinds=event"]);
+    assert_eq!(
+        watches[..2],
+        ["?after_event=1&kinds=event", "?after_event=2&kinds=event"]
+    );
 }
 
 #[test]

@@ -305,13 +305,20 @@ async fn pull() -> Response {
     ])
 }
 
-async fn watch() -> Response {
-    let event = json!({"kind": "event", "event": {"sequence": 2, "at": 2000, "kind": "oom", "subject": "container web.1",
-        "text": "out of memory"}});
-    // The stream ends after one event; the client is to resume after it.
+async fn watch(uri: axum::http::Uri) -> Response {
+    let event = |sequence: u64, kind: &str| {
+        let event = json!({"kind": "event", "event": {"sequence": sequence, "at": 2000, "kind": kind,
+            "subject": "container web.1", "text": "out of memory"}});
+        format!("data: {event}\n\n")
+    };
+    // The stream ends after the next event; the client is to resume after it. A repeated event is not to be told twice.
+    let text = match uri.query().unwrap_or_default().contains("after_event=1") {
+        true => event(2, "oom"),
+        false => event(2, "oom") + &event(3, "exited"),
+    };
     (
         [(header::CONTENT_TYPE, "text/event-stream")],
-        format!(": ping\n\nid: 9\ndata: {event}\n\n"),
+        format!(": ping\n\n{text}"),
     )
         .into_response()
 }
