@@ -21,7 +21,7 @@ has_systemd() { [ -d /run/systemd/system ]; }
 missing_packages() {
   local want=(
     containerd:containerd runc:runc nft:nftables btrfs:btrfs-progs mkfs.btrfs:btrfs-progs ip:iproute2
-    protoc:protobuf-compiler cc:gcc make:make busybox:busybox-static tar:tar gzip:gzip nsenter:util-linux
+    update-ca-certificates:ca-certificates protoc:protobuf-compiler cc:gcc make:make busybox:busybox-static tar:tar gzip:gzip nsenter:util-linux python3:python3
   )
   local pair
   for pair in "${want[@]}"; do

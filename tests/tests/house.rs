@@ -191,6 +191,28 @@ fn shipped_units_are_whole() {
         agent.contains("KillMode=process"),
         "R3: stopping the agent must stop no container"
     );
+    // systemd.exec(5): each gives the unit a mount namespace, in which containerd's shims would not see the agent's mounts.
+    for key in [
+        "Private",
+        "Protect",
+        "ProcSubset",
+        "ReadWritePaths",
+        "ReadOnlyPaths",
+        "InaccessiblePaths",
+        "TemporaryFileSystem",
+        "BindPaths",
+        "BindReadOnlyPaths",
+        "MountFlags",
+        "RootDirectory",
+        "RootImage",
+        "RestrictNamespaces",
+        "DynamicUser",
+    ] {
+        assert!(
+            !agent.lines().any(|line| line.starts_with(key)),
+            "{key} hides the agent's mounts from containerd"
+        );
+    }
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     ];
     report.extend(cgroups(config));
     report.push(nft());
+    // One that is installed already is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    report.push(authorities(reqwest::Client::builder().build().is_ok()));
     for (check, path) in [("disk", &config.containerd_root), ("state", &config.state_dir)] {
         report.push(room(check, path));
     }
@@ -219,6 +222,18 @@ fn nft() -> Finding {
     }
 }
 
+/// Whether the system's trusted certificate authorities can be used.
+fn authorities(usable: bool) -> Finding {
+    match usable {
+        true => Finding::ok("tls", "the system's certificate authorities are trusted"),
+        false => Finding::warn(
+            "tls",
+            "this host trusts no certificate authority: no image can be pulled over HTTPS",
+            "apt install ca-certificates",
+        ),
+    }
+}
+
 fn room(check: &'static str, path: &Path) -> Finding {
     let shown = path.display();
     match nix::sys::statvfs::statvfs(nearest(path)) {
@@ -302,6 +317,8 @@ mod tests {
         use Level::{Fail, Ok, Warn};
         for (finding, want) in [
             (root(false), Fail),
+            (authorities(true), Ok),
+            (authorities(false), Warn),
             (
                 throttle("none", Path::new("/x"), Result::Ok(Backing::Memory)),
                 Warn,

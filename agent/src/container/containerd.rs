@@ -95,7 +95,10 @@ struct HostFacts {
 
 impl HostFacts {
     fn read() -> Self {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        // The host's, not the agent's own: containerd's shims start containers, and the agent's unit has less.
+        let status = std::fs::read_to_string("/proc/1/status")
+            .or_else(|_| std::fs::read_to_string("/proc/self/status"))
+            .unwrap_or_default();
         let bounding = status
             .lines()
             .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok())

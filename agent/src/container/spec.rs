@@ -59,7 +59,7 @@ const READ_ONLY: [&str; 5] = [
 pub struct Host {
     /// The device to throttle, if there is one.
     pub device: Option<Device>,
-    /// The agent's own bounding set: what a privileged container can at most have.
+    /// The host's bounding set: what a privileged container can at most have.
     pub bounding: BTreeSet<u8>,
     /// Hard limit on open files that may not be exceeded.
     pub open_files: u64,

@@ -135,7 +135,7 @@ impl ContainerdImages {
     /// On a containerd namespace and snapshotter, with the brain as the first place to ask.
     ///
     /// # Errors
-    /// If the TLS roots of the system can't be used.
+    /// If no HTTP client can be made.
     pub fn new(
         containerd: Containerd,
         snapshotter: String,
@@ -144,17 +144,26 @@ impl ContainerdImages {
     ) -> Result<Self, ImageError> {
         // One that is installed already is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(settings.stall_timeout.min(Duration::from_secs(10)))
-            .pool_idle_timeout(Duration::from_secs(30))
-            .build()
-            .map_err(|error| ImageError::Host {
-                operation: "preparing TLS",
-                message: error.to_string(),
-            })?;
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(settings.stall_timeout.min(Duration::from_secs(10)))
+                .pool_idle_timeout(Duration::from_secs(30))
+        };
+        let http = builder().build().or_else(|error| {
+            // A host without ca-certificates runs what the brain loaded, and pulls from registries that need no TLS.
+            tracing::warn!(
+                error = %error, "this host trusts no certificate authority: registries can't be reached over HTTPS; \
+                 install ca-certificates and start the agent anew"
+            );
+            builder().tls_certs_only([]).build()
+        });
+        let http = http.map_err(|error| ImageError::Host {
+            operation: "preparing TLS",
+            message: error.to_string(),
+        })?;
         Ok(Self(Arc::new(Inner {
             store: Store {
                 containerd,

@@ -93,7 +93,11 @@ fn words(error: reqwest::Error) -> String {
     while let Some(next) = cause.source() {
         cause = next;
     }
-    berth_common::id::clip(&cause.to_string(), 200)
+    let mut text = berth_common::id::clip(&cause.to_string(), 200);
+    if text.contains("UnknownIssuer") {
+        text.push_str("; the node does not trust who signed its certificate: add that authority to the node's ca-certificates");
+    }
+    text
 }
 
 async fn bounded(mut response: Response, stall: Duration, limit: u64) -> Result<Vec<u8>, Fault> {
