@@ -21,18 +21,15 @@ pub struct Brain {
     pub address: String,
 }
 
+/// A program on a host, with the umask of the units in `systemd/`.
 fn in_netns(netns: Option<&str>, program: &Path) -> Command {
-    match netns {
-        Some(netns) => {
-            let mut command = Command::new("nsenter");
-            command
-                .arg(format!("--net=/run/netns/{netns}"))
-                .arg("--")
-                .arg(program);
-            command
-        }
-        None => Command::new(program),
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 077; exec \"$@\"", "sh"]);
+    if let Some(netns) = netns {
+        command.args(["nsenter", &format!("--net=/run/netns/{netns}"), "--"]);
     }
+    command.arg(program);
+    command
 }
 
 /// A TCP and UDP port that is free on loopback right now.

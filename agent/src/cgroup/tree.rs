@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,12 +17,15 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Deeper trees are not ours: containers may not nest groups without end.
 const MAX_DEPTH: usize = 32;
 
+/// Makes a group that everyone may pass through, whatever the agent's umask: a container mounts its own control group as the
+/// root of its user namespace, and the kernel has it look up every group on the way.
 pub(super) fn create(dir: &Path) -> Result<(), CgroupError> {
     match std::fs::create_dir(dir) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(io("creating", dir, error)),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(io("creating", dir, error)),
+        _ => {}
     }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+        .map_err(|error| io("changing the mode of", dir, error))
 }
 
 fn children(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
@@ -167,6 +171,19 @@ pub(super) fn tenants(root: &Path, found: &mut BTreeSet<TenantId>) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_can_be_passed_through_whatever_they_were_made_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path().join("berth.slice");
+        for _ in 0..2 {
+            create(&group).unwrap();
+            let mode = std::fs::metadata(&group).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o755);
+            std::fs::set_permissions(&group, std::fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        assert!(create(&dir.path().join("no/such")).is_err());
+    }
 
     #[test]
     fn tenants_are_found_and_foreign_names_ignored() {
