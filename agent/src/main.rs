@@ -96,8 +96,10 @@ enum Output {
 fn main() -> ExitCode {
     berth_agent::sys::heap::bound_arenas();
     let args = Args::parse();
+    // One worker: two wake each other more than they work, a fifth of what an idle agent costs. What computes or blocks has
+    // threads of its own.
     let result = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("starting the async runtime")

@@ -1,7 +1,7 @@
 //! The allocator's appetite.
 
 /// Arenas of glibc's allocator. It makes up to eight a core, one for each thread that contends, and each keeps what it ever
-/// needed; two serve the two threads that work (mallopt(3)).
+/// needed; two serve the worker and those that block (mallopt(3)).
 const ARENAS: libc::c_int = 2;
 
 /// Bounds the memory that the allocator keeps for threads. To be called before the first thread is made; whether it took
