@@ -223,6 +223,45 @@ fn every_error_is_documented() {
     }
 }
 
+/// Every Rust file of the project, as one text.
+fn all_code() -> String {
+    let mut text = String::new();
+    let mut dirs: Vec<_> = ["common", "agent", "brain", "tests"]
+        .iter()
+        .map(|d| root().join(d))
+        .collect();
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).expect("folder").map_while(Result::ok) {
+            let path = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                text.push_str(&std::fs::read_to_string(&path).expect("file"));
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn the_tests_that_show_faults_exist() {
+    let page = std::fs::read_to_string(root().join("docs/faults.md")).expect("docs/faults.md");
+    let code = all_code();
+    let rows = page.lines().filter(|line| line.starts_with("| ")).skip(2);
+    let names: Vec<&str> = rows
+        .filter_map(|row| row.rsplit('|').nth(1))
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(|name| name.len() > 8)
+        .collect();
+    assert!(names.len() > 30, "{names:?}");
+    for name in names {
+        assert!(
+            code.contains(&format!("fn {name}(")),
+            "docs/faults.md names {name}, which is not there"
+        );
+    }
+}
+
 #[test]
 fn readme_commands_exist() {
     let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
