@@ -47,6 +47,7 @@ impl Brain {
     /// Starts a brain on a host at an address, with extra lines for its configuration.
     pub fn start_with(dir: &Path, host: Option<&Host>, address: &str, extra: &str) -> Self {
         std::fs::create_dir_all(dir).expect("folder");
+        crate::reaper::guard_folder(dir);
         let config = format!(
             "listen = \"{address}\"\nadvertise = [\"{address}\"]\nstate_dir = \"{}\"\n{extra}\n",
             dir.join("state").display()
@@ -219,6 +220,7 @@ impl Agent {
         extra: &str,
     ) -> Self {
         std::fs::create_dir_all(dir).expect("folder");
+        crate::reaper::guard_folder(dir);
         let containerd = Containerd::start(version, &dir.join("containerd"), host);
         let config = format!(
             "state_dir = \"{}\"\nrun_dir = \"{}\"\ncontainerd_socket = \"{}\"\nlog_level = \"info,berth_agent=debug\"\n{extra}\n",

@@ -50,6 +50,7 @@ impl Containerd {
     /// Starts a daemon below `dir` and waits until it answers.
     pub fn start(version: Version, dir: &Path, host: Option<&Host>) -> Self {
         std::fs::create_dir_all(dir).expect("folder");
+        crate::reaper::guard_folder(dir);
         let config = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
             \"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\", \"io.containerd.internal.v1.opt\"]\n";
         std::fs::write(dir.join("config.toml"), config).expect("config");

@@ -26,6 +26,7 @@ impl Lan {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let netns = format!("bt{}-lan{n}", std::process::id());
         ip(&format!("netns add {netns}"));
+        crate::reaper::guard_netns(&netns);
         let new = Self {
             netns,
             subnet: format!("10.{}.0", 80 + n),
@@ -82,6 +83,7 @@ impl Host {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let netns = format!("bt{}-{name}{n}", std::process::id());
         ip(&format!("netns add {netns}"));
+        crate::reaper::guard_netns(&netns);
         ip(&format!("-n {netns} link set lo up"));
         Self { netns }
     }

@@ -294,9 +294,19 @@ async fn raw_start(channel: &Channel, model: &Container, parent: &str, id: &str)
     ContainersClient::new(channel.clone())
         .create(leased(request))
         .await?;
+    // With the logger that every container of berth has.
+    let logs = std::env::temp_dir().join("berth-bench-logs").join(id);
+    std::fs::create_dir_all(&logs)?;
+    let logger = format!(
+        "binary://{}?dir={}&uid=0&gid=0&max_size=10485760&max_files=5&rate=16777216",
+        crate::program("berth-log").display(),
+        logs.display()
+    );
     let request = CreateTaskRequest {
         container_id: id.to_owned(),
         rootfs: mounts,
+        stdout: logger.clone(),
+        stderr: logger,
         ..Default::default()
     };
     TasksClient::new(channel.clone()).create(leased(request)).await?;

@@ -1,0 +1,107 @@
+//! Cleans up after a test that is killed and so can't do it itself.
+//!
+//! A second process, `berth-test-reaper`, holds one end of a pipe. When the test is gone, however it went, the pipe ends, and
+//! whatever is left of the folders and namespaces that it was told about is taken away: processes by pid, then mounts,
+//! namespaces and the folders themselves. After a test that cleaned up there is nothing left to do.
+
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::containerd::{processes, unmount_below};
+use crate::process::signal;
+
+static PIPE: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
+
+fn tell(line: &str) {
+    let pipe = PIPE.get_or_init(|| {
+        #[expect(clippy::zombie_processes, reason = "it outlives this process")]
+        let mut child = Command::new(crate::program("berth-test-reaper"))
+            // What ends the test must not end it.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("berth-test-reaper runs");
+        Mutex::new(child.stdin.take().expect("its input"))
+    });
+    writeln!(pipe.lock().expect("pipe"), "{line}").expect("the reaper lives");
+}
+
+/// Everything of this folder goes with the test. It must be below the folder for temporary files.
+pub fn guard_folder(dir: &Path) {
+    tell(&format!("dir {}", dir.display()));
+}
+
+/// This network namespace goes with the test.
+pub fn guard_netns(name: &str) {
+    tell(&format!("netns {name}"));
+}
+
+/// What the reaper does: reads until the test is gone, then cleans up.
+pub fn reap(input: impl std::io::BufRead) {
+    let (mut dirs, mut namespaces) = (Vec::new(), Vec::new());
+    let temporary = std::env::temp_dir();
+    for line in input.lines().map_while(Result::ok) {
+        match line.split_once(' ') {
+            Some(("dir", dir)) => {
+                let dir = PathBuf::from(dir);
+                // A folder of its own inside, never the whole.
+                if dir
+                    .strip_prefix(&temporary)
+                    .is_ok_and(|rest| rest.components().count() > 0)
+                {
+                    dirs.push(dir);
+                }
+            }
+            Some(("netns", name)) => namespaces.push(name.to_owned()),
+            _ => {}
+        }
+    }
+    // Those that were told to end do so.
+    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..20 {
+        let own = std::process::id();
+        let named = |cmdline: &str| dirs.iter().any(|dir| cmdline.contains(&*dir.to_string_lossy()));
+        let found: Vec<u32> = processes(named).into_iter().filter(|pid| *pid != own).collect();
+        if found.is_empty() {
+            break;
+        }
+        for pid in found {
+            // A container's processes carry no sign of the test; their shim does.
+            for child in children(pid) {
+                signal(child, Signal::SIGKILL);
+            }
+            signal(pid, Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for dir in &dirs {
+        unmount_below(dir);
+        // The folder that the test library made, or what is left of it. A test's folder may be a mount itself.
+        let parent = dir.parent().filter(|parent| *parent != temporary);
+        if let Some(parent) = parent {
+            unmount_below(parent);
+        }
+        let _ = std::fs::remove_dir_all(dir);
+        if let Some(parent) = parent {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+    for name in namespaces {
+        let _ = Command::new("ip").args(["netns", "del", &name]).output();
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
