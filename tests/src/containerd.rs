@@ -1,5 +1,6 @@
 //! A containerd of its own for each test: root, state and socket below the test's folder.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -65,6 +66,11 @@ impl Containerd {
     }
 
     fn launch(&mut self) {
+        // Shims keep their sockets below it whatever containerd's own state folder is, and the first to come makes it with
+        // mode 0600: then no container of the system's containerd could start.
+        let shared = Path::new("/run/containerd");
+        let _ = std::fs::create_dir(shared);
+        std::fs::set_permissions(shared, std::fs::Permissions::from_mode(0o711)).expect("/run/containerd");
         let bin = self.version.bin_dir();
         let daemon = bin.join("containerd");
         assert!(
