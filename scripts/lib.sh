@@ -31,9 +31,19 @@ missing_packages() {
   [ -f /usr/include/google/protobuf/any.proto ] || echo libprotobuf-dev
 }
 
-install_packages() {
-  local missing
-  missing=$(missing_packages | sort -u | tr '\n' ' ')
+install_packages() { install_these "$(missing_packages | sort -u | tr '\n' ' ')"; }
+
+# What makes the lab's machines; the emulator itself comes unpacked, see tests/src/lab/image.rs.
+install_lab_packages() {
+  local pair missing=
+  for pair in mmdebstrap:mmdebstrap mke2fs:e2fsprogs strip:binutils setpriv:util-linux dpkg-deb:dpkg; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=" ${pair#*:}"
+  done
+  install_these "$missing"
+}
+
+install_these() { # PACKAGES, one string
+  local missing=$1
   [ -z "${missing// /}" ] && return 0
   command -v apt-get >/dev/null || die "these are missing: $missing" "install them with this system's package manager and try again"
   say "installing $missing"

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::containerd::{Containerd, Version, processes, unmount_below};
 use crate::host::Host;
-use crate::process::{Process, eventually, run};
+use crate::operator::Operator;
+use crate::process::{Process, eventually};
 use crate::program;
 
 /// A running brain.
@@ -98,11 +97,6 @@ impl Brain {
         &self.dir
     }
 
-    /// What it logged.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("brain.log")).unwrap_or_default()
-    }
-
     /// The `berth` command as this brain's administrator, not run yet.
     pub fn berth_command(&self, args: &[&str]) -> Command {
         let mut command = in_netns(self.netns.as_deref(), &program("berth"));
@@ -116,69 +110,6 @@ impl Brain {
             .env("NO_COLOR", "1")
             .args(args);
         command
-    }
-
-    /// Runs `berth`, whatever comes of it.
-    pub fn try_berth(&self, args: &[&str]) -> Output {
-        self.berth_command(args).output().expect("berth runs")
-    }
-
-    /// Runs `berth` and returns what it printed; panics when it fails.
-    pub fn berth(&self, args: &[&str]) -> String {
-        run(&mut self.berth_command(args))
-    }
-
-    /// Runs `berth … -o json` and returns the value.
-    pub fn json(&self, args: &[&str]) -> Value {
-        let mut all = args.to_vec();
-        all.extend(["-o", "json"]);
-        let text = self.berth(&all);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}\n{text}"))
-    }
-
-    /// Items of a listing command.
-    pub fn items(&self, args: &[&str]) -> Vec<Value> {
-        let value = self.json(args);
-        let items = value.get("items").cloned().unwrap_or(value);
-        items.as_array().cloned().expect("a list")
-    }
-
-    /// Containers with observed phase `running`.
-    pub fn running(&self) -> Vec<Value> {
-        let mut items = self.items(&["ps"]);
-        items.retain(|c| c["observed"]["phase"] == "running" && c["removing"] != true);
-        items
-    }
-
-    /// Waits until so many containers of all run, and returns them.
-    pub fn wait_running(&self, count: usize, seconds: u64) -> Vec<Value> {
-        let found = eventually(Duration::from_secs(seconds), || {
-            let running = self.running();
-            (running.len() == count).then_some(running)
-        });
-        found.unwrap_or_else(|| {
-            panic!(
-                "not {count} running after {seconds} s:\n{}\n{}",
-                self.berth(&["ps"]),
-                self.log()
-            )
-        })
-    }
-
-    /// Waits until a node is in a state.
-    pub fn wait_node(&self, name: &str, state: &str, seconds: u64) {
-        let found = eventually(Duration::from_secs(seconds), || {
-            let nodes = self.items(&["node", "ls"]);
-            nodes
-                .iter()
-                .any(|n| n["name"] == name && n["state"] == state)
-                .then_some(())
-        });
-        assert!(
-            found.is_some(),
-            "{name} is not {state}:\n{}",
-            self.berth(&["node", "ls"])
-        );
     }
 
     /// Loads the example image as `example:1` for the default tenant.
@@ -318,6 +249,16 @@ impl Drop for Agent {
     }
 }
 
+impl Operator for Brain {
+    fn try_berth(&self, args: &[&str]) -> Output {
+        self.berth_command(args).output().expect("berth runs")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("brain.log")).unwrap_or_default()
+    }
+}
+
 impl Brain {
     /// An HTTP client of its API with the base address and an administrator's token.
     ///
@@ -343,11 +284,5 @@ impl Brain {
             .trim()
             .to_owned();
         Ok((client, base, token))
-    }
-
-    /// How many containers run, by the brain's own count.
-    pub fn count_running(&self) -> usize {
-        let services = self.items(&["service", "ls"]);
-        services.iter().filter_map(|s| s["running"].as_u64()).sum::<u64>() as usize
     }
 }

@@ -1,4 +1,4 @@
-//! The bench that end-to-end tests stand on: real programs, real containerd, hosts as network namespaces.
+//! The bench that end-to-end tests stand on: real programs, real containerd, hosts as network namespaces or virtual machines.
 //!
 //! Owns starting and stopping, and cleans up in `Drop` also when a test fails: processes by pid, mounts and cgroups by the
 //! test's own folder and ids; and by [`reaper`] when a test is killed. Refuses to skip: a missing prerequisite is a failed test with its cure.
@@ -7,6 +7,8 @@ pub mod bench;
 pub mod cluster;
 pub mod containerd;
 pub mod host;
+pub mod lab;
+pub mod operator;
 pub mod process;
 pub mod reaper;
 pub mod registry;

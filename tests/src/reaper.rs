@@ -16,6 +16,9 @@ use nix::sys::signal::Signal;
 use crate::containerd::{processes, unmount_below};
 use crate::process::signal;
 
+/// Where the lab's disks are.
+const SHARED_MEMORY: &str = "/dev/shm";
+
 static PIPE: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
 
 fn tell(line: &str) {
@@ -34,7 +37,7 @@ fn tell(line: &str) {
     writeln!(pipe.lock().expect("pipe"), "{line}").expect("the reaper lives");
 }
 
-/// Everything of this folder goes with the test. It must be below the folder for temporary files.
+/// Everything of this folder goes with the test. It must be below the folder for temporary files, or a lab's.
 pub fn guard_folder(dir: &Path) {
     tell(&format!("dir {}", dir.display()));
 }
@@ -53,10 +56,12 @@ pub fn reap(input: impl std::io::BufRead) {
             Some(("dir", dir)) => {
                 let dir = PathBuf::from(dir);
                 // A folder of its own inside, never the whole.
-                if dir
-                    .strip_prefix(&temporary)
-                    .is_ok_and(|rest| rest.components().count() > 0)
-                {
+                let below = |base: &Path| {
+                    dir.strip_prefix(base)
+                        .is_ok_and(|rest| rest.components().count() > 0)
+                };
+                let a_labs = dir.starts_with(SHARED_MEMORY) && dir.to_string_lossy().contains("/berth-lab-");
+                if below(&temporary) || a_labs {
                     dirs.push(dir);
                 }
             }
@@ -85,7 +90,8 @@ pub fn reap(input: impl std::io::BufRead) {
     for dir in &dirs {
         unmount_below(dir);
         // The folder that the test library made, or what is left of it. A test's folder may be a mount itself.
-        let parent = dir.parent().filter(|parent| *parent != temporary);
+        let whole = [temporary.as_path(), Path::new(SHARED_MEMORY)];
+        let parent = dir.parent().filter(|parent| !whole.contains(parent));
         if let Some(parent) = parent {
             unmount_below(parent);
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain, free_port};
+use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
 
 fn renewals(agent: &Agent) -> usize {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain};
+use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
 use berth_tests::terminal::Terminal;
 

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use berth_tests::cluster::Brain;
+use berth_tests::operator::Operator as _;
 use berth_tests::process::{Process, eventually};
 use berth_tests::program;
 

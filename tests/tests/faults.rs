@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain};
 use berth_tests::containerd::Version;
+use berth_tests::operator::Operator as _;
 use berth_tests::process::{alive, eventually};
 use berth_tests::registry::{Fault, Image, Layer, Packing, Registry};
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain};
 use berth_tests::containerd::unmount_below;
+use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
 use nix::mount::{MsFlags, mount};
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use berth_tests::cluster::{Agent, Brain};
 use berth_tests::containerd::Version;
 use berth_tests::host::{Host, Lan};
+use berth_tests::operator::Operator as _;
 use berth_tests::process::{alive, eventually};
 
 struct Cluster {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain};
+use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
 
 /// Lines that the neighbour has written: it writes one for every small piece of work.

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain};
+use berth_tests::operator::Operator as _;
 use berth_tests::process::{alive, eventually};
 
 fn bench() -> (tempfile::TempDir, Brain, Agent) {

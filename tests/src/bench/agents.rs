@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{cpu_seconds, rss_mib};
 use crate::cluster::Brain;
+use crate::operator::Operator as _;
 use crate::process::{Process, eventually};
 use crate::program;
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{cpu_seconds, rss_mib};
 use crate::cluster::{Agent, Brain};
+use crate::operator::Operator as _;
 
 /// Runs `count` idle containers and reads memory and CPU of agent and brain over `span`.
 ///

@@ -21,6 +21,7 @@ use containerd_client::with_namespace;
 
 use super::summary;
 use crate::cluster::{Agent, Brain};
+use crate::operator::Operator as _;
 use crate::process::eventually;
 
 const ROUNDS: usize = 25;

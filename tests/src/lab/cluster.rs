@@ -1,0 +1,129 @@
+//! berth on the lab's machines: the brain on the first, an agent on each.
+
+use std::process::Output;
+use std::time::Duration;
+
+use super::{Content, Debian, Lab, Machine, PATIENCE, Template};
+use crate::operator::Operator;
+use crate::process::eventually;
+
+/// A lab with berth on it, run by the units of `systemd/`.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The machines.
+    pub lab: Lab,
+}
+
+/// The units that hosts get.
+const UNITS: [&str; 2] = ["berth-brain.service", "berth-agent.service"];
+
+impl Cluster {
+    /// So many Debian 13 hosts, all joined, the example image loaded.
+    pub fn trixie(count: usize) -> Self {
+        let template = Template::find(Debian::Trixie, Content::Prepared);
+        Self::start(&vec![&template; count], "lease_secs = 5\n")
+    }
+
+    /// One host from each template; the brain gets some lines of settings.
+    pub fn start(templates: &[&Template], settings: &str) -> Self {
+        let new = Self {
+            lab: Lab::start(templates),
+        };
+        for host in &new.lab.hosts {
+            for unit in UNITS {
+                host.push(
+                    &crate::root().join("systemd").join(unit),
+                    &format!("/etc/systemd/system/{unit}"),
+                    0o644,
+                );
+            }
+            host.ok("systemctl daemon-reload; systemctl enable -q berth-agent");
+        }
+        let brain = new.lab.host(1);
+        let config = format!("advertise = [\"{}:7443\"]\n{settings}", brain.address());
+        brain.write("/etc/berth/brain.toml", config.as_bytes(), 0o644);
+        brain.ok("systemctl enable -q --now berth-brain");
+        new.wait_brain();
+        for host in &new.lab.hosts {
+            new.join(host);
+        }
+        for host in &new.lab.hosts {
+            new.wait_node(&host.name, "ready", 60);
+        }
+        new
+    }
+
+    /// Makes a machine a node.
+    pub fn join(&self, host: &Machine) {
+        let token = self.berth(&["node", "token", "-q"]);
+        let out = host.program(&["berth-agent", "join", "-"], token.as_bytes());
+        let out = out.unwrap_or_else(|e| panic!("{}: {e}", host.name));
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        host.ok("systemctl start berth-agent");
+    }
+
+    /// Waits until the brain's API answers.
+    pub fn wait_brain(&self) {
+        let up = eventually(PATIENCE, || {
+            self.try_berth(&["node", "ls"]).status.success().then_some(())
+        });
+        assert!(up.is_some(), "the brain does not answer:\n{}", self.log());
+    }
+
+    /// Loads the example image as `example:1`.
+    pub fn load_example(&self) {
+        self.lab
+            .host(1)
+            .push(crate::example_image(), "/tmp/example.tar", 0o644);
+        self.berth(&["image", "load", "/tmp/example.tar", "--name", "example:1"]);
+    }
+
+    /// Runs a service of the example image that only sleeps, so many replicas.
+    pub fn run_sleepers(&self, name: &str, replicas: usize) {
+        let replicas = replicas.to_string();
+        let mut args = vec!["run", "example:1", "--name", name, "-d", "--replicas", &replicas];
+        args.extend([
+            "--memory",
+            "32MiB",
+            "--disk",
+            "8MiB",
+            "--cpus",
+            "0.05",
+            "--stop-grace",
+            "2s",
+            "--",
+        ]);
+        args.extend(["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done"]);
+        self.berth(&args);
+    }
+
+    /// Waits until the brain's running containers are what a test wants; what they were at last.
+    ///
+    /// # Errors
+    /// The containers, when they never were.
+    pub fn wait_for(
+        &self,
+        limit: Duration,
+        mut wanted: impl FnMut(&[serde_json::Value]) -> bool,
+    ) -> Result<Vec<serde_json::Value>, String> {
+        let found = eventually(limit, || {
+            let running = self.running();
+            wanted(&running).then_some(running)
+        });
+        found.ok_or_else(|| format!("{}\n{}", self.berth(&["ps"]), self.log()))
+    }
+}
+
+impl Operator for Cluster {
+    fn try_berth(&self, args: &[&str]) -> Output {
+        let mut argv = vec!["berth"];
+        argv.extend(args);
+        let out = self.lab.host(1).program(&argv, b"");
+        out.unwrap_or_else(|e| panic!("berth {args:?}: {e}"))
+    }
+
+    fn log(&self) -> String {
+        let log = self.lab.host(1).sh("journalctl -u berth-brain --no-pager -n 100");
+        log.1
+    }
+}

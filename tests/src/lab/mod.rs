@@ -1,0 +1,99 @@
+//! The lab: virtual machines with a stock Debian, for what needs a real host: systemd, cgroup v2, reboots, power cuts.
+//!
+//! Runs on QEMU without hardware help, so anywhere. A [`Lab`] is a few machines on a private network; [`image`] makes their
+//! disks, [`template`] a running system that machines start from within seconds, [`machine`] is one of them, [`switch`] the
+//! wire between them, [`channel`] the way commands take past that wire. Owned by the test: gone with it. When a test fails,
+//! what each machine knew is left in one folder ([`collect`]).
+
+pub mod channel;
+pub mod cluster;
+pub mod collect;
+mod commands;
+mod faults;
+pub mod frame;
+pub mod image;
+pub mod machine;
+pub mod qmp;
+pub mod store;
+pub mod switch;
+pub mod template;
+
+use std::path::PathBuf;
+
+pub use image::{Content, Debian};
+pub use machine::{Machine, PATIENCE};
+pub use switch::{Quality, Switch};
+pub use template::Template;
+
+/// A few machines on a private network.
+#[derive(Debug)]
+pub struct Lab {
+    /// They are `host1`, `host2`…, at 10.77.0.11, 10.77.0.12….
+    pub hosts: Vec<Machine>,
+    /// What is between them.
+    pub switch: Switch,
+    dir: tempfile::TempDir,
+}
+
+/// Machines' disks live in memory if there is room: flushes cost nothing there.
+fn fast_folder() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    let room = nix::sys::statvfs::statvfs(&memory).map_or(0, |s| s.blocks_available() * s.fragment_size());
+    if room > 4 << 30 {
+        memory
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+impl Lab {
+    /// Starts one machine from each template.
+    pub fn start(templates: &[&Template]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("berth-lab-")
+            .tempdir_in(fast_folder())
+            .expect("folder");
+        crate::reaper::guard_folder(dir.path());
+        let mut lab = Self {
+            hosts: Vec::new(),
+            switch: Switch::default(),
+            dir,
+        };
+        for template in templates {
+            let number = lab.hosts.len() as u8 + 1;
+            let mut host = template.machine(lab.dir.path(), number, &lab.switch);
+            host.start(machine::Start::Restore(&template.state));
+            lab.hosts.push(host);
+        }
+        lab
+    }
+
+    /// So many Debian 13 hosts.
+    pub fn trixie(count: usize) -> Self {
+        let template = Template::find(Debian::Trixie, Content::Prepared);
+        Self::start(&vec![&template; count])
+    }
+
+    /// The machine with this number, from 1.
+    pub fn host(&self, number: usize) -> &Machine {
+        &self.hosts[number - 1]
+    }
+
+    /// The same, to switch it on and off.
+    pub fn host_mut(&mut self, number: usize) -> &mut Machine {
+        &mut self.hosts[number - 1]
+    }
+
+    /// Where its machines' disks and consoles are.
+    pub fn folder(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            collect::all(&self.hosts);
+        }
+    }
+}
