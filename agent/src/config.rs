@@ -6,11 +6,11 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use berth_common::daemon::LogFormat;
 use berth_common::model::{Capacity, Reservation};
 use berth_common::units::{Bytes, Millicores};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::DEFAULT_PARENT;
 use crate::containerd::NAMESPACE;
 
 /// Where the settings are unless `--config` says otherwise.
@@ -47,17 +47,6 @@ pub enum ConfigError {
         /// What is wrong and what would do.
         why: String,
     },
-}
-
-/// How log lines are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Kept back for the system and berth itself: reservations never reach into it (R4).
@@ -108,7 +97,8 @@ pub struct Config {
     pub namespace: String,
     /// `overlayfs`, `btrfs`, or `auto`: btrfs where containerd's data lies on one, since only it enforces disk limits.
     pub snapshotter: String,
-    /// berth's top control group. Several agents on one machine need different ones.
+    /// berth's top control group: `auto` (what systemd delegates to berth-containers.service, else `berth.slice`) or a name.
+    /// Several agents on one machine need different ones.
     pub cgroup_parent: String,
     /// Where control groups are mounted.
     pub cgroup_mount: PathBuf,
@@ -150,7 +140,7 @@ impl Default for Config {
             containerd_root: "/var/lib/containerd".into(),
             namespace: NAMESPACE.to_owned(),
             snapshotter: "auto".to_owned(),
-            cgroup_parent: DEFAULT_PARENT.to_owned(),
+            cgroup_parent: "auto".to_owned(),
             cgroup_mount: "/sys/fs/cgroup".into(),
             program_dir: PathBuf::new(),
             runtime_binary: String::new(),
@@ -164,7 +154,7 @@ impl Default for Config {
             io_device: "auto".to_owned(),
             brain: Vec::new(),
             log_level: "info".to_owned(),
-            log_format: LogFormat::Text,
+            log_format: LogFormat::Auto,
         }
     }
 }

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use berth_agent::check;
-use berth_agent::config::{Config, DEFAULT_PATH, LogFormat, is_address};
+use berth_agent::config::{Config, DEFAULT_PATH, is_address};
 use berth_agent::facts;
 use berth_agent::join::{self, NodeFiles};
 use berth_agent::wiring::lock::Lock;
-use berth_agent::wiring::{Agent, host, wipe};
+use berth_agent::wiring::{Agent, halt, host, wipe};
+use berth_common::daemon;
 use berth_common::id::Name;
 use berth_common::protocol::JoinToken;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -80,6 +81,11 @@ enum Command {
         #[arg(long)]
         images: bool,
     },
+    /// Stop every container on this host for a shutdown, each within its grace. Refuses while the agent runs.
+    ///
+    /// Nothing is deleted or forgotten: an agent that is started again, after a reboot above all, starts them again.
+    /// `berth-containers.service` does this when the host goes down.
+    Halt,
     /// Print the version.
     Version,
 }
@@ -122,7 +128,7 @@ async fn dispatch(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let config = Config::load(&args.config)?;
-    log(&config)?;
+    daemon::log(&config.log_level, config.log_format)?;
     match command {
         Command::Run => run(config).await.map(|()| ExitCode::SUCCESS),
         Command::Join { token, name, force } => join(&config, &token, name, force)
@@ -130,22 +136,9 @@ async fn dispatch(args: Args) -> anyhow::Result<ExitCode> {
             .map(|()| ExitCode::SUCCESS),
         Command::Check { output, brain } => check(&config, output, &brain).await,
         Command::Wipe { images } => wipe(&config, images).await,
+        Command::Halt => halt(&config).await,
         Command::Version => Ok(ExitCode::SUCCESS),
     }
-}
-
-fn log(config: &Config) -> anyhow::Result<()> {
-    let filter: tracing_subscriber::EnvFilter = config.log_level.parse().context("log_level")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
 }
 
 fn need_root() -> anyhow::Result<()> {
@@ -186,17 +179,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping; containers go on");
-        tell(sd_notify::NotifyState::Stopping);
+        daemon::tell_stopping();
         token.cancel();
     });
-    agent.run(shutdown, || tell(sd_notify::NotifyState::Ready)).await
-}
-
-/// Tells the service manager, if there is one.
-fn tell(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "the service manager can't be told");
-    }
+    agent.run(shutdown, daemon::tell_ready).await
 }
 
 async fn join(config: &Config, token: &str, name: Option<Name>, force: bool) -> anyhow::Result<()> {
@@ -260,4 +246,17 @@ async fn wipe(config: &Config, images: bool) -> anyhow::Result<ExitCode> {
         eprintln!("berth-agent: {error}");
     }
     Ok(ExitCode::from(u8::from(!wiped.errors.is_empty())))
+}
+
+async fn halt(config: &Config) -> anyhow::Result<ExitCode> {
+    need_root()?;
+    let _lock = lock(config)?;
+    let (connection, _) = watch::channel(None);
+    let host = host::open(config, connection.subscribe(), host::containerd_runtime)?;
+    let halted = halt::containers(&*host.facilities.runtime).await?;
+    println!("{} containers stopped, {} killed", halted.stopped, halted.killed);
+    for error in &halted.errors {
+        eprintln!("berth-agent: {error}");
+    }
+    Ok(ExitCode::from(u8::from(!halted.errors.is_empty())))
 }

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use berth_common::daemon::LogFormat;
 use berth_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -45,17 +46,6 @@ pub enum ConfigError {
         /// What is wrong and what would do.
         why: String,
     },
-}
-
-/// How log lines are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Bounds of the HTTP API.
@@ -128,7 +118,7 @@ impl Default for Config {
             node_certificate_secs: 30 * 86_400,
             tls_names: Vec::new(),
             log_level: "info".to_owned(),
-            log_format: LogFormat::Text,
+            log_format: LogFormat::Auto,
             api: ApiLimits::default(),
         }
     }

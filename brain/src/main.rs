@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use berth_brain::config::{Config, DEFAULT_PATH, LogFormat};
+use berth_brain::config::{Config, DEFAULT_PATH};
 use berth_brain::wiring;
+use berth_common::daemon;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
-    log(&config)?;
+    daemon::log(&config.log_level, config.log_format)?;
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -74,24 +75,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping; containers go on");
-        tell(sd_notify::NotifyState::Stopping);
+        daemon::tell_stopping();
         stop.cancel();
     });
-    wiring::run(config, shutdown, || tell(sd_notify::NotifyState::Ready)).await?;
-    Ok(())
-}
-
-fn log(config: &Config) -> anyhow::Result<()> {
-    let filter: tracing_subscriber::EnvFilter = config.log_level.parse().context("log_level")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => builder.json().init(),
-    }
+    wiring::run(config, shutdown, daemon::tell_ready).await?;
     Ok(())
 }
 
@@ -105,12 +92,5 @@ fn raise_file_limit() {
     });
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files can't be raised");
-    }
-}
-
-/// Tells the service manager, if there is one.
-fn tell(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "the service manager can't be told");
     }
 }

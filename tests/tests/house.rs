@@ -182,6 +182,7 @@ fn shipped_units_are_whole() {
             "CapabilityBoundingSet=",
             "UMask=0077",
             "Type=notify",
+            "WatchdogSec=",
         ] {
             assert!(text.contains(wanted), "{unit} lacks {wanted}");
         }
@@ -205,7 +206,6 @@ fn shipped_units_are_whole() {
         "MountFlags",
         "RootDirectory",
         "RootImage",
-        "RestrictNamespaces",
         "DynamicUser",
     ] {
         assert!(

@@ -1,7 +1,13 @@
 //! `berth-init`: PID 1 of containers that ask for one. Starts the program, hands it every signal, reaps what is orphaned,
 //! ends with its code. Built statically (see `build_init` in scripts/lib.sh), since it runs in any image.
+//!
+//! `berth-init --hold` is the one process of `berth-containers.service`: it keeps the control group that systemd delegated,
+//! which would vanish with the last process inside, and waits in a group beside the containers', since one that passes
+//! controllers on can't hold processes itself.
 
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use nix::errno::Errno;
@@ -23,12 +29,46 @@ fn reap(child: Pid) -> Option<u8> {
     }
 }
 
+/// Steps aside, tells the service manager, and waits for its SIGTERM.
+fn hold() -> Result<(), String> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").map_err(|e| format!("/proc/self/cgroup: {e}"))?;
+    // Version 1 has no rule against it; there is no such line then, or a group that controls nothing.
+    if let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::/")) {
+        let group = Path::new("/sys/fs/cgroup").join(path);
+        if !group.ends_with("hold") && group.join("cgroup.controllers").exists() {
+            let aside = group.join("hold");
+            let failed = |e: std::io::Error| format!("{}: {e}", aside.display());
+            match std::fs::create_dir(&aside) {
+                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                _ => {}
+            }
+            std::fs::write(aside.join("cgroup.procs"), "0").map_err(failed)?;
+        }
+    }
+    let end = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    end.thread_block().map_err(|e| e.to_string())?;
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+        let told = UnixDatagram::unbound().and_then(|s| s.send_to(b"READY=1", socket));
+        told.map_err(|e| format!("telling the service manager: {e}"))?;
+    }
+    end.wait().map(drop).map_err(|e| e.to_string())
+}
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let Some(program) = arguments.next() else {
         eprintln!("berth-init: no program was given");
         return ExitCode::from(127);
     };
+    if program == "--hold" {
+        return match hold() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("berth-init: {why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     // Blocked, so that `wait` below gets them one by one.
     let mut signals = SigSet::all();
     for fault in [

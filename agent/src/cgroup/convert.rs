@@ -77,7 +77,7 @@ pub(super) const fn pid_ceiling(pid_max: u64) -> u64 {
 }
 
 /// Weight of berth's top group: 100, the weight of a system slice, for every allocatable core.
-pub(super) fn root_weight(allocatable: Reservation) -> u16 {
+pub fn root_weight(allocatable: Reservation) -> u16 {
     (allocatable.cpu.0 / 10).clamp(1, 10_000) as u16
 }
 

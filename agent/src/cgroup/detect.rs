@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::file::{io, read, read_number};
 use super::v1::{Hierarchies, V1};
 use super::v2::V2;
-use super::{CgroupError, Cgroups};
+use super::{CgroupError, Cgroups, DEFAULT_PARENT, DELEGATED};
 
 /// Numbers of the running kernel that conversions need; inputs, so that tests choose them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,24 @@ impl Kernel {
     }
 }
 
-/// The control groups below `mount` (normally `/sys/fs/cgroup`), with berth's top cgroup called `parent`.
+/// berth's top cgroup below `mount` for a configured one: `auto` is what systemd delegates, where it does, else
+/// `berth.slice`.
+pub fn parent_for(mount: &Path, configured: &str) -> String {
+    if configured != "auto" {
+        return configured.to_owned();
+    }
+    // v2 has one tree; v1 has one for each controller.
+    let delegated = [mount.to_path_buf(), mount.join("memory")]
+        .iter()
+        .any(|tree| tree.join(DELEGATED).is_dir());
+    match delegated {
+        true => format!("{DELEGATED}/node"),
+        false => DEFAULT_PARENT.to_owned(),
+    }
+}
+
+/// The control groups below `mount` (normally `/sys/fs/cgroup`), with berth's top cgroup `parent`, as
+/// [`parent_for`] understands it.
 ///
 /// v1 controllers with a v2 tree beside them that controls none of CPU, memory, pids and IO (hybrid) count as v1.
 ///
@@ -43,11 +60,12 @@ impl Kernel {
 /// [`CgroupError::NoController`] with a cure when the host lacks one that limits need (R1).
 pub fn detect(mount: &Path, parent: &str) -> Result<Arc<dyn Cgroups>, CgroupError> {
     let kernel = Kernel::running()?;
+    let parent = parent_for(mount, parent);
     if mount.join("cgroup.controllers").exists() {
-        return Ok(Arc::new(V2::new(mount.to_path_buf(), kernel, parent.to_owned())?));
+        return Ok(Arc::new(V2::new(mount.to_path_buf(), kernel, parent)?));
     }
     let hierarchies = Hierarchies::below(mount)?;
-    Ok(Arc::new(V1::new(hierarchies, kernel, parent.to_owned())))
+    Ok(Arc::new(V1::new(hierarchies, kernel, parent)))
 }
 
 impl Hierarchies {
@@ -115,7 +133,6 @@ impl Hierarchies {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::DEFAULT_PARENT;
 
     fn group(dir: &Path, controllers: Option<&str>) {
         std::fs::create_dir_all(dir).unwrap();
@@ -141,6 +158,19 @@ mod tests {
         assert_eq!(found.all.len(), 6);
         assert!(found.unified.is_some());
         assert_eq!(detect(dir.path(), DEFAULT_PARENT).unwrap().version(), 1);
+    }
+
+    #[test]
+    fn what_systemd_delegates_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(parent_for(dir.path(), "auto"), "berth.slice");
+        assert_eq!(parent_for(dir.path(), "mine.slice"), "mine.slice");
+        std::fs::create_dir_all(dir.path().join("memory").join(DELEGATED)).unwrap();
+        let delegated = "berth.slice/berth-containers.service/node";
+        assert_eq!(parent_for(dir.path(), "auto"), delegated);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join(DELEGATED)).unwrap();
+        assert_eq!(parent_for(dir.path(), "auto"), delegated);
     }
 
     #[test]

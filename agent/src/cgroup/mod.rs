@@ -1,6 +1,7 @@
 //! Control groups: berth's parents, one per tenant below, and what can be read and written under a container's.
 //!
-//! The hierarchy is `/<parent>/tenant-<id>.slice/<container id>`, parent `berth.slice` by default, in every controller (v1) or in the one tree (v2).
+//! The hierarchy is `/<parent>/tenant-<id>.slice/<container id>`, in every controller (v1) or in the one tree (v2). The parent is
+//! below what systemd delegates ([`DELEGATED`]) or, without it, `berth.slice`.
 //! containerd's runtime makes the leaf with its limits through the OCI spec (R1); the agent owns the parents only.
 //!
 //! Files are read and written directly: the library for it turns unreadable counters into zeros, drops write errors and
@@ -20,8 +21,8 @@ use berth_common::id::{ContainerId, TenantId};
 use berth_common::model::{Limits, Reservation};
 use berth_common::protocol::Pressure;
 
-pub use convert::{CPU_PERIOD_US, parse_pressure, quota_us, shares_of_weight, weight_of_shares};
-pub use detect::{Kernel, detect};
+pub use convert::{CPU_PERIOD_US, parse_pressure, quota_us, root_weight, shares_of_weight, weight_of_shares};
+pub use detect::{Kernel, detect, parent_for};
 pub use device::{Backing, backing_of, disk_of};
 
 /// Path of a container's cgroup below each controller's mount, with berth's top cgroup called `parent`.
@@ -34,8 +35,12 @@ pub fn tenant_path(parent: &str, tenant: TenantId) -> String {
     format!("/{parent}/tenant-{tenant}.slice")
 }
 
-/// The name of berth's own top cgroup unless another is configured; several agents on one machine need different ones.
+/// berth's own top cgroup where no service manager gives it one; several agents on one machine need different ones.
 pub const DEFAULT_PARENT: &str = "berth.slice";
+
+/// What systemd delegates to berth: the control group of `berth-containers.service`. What is inside is berth's alone; the
+/// group itself and those above are systemd's (systemd, CGROUP_DELEGATION), so berth's top group is one further down.
+pub const DELEGATED: &str = "berth.slice/berth-containers.service";
 
 /// A block device, as `major:minor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

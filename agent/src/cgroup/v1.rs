@@ -71,7 +71,11 @@ impl V1 {
 
     fn create(&self, path: &str) -> Result<(), CgroupError> {
         for mount in self.owned() {
-            tree::create(&below(mount, path))?;
+            let mut dir = mount.clone();
+            for part in path.trim_start_matches('/').split('/') {
+                dir.push(part);
+                tree::create(&dir)?;
+            }
         }
         Ok(())
     }
@@ -293,6 +297,8 @@ impl Cgroups for V1 {
                 weight_of_shares(shares)
             },
             memory: convert::memory_in_force(held, wanted.memory, self.kernel.page),
+            // There is no such thing in v1; its soft limit acts only when the whole host is short.
+            memory_high: wanted.memory_high,
             swap: MemorySwap::None,
             pids: pids.and_then(|pids| u32::try_from(pids).ok()).unwrap_or(u32::MAX),
             disk: wanted.disk,
@@ -324,6 +330,7 @@ impl Cgroups for V1 {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = vec![
             "cgroup v1: buffered writes are not throttled by the IO limits; use a host with cgroup v2 where that matters".to_owned(),
+            "cgroup v1: memory_high does nothing: a container is ended at its memory limit without being slowed down before; use a host with cgroup v2 where that matters".to_owned(),
             "cgroup v1: the CPU of all containers together is weighed against the system's, not capped at the allocatable".to_owned(),
         ];
         if !self.mounts.memory.join("memory.memsw.limit_in_bytes").exists() {

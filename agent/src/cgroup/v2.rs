@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use berth_common::id::{ContainerId, TenantId};
 use berth_common::model::{IoLimits, Limits, MemorySwap, Reservation};
+use berth_common::units::Bytes;
 
 use super::convert::{self, CPU_PERIOD_US, quota_us, whole_pages};
 use super::file::{io, keyed, read, read_number, set_number, unexpected, write, write_raw};
@@ -50,6 +51,18 @@ impl V2 {
             kernel,
             parent,
         })
+    }
+
+    /// Makes berth's top cgroup and every one above it that is not there, passing the controllers on all the way.
+    fn make_top(&self) -> Result<PathBuf, CgroupError> {
+        let mut dir = self.mount.clone();
+        Self::pass_on(&dir)?;
+        for part in self.parent.split('/') {
+            dir.push(part);
+            tree::create(&dir)?;
+            Self::pass_on(&dir)?;
+        }
+        Ok(dir)
     }
 
     fn dir(&self, path: &str) -> PathBuf {
@@ -137,6 +150,16 @@ impl V2 {
         set_number(&path, wanted, rounded)
     }
 
+    /// Sets where reclaim and slowing down begin; `max`: nowhere.
+    fn set_high(&self, dir: &Path, wanted: Option<Bytes>) -> Result<(), CgroupError> {
+        let path = dir.join("memory.high");
+        match wanted {
+            Some(bytes) => set_number(&path, bytes.0, whole_pages(bytes.0, self.kernel.page)),
+            None if read_number(&path)?.is_none() => Ok(()),
+            None => write(&path, "max"),
+        }
+    }
+
     fn set_io(dir: &Path, device: Device, limits: &IoLimits) -> Result<(), CgroupError> {
         let path = dir.join("io.max");
         let line = convert::io_max_line(device, limits);
@@ -160,10 +183,7 @@ impl Cgroups for V2 {
     }
 
     fn ensure_root(&self, allocatable: Reservation) -> Result<(), CgroupError> {
-        Self::pass_on(&self.mount)?;
-        let root = self.mount.join(&self.parent);
-        tree::create(&root)?;
-        Self::pass_on(&root)?;
+        let root = self.make_top()?;
         let weight = u64::from(convert::root_weight(allocatable));
         set_number(&root.join("cpu.weight"), weight, weight)?;
         Self::set_cpu_max(&root, quota_us(allocatable.cpu))?;
@@ -174,10 +194,7 @@ impl Cgroups for V2 {
     }
 
     fn ensure_tenant(&self, tenant: TenantId, cpu_weight: u16) -> Result<(), CgroupError> {
-        Self::pass_on(&self.mount)?;
-        let root = self.mount.join(&self.parent);
-        tree::create(&root)?;
-        Self::pass_on(&root)?;
+        self.make_top()?;
         let dir = self.dir(&tenant_path(&self.parent, tenant));
         tree::create(&dir)?;
         Self::pass_on(&dir)?;
@@ -215,6 +232,7 @@ impl Cgroups for V2 {
         if let Some(device) = device {
             Self::set_io(&dir, device, &limits.io)?;
         }
+        self.set_high(&dir, limits.memory_high)?;
         self.set_memory(&dir, limits.memory.0)
     }
 
@@ -244,6 +262,7 @@ impl Cgroups for V2 {
         if swap.exists() && read_number(&swap)? != Some(0) {
             return Err(unexpected(&swap, &read(&swap)?, "0, so that swap is none"));
         }
+        let high = read_number(&dir.join("memory.high"))?;
         let pids = read_number(&dir.join("pids.max"))?;
         let io = match device {
             Some(device) => {
@@ -257,6 +276,10 @@ impl Cgroups for V2 {
             cpu: convert::cpu_in_force(quota, period, wanted.cpu),
             cpu_weight: weight,
             memory: convert::memory_in_force(held, wanted.memory, self.kernel.page),
+            memory_high: high.map(|held| match wanted.memory_high {
+                Some(wanted) => convert::memory_in_force(held, wanted, self.kernel.page),
+                None => Bytes(held),
+            }),
             swap: MemorySwap::None,
             pids: pids.and_then(|pids| u32::try_from(pids).ok()).unwrap_or(u32::MAX),
             disk: wanted.disk,

@@ -23,6 +23,7 @@ fn group(dir: &Path, used: u64) {
         ("cpu.weight", "100\n"),
         ("cpu.max", "max 100000\n"),
         ("memory.max", "max\n"),
+        ("memory.high", "max\n"),
         ("memory.swap.max", "max\n"),
         (
             "memory.stat",
@@ -64,6 +65,7 @@ fn limits_are_written_and_read_back() {
         cpu: Millicores(10),
         cpu_weight: 10_000,
         memory: Bytes::mib(512),
+        memory_high: Some(Bytes::mib(400)),
         pids: 1,
         ..wanted
     };

@@ -222,7 +222,7 @@ proptest! {
         rates in proptest::array::uniform2(4096u64..(1 << 50)), ops in proptest::array::uniform2(1u32..10_000_000),
     ) {
         let limits = Limits {
-            cpu: Millicores(cpu), cpu_weight: weight, memory: Bytes(memory), swap: MemorySwap::None, pids,
+            cpu: Millicores(cpu), cpu_weight: weight, memory: Bytes(memory), memory_high: None, swap: MemorySwap::None, pids,
             disk: Bytes::gib(1),
             io: IoLimits { read_bps: Bytes(rates[0]), write_bps: Bytes(rates[1]), read_iops: ops[0], write_iops: ops[1] },
         };

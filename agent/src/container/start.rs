@@ -69,8 +69,9 @@ impl ContainerdRuntime {
                 }
             },
             Err(status) => {
+                let error = inner.start_failed("making the process", &record, status).await;
                 inner.discard(id, &record).await;
-                return Err(inner.failed("making the process", id, status));
+                return Err(error);
             }
         };
         let limits = record.kept.spec.limits;
@@ -206,8 +207,9 @@ impl Inner {
             match self.task(id).await? {
                 Some(task) if task.status() == TaskStatus::Running => {}
                 _ => {
+                    let error = self.start_failed("starting the program", record, status).await;
                     self.discard(id, record).await;
-                    return Err(self.failed("starting the program", id, status));
+                    return Err(error);
                 }
             }
         }
@@ -244,6 +246,34 @@ impl Inner {
         reply
             .map(|_| ())
             .map_err(|status| self.failed("changing the record", id, status))
+    }
+
+    /// What a failed start is called: the runtime itself can be what is out of memory, and says so badly or not at all.
+    async fn start_failed(
+        &self,
+        operation: &'static str,
+        record: &Record,
+        status: tonic::Status,
+    ) -> RuntimeError {
+        let (cgroups, tenant, id) = (
+            std::sync::Arc::clone(&self.cgroups),
+            record.meta.tenant,
+            record.meta.id,
+        );
+        let counted = tokio::task::spawn_blocking(move || cgroups.stats(tenant, id).oom_kills).await;
+        let killed = counted.ok().flatten().is_some_and(|kills| kills > 0);
+        if killed || status.message().contains("OOM-killed") {
+            return RuntimeError::Failed {
+                operation,
+                container: id,
+                message: format!(
+                    "out of memory before its program ran: the memory limit of {} is too little for the container runtime to start in; give it 32MiB or more",
+                    record.kept.spec.limits.memory
+                ),
+                retryable: true,
+            };
+        }
+        self.failed(operation, id, status)
     }
 
     /// Takes away a process that must not run, and its cgroup.
@@ -284,6 +314,11 @@ pub(super) fn difference(wanted: &Limits, found: &Limits) -> String {
         found.cpu_weight.to_string(),
     );
     compare("memory", wanted.memory.0.to_string(), found.memory.0.to_string());
+    compare(
+        "memory high",
+        format!("{:?}", wanted.memory_high),
+        format!("{:?}", found.memory_high),
+    );
     compare("swap", format!("{:?}", wanted.swap), format!("{:?}", found.swap));
     compare("pids", wanted.pids.to_string(), found.pids.to_string());
     compare("disk", wanted.disk.0.to_string(), found.disk.0.to_string());

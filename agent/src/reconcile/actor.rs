@@ -153,6 +153,7 @@ impl Reconciler {
         let mut events_open = true;
         self.adopt_tenants().await;
         loop {
+            self.board.beat();
             let wake = self.next_wake();
             tokio::select! {
                 order = orders.recv() => match order {

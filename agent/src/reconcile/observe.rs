@@ -211,12 +211,25 @@ struct BoardState {
 pub struct Board {
     state: Mutex<BoardState>,
     changed: Notify,
+    beat: Mutex<Option<std::time::Instant>>,
 }
 
 impl Board {
     /// An empty board that is not ready.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The loop went round.
+    pub fn beat(&self) {
+        *self.beat.lock() = Some(std::time::Instant::now());
+    }
+
+    /// How long ago it did. Before the first time, none: setting up has a time limit of its own.
+    pub fn silence(&self) -> std::time::Duration {
+        self.beat
+            .lock()
+            .map_or(std::time::Duration::ZERO, |at| at.elapsed())
     }
 
     /// The runtime was listed: the board is complete from now on.

@@ -37,6 +37,9 @@ pub fn container(id: ContainerId, limits: &Limits, at: UnixMillis) -> ContainerU
         net_tx_bps: Some(part(1 << 20, 0.01, 0.4)),
         cpu_minute: None,
         memory_minute_max: None,
+        psi_cpu: None,
+        psi_memory: None,
+        psi_io: None,
     }
 }
 

@@ -100,6 +100,9 @@ mod tests {
             net_tx_bps: None,
             cpu_minute: None,
             memory_minute_max: None,
+            psi_cpu: None,
+            psi_memory: None,
+            psi_io: None,
         }
     }
 

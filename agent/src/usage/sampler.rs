@@ -221,6 +221,9 @@ impl Sampler {
             net_tx_bps: moved.and_then(|(_, sent)| per_second(sent, elapsed)),
             cpu_minute: tracked.cpu.summary().and_then(four),
             memory_minute_max: tracked.memory.summary().map(|summary| summary.max),
+            psi_cpu: None,
+            psi_memory: None,
+            psi_io: None,
         }
     }
 

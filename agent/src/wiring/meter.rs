@@ -3,6 +3,7 @@
 //! Sampling goes on while there is no link, so that windows and rates are right the moment it is back. Reports are made
 //! for one connection: a new one begins with a full report, and what could not leave is not sent late.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use berth_common::protocol::UsageReport;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::cgroup::Cgroups;
 use crate::reconcile::Board;
 use crate::usage::{Reporter, SampledContainer, Sampler};
 
@@ -20,6 +22,7 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// Runs until aborted, or until nobody takes reports any more.
 pub async fn run(
     mut sampler: Sampler,
+    cgroups: Arc<dyn Cgroups>,
     board: Arc<Board>,
     interval_ms: watch::Receiver<u32>,
     mut connection: watch::Receiver<Option<quinn::Connection>>,
@@ -74,9 +77,22 @@ pub async fn run(
         let interval = Duration::from_millis(u64::from(*interval_ms.borrow()));
         // Ticks are not exact: half of one must not turn two seconds into three.
         due = now + interval.saturating_sub(SAMPLE_EVERY / 2);
-        if reports.try_send(reporter.report(&sample)).is_err() {
+        let mut report = reporter.report(&sample);
+        add_stalls(&mut report, &board, &*cgroups);
+        if reports.try_send(report).is_err() {
             // The link is busy: begin anew, so that nothing counts as reported that was not.
             reporter = Reporter::default();
+        }
+    }
+}
+
+/// Pressure costs three files for each container, so it is read for those that are reported only.
+fn add_stalls(report: &mut UsageReport, board: &Board, cgroups: &dyn Cgroups) {
+    let tenants: HashMap<_, _> = board.running().into_iter().map(|c| (c.id, c.tenant)).collect();
+    for usage in &mut report.containers {
+        if let Some(tenant) = tenants.get(&usage.id) {
+            let stalls = cgroups.stalls(*tenant, usage.id);
+            (usage.psi_cpu, usage.psi_memory, usage.psi_io) = (stalls.cpu, stalls.memory, stalls.io);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Puts the parts together and runs them until told to stop.
 //!
 //! Owns no decision: facilities come in as trait objects, so that the whole agent also runs on fakes. [`host`] makes the
-//! real ones, [`meter`] turns samples into reports, [`lock`] keeps two agents apart, [`wipe`] undoes everything.
+//! real ones, [`halt`] stops all for a shutdown, [`meter`] turns samples into reports, [`lock`] keeps two agents apart, [`wipe`] undoes everything.
 
+pub mod halt;
 pub mod host;
 pub mod lock;
 pub mod meter;
@@ -17,13 +18,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use berth_common::daemon;
 use berth_common::id::ContainerId;
 use berth_common::model::NodeFacts;
 use berth_common::protocol::{LogLine, LogOptions};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroup::CgroupError;
+use crate::cgroup::{self, CgroupError};
 use crate::config::{Config, allocatable};
 use crate::facts::{self, RuntimeFacts};
 use crate::join::{NodeFiles, NodeIdentity};
@@ -107,6 +109,7 @@ impl Agent {
         } = self;
         let mut facts = describe(&config, &host).await?;
         ensure_root(&config, &host, &facts).await?;
+        weigh_slice(&config, &facts).await;
         let (ledger, restored) = Ledger::open(&config.state_dir, who.node).context("opening the ledger")?;
         facts.warnings.extend(restored.damage.iter().cloned());
         let (generation, containers) = match &restored.desired {
@@ -139,9 +142,11 @@ impl Agent {
             layers: facts::nearest(&config.containerd_root).to_owned(),
         };
         let sampler = Sampler::new(sources, host.facilities.cgroups.clone());
+        let beats = board.clone();
         let background = [
             tokio::spawn(meter::run(
                 sampler,
+                host.facilities.cgroups.clone(),
                 board.clone(),
                 interval_out,
                 connection.subscribe(),
@@ -179,6 +184,7 @@ impl Agent {
         };
         let refresh = tokio::spawn(refresh_facts(config, host, facts_in));
         ready();
+        let alive = tokio::spawn(daemon::watchdog(move || beats.silence()));
         let mut link = tokio::spawn(link.run());
         let mut loop_task = loop_task;
         let ended = tokio::select! {
@@ -191,6 +197,7 @@ impl Agent {
             task.abort();
         }
         refresh.abort();
+        alive.abort();
         ended?;
         drop(orders);
         let _ = tokio::time::timeout(Duration::from_secs(5), loop_task).await;
@@ -230,6 +237,31 @@ async fn ensure_root(config: &Config, host: &Host, facts: &NodeFacts) -> anyhow:
             )
         }),
     }
+}
+
+/// Asks systemd, whose group it is, to weigh all of berth's containers by what they may use.
+async fn weigh_slice(config: &Config, facts: &NodeFacts) {
+    let parent = cgroup::parent_for(&config.cgroup_mount, &config.cgroup_parent);
+    if !parent.starts_with(cgroup::DELEGATED) {
+        return;
+    }
+    let weight = cgroup::root_weight(allocatable(facts.capacity, config.system_reserve.into()));
+    let asked = tokio::process::Command::new("systemctl")
+        .args(["set-property", "--runtime", cgroup::DEFAULT_PARENT])
+        .arg(format!("CPUWeight={weight}"))
+        .kill_on_drop(true)
+        .output();
+    let why = match tokio::time::timeout(Duration::from_secs(10), asked).await {
+        Ok(Ok(out)) if out.status.success() => return,
+        Ok(Ok(out)) => String::from_utf8_lossy(&out.stderr).trim().to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "systemctl does not answer".to_owned(),
+    };
+    tracing::warn!(
+        why,
+        weight,
+        "systemd did not set the CPU weight of berth.slice; it keeps the present one"
+    );
 }
 
 async fn refresh_facts(config: Config, host: Host, facts: watch::Sender<NodeFacts>) {

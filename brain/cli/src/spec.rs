@@ -30,6 +30,7 @@ pub fn apply(
     set(&mut limits.cpu, &args.cpus);
     set(&mut limits.cpu_weight, &args.cpu_weight);
     set(&mut limits.memory, &args.memory);
+    set(&mut limits.memory_high, &args.memory_high);
     set(&mut limits.pids, &args.pids);
     set(&mut limits.disk, &args.disk);
     set(&mut limits.read_bps, &args.read_bps);

@@ -50,11 +50,16 @@ const RESUME_ENTRIES: u64 = 2_000;
 pub struct ClusterSettings {
     /// Silence after which a node is lost, milliseconds.
     pub lease_ms: u64,
+    /// How long after the start nodes that were never heard count as just heard, milliseconds.
+    pub patience_ms: u64,
 }
 
 impl Default for ClusterSettings {
     fn default() -> Self {
-        Self { lease_ms: 10_000 }
+        Self {
+            lease_ms: 10_000,
+            patience_ms: 0,
+        }
     }
 }
 
@@ -89,6 +94,7 @@ struct Shared {
     heard: RwLock<HashMap<NodeId, Arc<AtomicU64>>>,
     generations: RwLock<HashMap<NodeId, watch::Sender<Generation>>>,
     started: Instant,
+    beat: AtomicU64,
 }
 
 impl Shared {
@@ -160,6 +166,7 @@ impl Cluster {
             heard: RwLock::default(),
             generations: RwLock::new(generations),
             started: Instant::now(),
+            beat: AtomicU64::new(0),
         });
         let (queue, inbox) = mpsc::channel(QUEUE);
         tokio::spawn(writer::run(Arc::clone(&shared), store, settings, inbox));
@@ -201,6 +208,12 @@ impl Cluster {
     pub async fn report(&self, changes: Vec<Change>, events: Vec<NewEvent>) {
         // The only failure is that the writer has stopped; then there is nobody left to tell.
         let _ = self.queue.send(Message::Report(changes, events)).await;
+    }
+
+    /// How long the writer has not been round.
+    pub fn writer_silence(&self) -> std::time::Duration {
+        let at = self.shared.beat.load(Ordering::Relaxed);
+        std::time::Duration::from_millis(self.shared.now().mono_ms.saturating_sub(at))
     }
 
     /// A node gave a sign of life.

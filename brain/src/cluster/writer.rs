@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use berth_common::error::{ErrorKind, Problem};
@@ -66,7 +67,7 @@ impl Batch {
         &mut self,
         shared: &Shared,
         state: &State,
-        lease_ms: u64,
+        settings: ClusterSettings,
         now: Now,
     ) -> Result<(), serde_json::Error> {
         let last_heard = |node| shared.last_heard(node);
@@ -81,7 +82,8 @@ impl Batch {
                 dirty: &dirty,
                 now,
                 last_heard: &last_heard,
-                lease_ms,
+                lease_ms: settings.lease_ms,
+                patient_until_ms: settings.patience_ms,
             };
             let plan = controllers::plan(&input, &mut new_id);
             if let Some(at) = plan.recheck_at_ms {
@@ -117,6 +119,7 @@ pub async fn run(
     let mut commits = 0u64;
     loop {
         let mono = shared.now().mono_ms;
+        shared.beat.store(mono, Ordering::Relaxed);
         let until_recheck = recheck.as_ref().map_or(Duration::from_secs(3600), |(at, _)| {
             Duration::from_millis(at.saturating_sub(mono))
         });
@@ -137,7 +140,7 @@ pub async fn run(
         let mut batch = Batch::new(&state, std::mem::take(&mut dirty));
         let mut pending = Vec::new();
         let result = fill(&mut batch, messages, &mut pending, &state, now)
-            .and_then(|()| batch.plan(&shared, &state, settings.lease_ms, now));
+            .and_then(|()| batch.plan(&shared, &state, settings, now));
         if let Err(error) = result {
             fail(
                 pending,

@@ -293,6 +293,19 @@ fn a_brain_that_never_heard_of_a_node_waits_a_whole_lease() {
 }
 
 #[test]
+fn a_brain_whose_host_just_booted_gives_the_others_time_to_boot() {
+    let mut w = World::new();
+    w.patient_until_ms = 60_000;
+    w.join(node(1, NodeKind::Shared, 4, 8));
+    w.set_up(node_id(1), false);
+    let patience = w.patient_until_ms / 500;
+    w.run(patience + 19);
+    assert!(!w.state.nodes[&node_id(1)].lost);
+    w.run(3);
+    assert!(w.state.nodes[&node_id(1)].lost);
+}
+
+#[test]
 fn drain_moves_one_by_one_and_says_what_holds_it() {
     let mut w = world(2, 4);
     put(&mut w, 1, "web:1", 4, 1);

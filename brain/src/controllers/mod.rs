@@ -62,6 +62,8 @@ pub struct Input<'a> {
     pub last_heard: &'a dyn Fn(NodeId) -> Option<u64>,
     /// Silence after which a node is lost, milliseconds.
     pub lease_ms: u64,
+    /// Until when nodes that were never heard count as just heard, monotonic milliseconds.
+    pub patient_until_ms: u64,
 }
 
 /// Something to tell people.

@@ -16,9 +16,10 @@ pub(super) fn leases(cx: &mut Context<'_, '_>) -> Vec<NodeId> {
     let (now, lease) = (cx.input.now.mono_ms, cx.input.lease_ms);
     let mut turned = Vec::new();
     for (id, node) in &cx.state.nodes {
-        // Never heard since the brain started counts from its start: a restarted brain gives everyone a full lease.
+        // Never heard since the brain started counts from then: a restarted brain gives everyone a full lease, and one whose
+        // host has just booted time to boot, too, since a power cut rarely takes one host alone.
         let heard = (cx.input.last_heard)(*id);
-        let end = heard.unwrap_or(0).saturating_add(lease);
+        let end = heard.unwrap_or(cx.input.patient_until_ms).saturating_add(lease);
         let silent = now >= end;
         if !silent {
             cx.recheck_leases(end);

@@ -35,6 +35,7 @@ pub(super) struct World {
     pub events: Vec<NewEvent>,
     nodes: BTreeMap<NodeId, FakeNode>,
     heard: BTreeMap<NodeId, u64>,
+    pub patient_until_ms: u64,
     ids: u64,
     pending: Option<(u64, Dirty)>,
 }
@@ -47,6 +48,7 @@ impl World {
             events: vec![],
             nodes: BTreeMap::new(),
             heard: BTreeMap::new(),
+            patient_until_ms: 0,
             ids: 0,
             pending: None,
         };
@@ -110,6 +112,7 @@ impl World {
             },
             last_heard: &heard,
             lease_ms: LEASE_MS,
+            patient_until_ms: self.patient_until_ms,
         };
         let mut ids = self.ids;
         plan(&input, &mut || {

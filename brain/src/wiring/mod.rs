@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_common::daemon;
 use berth_common::identity::Identity;
 use rustls::crypto::ring;
 use tokio_util::sync::CancellationToken;
@@ -121,6 +122,7 @@ pub async fn run(
     let lease_ms = config.lease_secs * 1000;
     let settings = ClusterSettings {
         lease_ms: u64::from(lease_ms),
+        patience_ms: patience_ms(uptime()),
     };
     let cluster = Cluster::open(Arc::new(store), settings).await?;
     first::prepare(&cluster, &dir).await?;
@@ -168,6 +170,8 @@ pub async fn run(
         blobs.clone(),
         settings,
     );
+    let writer = cluster.clone();
+    let alive = tokio::spawn(daemon::watchdog(move || writer.writer_silence()));
     tracing::info!(listen = %config.listen, ?advertise, version = berth_common::VERSION, "the brain is up");
     ready();
     let stop = shutdown.clone().cancelled_owned();
@@ -183,7 +187,23 @@ pub async fn run(
         link.run(shutdown),
     );
     collector.abort();
+    alive.abort();
     served.map_err(BrainError::Serve)
+}
+
+/// How long other hosts may still take to boot after this one did, milliseconds: a power cut takes a whole site, and to
+/// replace what is about to come back by itself would move everything for nothing.
+fn patience_ms(uptime: Option<Duration>) -> u64 {
+    const BOOTING: Duration = Duration::from_secs(180);
+    let left = uptime.map_or(Duration::ZERO, |up| BOOTING.saturating_sub(up));
+    left.as_millis() as u64
+}
+
+/// How long this host has been up.
+fn uptime() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    let seconds = text.split_whitespace().next()?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// Takes the folder for this process; given back when dropped, or by the kernel.

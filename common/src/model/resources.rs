@@ -54,6 +54,10 @@ pub struct LimitsSpec {
     /// Memory, default 256MiB. At least 6MiB. Swap is always none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
+    /// Memory above which a container is slowed down and its memory reclaimed, before the limit ends it; default none. At
+    /// least 1MiB, at most the limit. Needs cgroup v2 (`memory.high`); without it it does nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_high: Option<Bytes>,
     /// Processes and threads, default 512. 1 to 1,000,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
@@ -146,6 +150,9 @@ pub struct Limits {
     pub cpu_weight: u16,
     /// Memory in bytes.
     pub memory: Bytes,
+    /// Memory above which it is slowed down and reclaimed from, bytes; none: nothing but the limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_high: Option<Bytes>,
     /// Swap.
     #[serde(default)]
     pub swap: MemorySwap,
@@ -163,6 +170,7 @@ impl Default for Limits {
             cpu: Millicores(1000),
             cpu_weight: 100,
             memory: Bytes::mib(256),
+            memory_high: None,
             swap: MemorySwap::None,
             pids: 512,
             disk: Bytes::gib(1),
@@ -203,7 +211,16 @@ impl ResourceSpec {
         let io =
             |field, value: Option<Bytes>, default| within(field, value.unwrap_or(default), Bytes(4096), top);
         let ops = |field, value: Option<u32>, default| within(field, value.unwrap_or(default), 1, 10_000_000);
+        let memory = within(
+            "/resources/limits/memory",
+            l.memory.unwrap_or(d.memory),
+            Bytes::mib(6),
+            top,
+        )?;
+        let high = |value| within("/resources/limits/memory_high", value, Bytes::mib(1), memory);
         let limits = Limits {
+            memory,
+            memory_high: l.memory_high.map(high).transpose()?,
             cpu: within(
                 "/resources/limits/cpu",
                 l.cpu.unwrap_or(d.cpu),
@@ -215,12 +232,6 @@ impl ResourceSpec {
                 l.cpu_weight.unwrap_or(100),
                 1,
                 10_000,
-            )?,
-            memory: within(
-                "/resources/limits/memory",
-                l.memory.unwrap_or(d.memory),
-                Bytes::mib(6),
-                top,
             )?,
             swap: MemorySwap::None,
             pids: within("/resources/limits/pids", l.pids.unwrap_or(d.pids), 1, 1_000_000)?,
@@ -284,6 +295,8 @@ mod tests {
                 r#"{"limits":{"memory":"1024TiB"},"reserve":{"memory":"1025TiB"}}"#,
                 "memory",
             ),
+            (r#"{"limits":{"memory_high":"257MiB"}}"#, "memory_high"),
+            (r#"{"limits":{"memory_high":0}}"#, "memory_high"),
             (r#"{"limits":{"pids":0}}"#, "pids"),
             (r#"{"limits":{"cpu_weight":10001}}"#, "cpu_weight"),
             (r#"{"limits":{"read_iops":0}}"#, "read_iops"),

@@ -110,6 +110,15 @@ pub struct ContainerUsage {
     /// Largest working set over the last minute, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_minute_max: Option<u64>,
+    /// CPU pressure. Like the other two read when it is reported; a change of pressure alone is no reason to report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub psi_cpu: Option<Pressure>,
+    /// Memory pressure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub psi_memory: Option<Pressure>,
+    /// IO pressure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub psi_io: Option<Pressure>,
 }
 
 /// One report; a frame alone on a unidirectional stream.

@@ -83,6 +83,7 @@ pub fn limits() -> Limits {
         cpu: Millicores(1500),
         cpu_weight: 200,
         memory: Bytes::mib(300),
+        memory_high: None,
         swap: MemorySwap::None,
         pids: 77,
         disk: Bytes::gib(2),
@@ -237,6 +238,9 @@ pub fn usage() -> UsageReport {
             net_tx_bps: Some(30),
             cpu_minute: Some([5, 6, 7, 8]),
             memory_minute_max: Some(31),
+            psi_cpu: None,
+            psi_memory: None,
+            psi_io: None,
         }],
         full: true,
     }

@@ -15,7 +15,11 @@ pub struct Cluster {
 }
 
 /// The units that hosts get.
-const UNITS: [&str; 2] = ["berth-brain.service", "berth-agent.service"];
+const UNITS: [&str; 3] = [
+    "berth-brain.service",
+    "berth-agent.service",
+    "berth-containers.service",
+];
 
 impl Cluster {
     /// So many Debian 13 hosts, all joined, the example image loaded.
@@ -37,7 +41,7 @@ impl Cluster {
                     0o644,
                 );
             }
-            host.ok("systemctl daemon-reload; systemctl enable -q berth-agent");
+            host.ok("systemctl daemon-reload; systemctl enable -q berth-agent berth-containers");
         }
         let brain = new.lab.host(1);
         let config = format!("advertise = [\"{}:7443\"]\n{settings}", brain.address());

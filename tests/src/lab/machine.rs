@@ -263,7 +263,7 @@ impl Machine {
             ip addr add {address}/24 dev eth0
             ip link set eth0 up
             networkctl reload || true
-            systemctl kill -s USR1 systemd-journald || true",
+            systemctl restart systemd-journald",
             name = self.name,
             mac = self.mac(),
             address = self.address(),

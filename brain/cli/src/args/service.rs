@@ -46,6 +46,9 @@ pub struct SpecArgs {
     /// Memory limit: 256MiB.
     #[arg(short, long, help_heading = "Limits")]
     pub memory: Option<Bytes>,
+    /// Memory above which a container is slowed down, before the limit ends it: 200MiB (cgroup v2).
+    #[arg(long, help_heading = "Limits")]
+    pub memory_high: Option<Bytes>,
     /// Most processes and threads.
     #[arg(long, help_heading = "Limits")]
     pub pids: Option<u32>,
