@@ -2,7 +2,7 @@
 //!
 //! Owns `<state_dir>/ledger`. The set is written and fsynced before it is acted on (R8); a node that boots without its
 //! brain starts from it (R3). Memories (restart counts, back-off, last exit) are renamed into place without fsync: they
-//! survive a kill −9, and a power cut costs no more than a counter. A damaged file is moved aside and reported.
+//! survive a kill −9, and a power cut costs no more than a counter; that a container ended for good is fsynced. A damaged file is moved aside and reported.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -187,6 +187,11 @@ impl Ledger {
                 continue;
             };
             let content = std::fs::read(&path).map_err(io("reading", &path))?;
+            if content.is_empty() {
+                // What a power cut leaves of a file that was not synced: nothing is known, and nothing is damaged.
+                std::fs::remove_file(&path).map_err(io("removing", &path))?;
+                continue;
+            }
             match serde_json::from_slice(&content) {
                 Ok(memory) => drop(found.insert(id, memory)),
                 Err(error) => damage.push(move_aside(&path, &error.to_string())?),
@@ -214,7 +219,7 @@ impl Ledger {
         write_atomically(&self.dir.join(SET_FILE), &content, true)
     }
 
-    /// Writes what is remembered of a container; survives a kill of the agent.
+    /// Writes what is remembered of a container; survives a kill of the agent, and a power cut once it ended for good.
     ///
     /// # Errors
     /// [`LedgerError::Io`].
@@ -223,7 +228,8 @@ impl Ledger {
             what: "a container's memory",
             source,
         })?;
-        write_atomically(&self.memory_path(id), &content, false)
+        // That a container ended for good must survive a power cut: a job would run twice.
+        write_atomically(&self.memory_path(id), &content, memory.rest.is_some())
     }
 
     /// Drops what is remembered of a container.
@@ -281,6 +287,22 @@ mod tests {
             generation: Generation(generation),
             ..DesiredSet::empty(node)
         }
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_empty_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(dir.path(), NodeId::from_bytes([1; 10])).unwrap();
+        let id = ContainerId::from_bytes([2; 10]);
+        ledger.remember(id, &Memory::default()).unwrap();
+        std::fs::write(ledger.memory_path(id), "").unwrap();
+        let (ledger, restored) = Ledger::open(dir.path(), NodeId::from_bytes([1; 10])).unwrap();
+        assert!(
+            restored.memories.is_empty() && restored.damage.is_empty(),
+            "{:?}",
+            restored.damage
+        );
+        assert!(!ledger.memory_path(id).exists());
     }
 
     #[test]

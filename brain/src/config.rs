@@ -100,6 +100,9 @@ pub struct Config {
     pub node_certificate_secs: u32,
     /// More DNS names for the brain's certificate. Those in `advertise` are in it anyway.
     pub tls_names: Vec<String>,
+    /// Folder with the agents' programs, which the installer hands out: those for this architecture, and a folder named after
+    /// each other one (`aarch64`); empty: the folder of the running program.
+    pub program_dir: PathBuf,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter as `info,berth_brain::link=debug`.
     pub log_level: String,
     /// How it is logged.
@@ -117,6 +120,7 @@ impl Default for Config {
             lease_secs: 10,
             node_certificate_secs: 30 * 86_400,
             tls_names: Vec::new(),
+            program_dir: PathBuf::new(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Auto,
             api: ApiLimits::default(),

@@ -1,14 +1,12 @@
 //! Images against a real containerd and a registry that misbehaves.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use berth_agent::containerd::{Containerd, NAMESPACE};
 use berth_agent::image::scan::ScanLimits;
-use berth_agent::image::{ContainerdImages, ImageError, ImageInfo, ImageSettings, Images, LoadedImages};
+use berth_agent::image::{ContainerdImages, ImageError, ImageInfo, ImageSettings, Images};
 use berth_common::id::TenantId;
 use berth_common::model::{Digest, ImageRef, LoadedImage, RegistryCredential, UnixMillis};
 use berth_common::units::Bytes;
@@ -17,51 +15,11 @@ use berth_tests::registry::{Fault, Image, Layer, Packing, Registry};
 use containerd_client::services::v1 as api;
 use tokio::sync::mpsc;
 
+mod images_bench;
+use images_bench::Loaded;
+
 const A: TenantId = TenantId::from_bytes([1; 10]);
 const B: TenantId = TenantId::from_bytes([2; 10]);
-
-/// What was loaded into a brain, in memory; one blob breaks off once.
-#[derive(Default)]
-struct Loaded {
-    image: Option<LoadedImage>,
-    blobs: HashMap<Digest, Vec<u8>>,
-    breaks: std::sync::Mutex<Option<(Digest, usize)>>,
-    offsets: std::sync::Mutex<Vec<u64>>,
-}
-
-#[async_trait]
-impl LoadedImages for Loaded {
-    async fn find(&self, tenant: TenantId, reference: &ImageRef) -> Result<Option<LoadedImage>, String> {
-        let image = self.image.clone();
-        Ok(image.filter(|image| image.tenant == tenant && image.reference == *reference))
-    }
-
-    async fn blob(
-        &self,
-        _tenant: TenantId,
-        digest: Digest,
-        offset: u64,
-    ) -> Result<mpsc::Receiver<Result<bytes::Bytes, String>>, String> {
-        self.offsets.lock().unwrap().push(offset);
-        let body = self.blobs.get(&digest).ok_or("no such blob")?[offset as usize..].to_vec();
-        let cut = self
-            .breaks
-            .lock()
-            .unwrap()
-            .take_if(|(broken, _)| *broken == digest);
-        let (sender, receiver) = mpsc::channel(4);
-        tokio::spawn(async move {
-            let end = cut.map_or(body.len(), |(_, at)| at);
-            for piece in body[..end].chunks(64 << 10) {
-                let _ = sender.send(Ok(bytes::Bytes::copy_from_slice(piece))).await;
-            }
-            if cut.is_some() {
-                let _ = sender.send(Err("the link broke".to_owned())).await;
-            }
-        });
-        Ok(receiver)
-    }
-}
 
 struct Bench {
     images: ContainerdImages,
@@ -193,6 +151,45 @@ impl Bench {
         (content, snapshots, leases, images.into_inner().images.len())
     }
 
+    /// Milliseconds since the epoch at which the only image was used last; 0 when the daemon does not answer.
+    async fn last_use(&self) -> u64 {
+        let list = api::ListImagesRequest { filters: Vec::new() };
+        let Ok(found) = self.containerd.images().list(self.containerd.request(list)).await else {
+            return 0;
+        };
+        let image = found.into_inner().images.remove(0);
+        let used = image.labels.iter().find(|(key, _)| key.ends_with("used"));
+        used.and_then(|(_, at)| at.parse().ok()).unwrap_or(0)
+    }
+
+    /// Makes the only image look as if it had not been used for ever.
+    async fn forget_last_use(&self) {
+        let list = api::ListImagesRequest { filters: Vec::new() };
+        let found = self
+            .containerd
+            .images()
+            .list(self.containerd.request(list))
+            .await
+            .unwrap();
+        let mut image = found.into_inner().images.remove(0);
+        let key = image
+            .labels
+            .keys()
+            .find(|key| key.ends_with("used"))
+            .unwrap()
+            .clone();
+        image.labels.insert(key, "0".to_owned());
+        let body = api::UpdateImageRequest {
+            image: Some(image),
+            ..Default::default()
+        };
+        self.containerd
+            .images()
+            .update(self.containerd.request(body))
+            .await
+            .unwrap();
+    }
+
     async fn settles_at(&self, expected: (usize, usize, usize, usize)) {
         for _ in 0..50 {
             if self.left().await == expected {
@@ -297,6 +294,18 @@ async fn a_good_image_arrives_on(version: Version) {
     );
     assert_eq!(again.unwrap().lookup(A, &reference).await.unwrap(), Some(info));
     bench.containerd.lease_delete("look").await.unwrap();
+
+    // Its last use is noted again once that is old, and the daemon survives it: 1.7 crashed on an update without a target.
+    bench.forget_last_use().await;
+    bench.images.lookup(A, &reference).await.unwrap().unwrap();
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if bench.last_use().await > 0 {
+            break;
+        }
+    }
+    assert!(bench.last_use().await > 0, "noted");
+    bench.containerd.version().await.unwrap();
     bench.images.remove(A, &reference).await.unwrap();
     assert_eq!(bench.images.lookup(A, &reference).await.unwrap(), None);
     bench.settles_at((0, 0, 0, 0)).await;

@@ -109,6 +109,13 @@ impl Inner {
             )),
         );
         let (mounts, ()) = (mounts?, written?);
+        // Beside the start, which need not wait for the disk.
+        let places = self.places.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = places.sync(id) {
+                tracing::debug!(container = %id, %error, "its files were not written through");
+            }
+        });
         let layout = Self::layout(id, &mounts)?;
         let identity = self.identity(request, &layout).await?;
         self.prepare_layer(id, &layout, owner, request.spec.limits.disk.0)

@@ -77,6 +77,18 @@ impl Places {
         Ok(())
     }
 
+    /// Writes the generated files through to the disk: after a power cut a container would go on with empty ones.
+    ///
+    /// # Errors
+    /// When one is not there, or the disk fails.
+    pub fn sync(&self, id: ContainerId) -> io::Result<()> {
+        let dir = self.files(id);
+        for entry in fs::read_dir(&dir)? {
+            fs::File::open(entry?.path())?.sync_all()?;
+        }
+        fs::File::open(&dir)?.sync_all()
+    }
+
     /// Removes all of it, mounts included; nothing there is fine.
     ///
     /// # Errors

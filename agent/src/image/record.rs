@@ -149,6 +149,8 @@ impl Store {
             image: Some(api::Image {
                 name: name.clone(),
                 labels: HashMap::from([(LABEL_USED.to_owned(), now.0.to_string())]),
+                // Left alone by the mask, but containerd 1.7 crashes without one.
+                target: Some(Descriptor::default()),
                 ..Default::default()
             }),
             update_mask: Some(prost_types::FieldMask {

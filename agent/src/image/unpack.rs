@@ -5,10 +5,12 @@
 //! or leak another's. Idempotent: what is unpacked already is kept.
 
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_common::model::Digest;
 use bytes::{Buf as _, Bytes};
+use containerd_client::types::Mount;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 
@@ -139,14 +141,49 @@ pub(super) async fn layer(
         key: Some(key.clone()),
     };
     let mounts = store.prepare(lease, &key, parent).await?;
+    let place = written_to(&mounts);
     let applied = store.apply(lease, layer, scanned.compression, mounts).await?;
     if applied != scanned.diff_id.to_string() {
         return Err(mismatch(layer, scanned.diff_id, &applied).into());
     }
+    // containerd writes its records through to the disk and the files of layers not: after a power cut there would be a layer
+    // that counts as whole and whose programs are empty.
+    let synced = tokio::task::spawn_blocking(move || sync(place.as_deref())).await;
+    synced
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+        .map_err(|error| {
+            let status = tonic::Status::internal(format!("writing it through to the disk: {error}"));
+            store
+                .containerd
+                .error("unpacking layer", layer.digest.to_string(), status)
+        })?;
     if store.commit_snapshot(lease, name, &key).await? {
         unpacked.keep();
     }
     Ok(())
+}
+
+/// The directory that a snapshot's files are written to.
+fn written_to(mounts: &[Mount]) -> Option<PathBuf> {
+    let mount = mounts.first()?;
+    let upper = mount
+        .options
+        .iter()
+        .find_map(|option| option.strip_prefix("upperdir="));
+    upper
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(&mount.source)).filter(|path| path.is_dir()))
+}
+
+/// Writes its whole file system through to the disk; without a directory, everything.
+fn sync(place: Option<&Path>) -> io::Result<()> {
+    match place {
+        Some(place) => Ok(nix::unistd::syncfs(std::fs::File::open(place)?)?),
+        None => {
+            nix::unistd::sync();
+            Ok(())
+        }
+    }
 }
 
 /// Removes a half-unpacked snapshot when its work is dropped, also by a time limit. If this process dies, the lease does it.

@@ -107,7 +107,17 @@ impl Bench {
         };
         let blobs = BlobStore::open(&dir.path().join("blobs")).unwrap();
         let advertise = vec!["10.0.0.1:7443".to_owned()];
-        let api = ApiState::new(cluster, gateway, "ab".repeat(32), advertise, blobs, settings);
+        let installer =
+            super::install::Installer::new(dir.path().join("programs"), "sha256//AAAA".to_owned());
+        let api = ApiState::new(
+            cluster,
+            gateway,
+            "ab".repeat(32),
+            advertise,
+            installer,
+            blobs,
+            settings,
+        );
         Self {
             app: super::router(api.clone()),
             api,

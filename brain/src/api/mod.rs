@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod containers;
+pub mod install;
 pub mod limits;
 pub mod nodes;
 pub mod openapi;
@@ -83,6 +84,8 @@ pub struct Inner {
     pub ca_fingerprint: String,
     /// Addresses (host:port) at which nodes reach the brain.
     pub advertise: Vec<String>,
+    /// Makes hosts nodes.
+    pub installer: Arc<install::Installer>,
     /// Blobs of loaded images.
     pub blobs: BlobStore,
     /// Settings.
@@ -107,6 +110,7 @@ impl ApiState {
         gateway: Arc<dyn Gateway>,
         ca_fingerprint: String,
         advertise: Vec<String>,
+        installer: install::Installer,
         blobs: BlobStore,
         settings: ApiSettings,
     ) -> Self {
@@ -116,6 +120,7 @@ impl ApiState {
             gateway,
             ca_fingerprint,
             advertise,
+            installer: Arc::new(installer),
             blobs,
             settings,
             limits,
@@ -148,5 +153,6 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
 /// The whole API, ready to serve.
 pub fn router(state: ApiState) -> Router {
     let (routes, document) = documented();
-    server::layers(openapi::serve(routes, document), &state).with_state(state)
+    let routes = openapi::serve(routes, document).merge(install::routes());
+    server::layers(routes, &state).with_state(state)
 }

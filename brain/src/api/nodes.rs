@@ -378,6 +378,7 @@ async fn create_join_token(
         secret: format!("{id}.{secret}"),
     };
     let answer = CreatedJoinToken {
+        install: api.installer.line(&token.addresses[0], &token.to_string()),
         token: token.to_string(),
         expires_at,
     };

@@ -26,12 +26,13 @@ use time::{Duration, OffsetDateTime};
 const CERT_FILE: &str = "ca.crt";
 /// File of the CA's key.
 const KEY_FILE: &str = "ca.key";
+const SERVER_KEY_FILE: &str = "server.key";
 /// Validity of the CA.
 const CA_LIFE: Duration = Duration::days(3_650);
 /// Validity of a node's certificate; agents renew at two thirds of it.
 pub const NODE_LIFE: Duration = Duration::days(30);
 /// Certificates are valid a little before they are made, as hosts' clocks differ.
-const SKEW: Duration = Duration::minutes(5);
+const SKEW: Duration = Duration::days(1);
 /// Largest certificate request looked at, bytes.
 const MAX_CSR: usize = 16 << 10;
 
@@ -82,6 +83,7 @@ pub struct CertificateAuthority {
     cert: CertificateDer<'static>,
     pem: String,
     issuer: Issuer<'static, KeyPair>,
+    server: KeyPair,
     ends: OffsetDateTime,
     node_life: Duration,
 }
@@ -115,20 +117,33 @@ impl CertificateAuthority {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(file("reading", path)(error)),
         };
+        let server_path = dir.join(SERVER_KEY_FILE);
+        // Kept, so that lines of the installer, which pin it, outlive a restart.
+        let server = |held: Option<String>| match held {
+            Some(pem) => KeyPair::from_pem(&pem).map_err(|source| CaError::Damaged {
+                what: "server key",
+                source,
+            }),
+            None => {
+                let key = KeyPair::generate()?;
+                write_private(&server_path, &key.serialize_pem()).map_err(file("writing", &server_path))?;
+                Ok(key)
+            }
+        };
         match (read(&cert_path)?, read(&key_path)?) {
-            (Some(cert), Some(key)) => Self::load(dir, cert, &key),
+            (Some(cert), Some(key)) => Self::load(dir, cert, &key, server(read(&server_path)?)?),
             (Some(_), None) => Err(CaError::KeyMissing(key_path)),
             // The certificate is written last: without it nothing was ever signed.
             (None, _) => {
                 let (cert, key) = create()?;
                 write_private(&key_path, &key).map_err(file("writing", &key_path))?;
                 write_private(&cert_path, &cert).map_err(file("writing", &cert_path))?;
-                Self::load(dir, cert, &key)
+                Self::load(dir, cert, &key, server(read(&server_path)?)?)
             }
         }
     }
 
-    fn load(dir: &Path, pem: String, key: &str) -> Result<Self, CaError> {
+    fn load(dir: &Path, pem: String, key: &str, server: KeyPair) -> Result<Self, CaError> {
         let cert = identity::parse_cert("the CA certificate", &pem)?;
         let key = KeyPair::from_pem(key).map_err(|source| CaError::Damaged { what: "key", source })?;
         if hex::encode(Sha256::digest(key.subject_public_key_info())) != identity::key_fingerprint(&cert)? {
@@ -143,9 +158,20 @@ impl CertificateAuthority {
             cert,
             pem,
             issuer,
+            server,
             ends: OffsetDateTime::from_unix_timestamp(ends).unwrap_or(OffsetDateTime::UNIX_EPOCH),
             node_life: NODE_LIFE,
         })
+    }
+
+    /// The brain's public key, as curl's `--pinnedpubkey` wants it.
+    pub fn pin(&self) -> String {
+        use base64::Engine as _;
+        let digest = Sha256::digest(self.server.subject_public_key_info());
+        format!(
+            "sha256//{}",
+            base64::engine::general_purpose::STANDARD.encode(digest)
+        )
     }
 
     /// SHA-256 (hex) of the CA's certificate, which join tokens carry.
@@ -219,12 +245,12 @@ impl CertificateAuthority {
             .subject_alt_names
             .extend(addresses.into_iter().map(SanType::IpAddress));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let key = KeyPair::generate()?;
-        let cert = params.signed_by(&key, &self.issuer)?;
-        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|why| IdentityError::Malformed {
-            what: "the brain's new key",
-            why: why.to_owned(),
-        })?;
+        let cert = params.signed_by(&self.server, &self.issuer)?;
+        let key =
+            PrivateKeyDer::try_from(self.server.serialize_der()).map_err(|why| IdentityError::Malformed {
+                what: "the brain's new key",
+                why: why.to_owned(),
+            })?;
         Ok(Identity {
             chain: vec![cert.der().clone(), self.cert.clone()],
             key,

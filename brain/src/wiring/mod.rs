@@ -20,6 +20,7 @@ use berth_common::identity::Identity;
 use rustls::crypto::ring;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::install::Installer;
 use crate::api::{self, ApiSettings, ApiState};
 use crate::ca::{CaError, CertificateAuthority};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
@@ -167,6 +168,7 @@ pub async fn run(
         Arc::new(links),
         ca.fingerprint(),
         advertise.clone(),
+        Installer::new(program_dir(&config), ca.pin()),
         blobs.clone(),
         settings,
     );
@@ -189,6 +191,16 @@ pub async fn run(
     collector.abort();
     alive.abort();
     served.map_err(BrainError::Serve)
+}
+
+/// Where the agents' programs are, for the installer.
+fn program_dir(config: &Config) -> PathBuf {
+    if !config.program_dir.as_os_str().is_empty() {
+        return config.program_dir.clone();
+    }
+    let own = std::env::current_exe().ok();
+    own.and_then(|exe| exe.parent().map(Path::to_owned))
+        .unwrap_or_else(|| "/usr/local/bin".into())
 }
 
 /// How long other hosts may still take to boot after this one did, milliseconds: a power cut takes a whole site, and to

@@ -346,6 +346,9 @@ pub struct CreateJoinToken {
 pub struct CreatedJoinToken {
     /// The token for `berth-agent join`.
     pub token: String,
+    /// The line that makes a host with nothing but Linux a node, the token in it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub install: String,
     /// When it stops working.
     pub expires_at: UnixMillis,
 }

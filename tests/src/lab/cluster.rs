@@ -14,7 +14,7 @@ pub struct Cluster {
     pub lab: Lab,
 }
 
-/// The units that hosts get.
+/// The units of a node.
 const UNITS: [&str; 3] = [
     "berth-brain.service",
     "berth-agent.service",
@@ -28,33 +28,51 @@ impl Cluster {
         Self::start(&vec![&template; count], "lease_secs = 5\n")
     }
 
-    /// One host from each template; the brain gets some lines of settings.
+    /// One host from each template, all joined; the brain gets some lines of settings.
     pub fn start(templates: &[&Template], settings: &str) -> Self {
-        let new = Self {
-            lab: Lab::start(templates),
-        };
-        for host in &new.lab.hosts {
-            for unit in UNITS {
-                host.push(
-                    &crate::root().join("systemd").join(unit),
-                    &format!("/etc/systemd/system/{unit}"),
-                    0o644,
-                );
+        let new = Self::brain_alone(templates, settings);
+        std::thread::scope(|scope| {
+            for host in &new.lab.hosts {
+                scope.spawn(|| {
+                    new.units(host);
+                    new.join(host);
+                });
             }
-            host.ok("systemctl daemon-reload; systemctl enable -q berth-agent berth-containers");
-        }
-        let brain = new.lab.host(1);
-        let config = format!("advertise = [\"{}:7443\"]\n{settings}", brain.address());
-        brain.write("/etc/berth/brain.toml", config.as_bytes(), 0o644);
-        brain.ok("systemctl enable -q --now berth-brain");
-        new.wait_brain();
-        for host in &new.lab.hosts {
-            new.join(host);
-        }
+        });
         for host in &new.lab.hosts {
             new.wait_node(&host.name, "ready", 60);
         }
         new
+    }
+
+    /// The machines, with a brain on the first and no node yet.
+    pub fn brain_alone(templates: &[&Template], settings: &str) -> Self {
+        let new = Self {
+            lab: Lab::start(templates),
+        };
+        let brain = new.lab.host(1);
+        let unit = "berth-brain.service";
+        brain.push(
+            &crate::root().join("systemd").join(unit),
+            &format!("/etc/systemd/system/{unit}"),
+            0o644,
+        );
+        let config = format!("advertise = [\"{}:7443\"]\n{settings}", brain.address());
+        brain.write("/etc/berth/brain.toml", config.as_bytes(), 0o644);
+        brain.ok("systemctl daemon-reload; systemctl enable -q --now berth-brain");
+        new.wait_brain();
+        new
+    }
+
+    fn units(&self, host: &Machine) {
+        for unit in UNITS {
+            host.push(
+                &crate::root().join("systemd").join(unit),
+                &format!("/etc/systemd/system/{unit}"),
+                0o644,
+            );
+        }
+        host.ok("systemctl daemon-reload; systemctl enable -q berth-agent berth-containers");
     }
 
     /// Makes a machine a node.
@@ -101,6 +119,26 @@ impl Cluster {
         self.berth(&args);
     }
 
+    /// The mixed fleet that people have: two Debian 13 and one Debian 12.
+    pub fn mixed(settings: &str) -> Self {
+        let new = Template::find(Debian::Trixie, Content::Prepared);
+        let old = Template::find(Debian::Bookworm, Content::Prepared);
+        let cluster = Self::start(&[&new, &new, &old], settings);
+        cluster.load_example();
+        cluster
+    }
+
+    /// Waits until a tenant's only container runs; its id.
+    pub fn only_container_of(&self, tenant: &str) -> String {
+        let args = ["ps", "--tenant", tenant];
+        let found = eventually(Duration::from_secs(90), || {
+            let items = self.items(&args);
+            let runs = items.len() == 1 && items[0]["observed"]["phase"] == "running";
+            runs.then(|| items[0]["id"].as_str().unwrap_or("").to_owned())
+        });
+        found.unwrap_or_else(|| panic!("{}", self.berth(&args)))
+    }
+
     /// Waits until the brain's running containers are what a test wants; what they were at last.
     ///
     /// # Errors
@@ -130,4 +168,30 @@ impl Operator for Cluster {
         let log = self.lab.host(1).sh("journalctl -u berth-brain --no-pager -n 100");
         log.1
     }
+}
+
+/// Each container's id and where it runs, for comparing before and after.
+pub fn places(containers: &[serde_json::Value]) -> Vec<(String, String)> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("").to_owned();
+    let mut places: Vec<_> = containers
+        .iter()
+        .map(|c| (text(&c["id"]), text(&c["node_name"])))
+        .collect();
+    places.sort();
+    places
+}
+
+/// Each container's id and the pid of its first process.
+pub fn pids(containers: &[serde_json::Value]) -> Vec<(String, u64)> {
+    let mut pids: Vec<_> = containers
+        .iter()
+        .map(|c| {
+            (
+                c["id"].as_str().unwrap_or("").to_owned(),
+                c["observed"]["pid"].as_u64().unwrap_or(0),
+            )
+        })
+        .collect();
+    pids.sort();
+    pids
 }

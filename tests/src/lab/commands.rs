@@ -13,7 +13,17 @@ impl Machine {
     /// # Errors
     /// When it gives no result: the machine is gone or the time is over.
     pub fn try_sh(&self, script: &str, limit: Duration) -> Result<Output, ChannelError> {
-        self.channel().output(&["sh", "-c", script], b"", limit)
+        let begun = Instant::now();
+        let result = self.channel().output(&["sh", "-c", script], b"", limit);
+        if begun.elapsed() > Duration::from_secs(5) {
+            let line = script.trim_start().lines().next().unwrap_or("");
+            eprintln!(
+                "lab: {}: {:.1} s: {line}",
+                self.name,
+                begun.elapsed().as_secs_f64()
+            );
+        }
+        result
     }
 
     /// Runs a shell script and returns its exit code and all its output.
@@ -64,7 +74,7 @@ impl Machine {
     /// Writes a file, making its folder.
     pub fn write(&self, path: &str, content: &[u8], mode: u32) {
         let script = format!(
-            "umask 022; mkdir -p \"${{1%/*}}\" && cat >\"$1.lab\" && chmod {mode:o} \"$1.lab\" && mv \"$1.lab\" \"$1\""
+            "umask 022; mkdir -p \"${{1%/*}}\" && cat >\"$1.lab\" && chmod {mode:o} \"$1.lab\" && mv \"$1.lab\" \"$1\" && sync \"$1\" \"${{1%/*}}\""
         );
         let out = self
             .channel()

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::machine::{Machine, PATIENCE, Start};
+use super::machine::{Machine, PATIENCE};
 use crate::process::{eventually, signal};
 
 impl Machine {
@@ -34,11 +34,6 @@ impl Machine {
         if let Some(mut process) = self.process.take() {
             process.kill9();
         }
-    }
-
-    /// Switches it on after [`Machine::crash`] or [`Machine::power_off`].
-    pub fn boot(&mut self) {
-        self.start(Start::Cold);
     }
 
     /// Reboots it as `systemctl reboot` does, and waits until it is back. The time until then.

@@ -186,11 +186,12 @@ impl Image {
         let suite = debian.suite();
         let guest = stripped("berth-lab-guest");
         let guest = guest.path();
-        let parts: [&[u8]; 7] = [
+        let parts: [&[u8]; 8] = [
             suite.as_bytes(),
             format!("{content:?}").as_bytes(),
             BASE.as_bytes(),
             NEEDS.as_bytes(),
+            PACKAGES.as_bytes(),
             SETTLE.as_bytes(),
             GUEST_UNIT.as_bytes(),
             GUEST_SOURCE.as_bytes(),
@@ -226,14 +227,15 @@ fn make(new: &Path, suite: &str, content: Content, guest: &Path) {
         "--customize-hook=chroot \"$1\" sh /opt/lab/settle && rm \"$1/opt/lab/settle\"".to_owned(),
     ];
     let mut options: Vec<&str> = vec!["--variant=essential"];
-    options.extend(hooks.iter().map(String::as_str));
     let include = match content {
         Content::Prepared => format!("{BASE},{NEEDS}"),
         Content::Bare => BASE.to_owned(),
     };
+    // Before the system forgets the name server of the machine that makes it.
     if content == Content::Bare {
         options.push(PACKAGES);
     }
+    options.extend(hooks.iter().map(String::as_str));
     mmdebstrap(suite, &root, &include, &options);
     for (pattern, name) in [("vmlinuz-", "vmlinuz"), ("initrd.img-", "initrd")] {
         let boot = std::fs::read_dir(root.join("boot")).expect("boot").flatten();

@@ -25,15 +25,6 @@ pub const MEMORY_MIB: u32 = 768;
 /// Name of the socket at which a person gets a shell, in a machine's folder.
 pub const SHELL_SOCKET: &str = "shell.sock";
 
-/// Where a machine's memory comes from.
-#[derive(Debug, Clone, Copy)]
-pub enum Start<'a> {
-    /// Power on.
-    Cold,
-    /// A saved state.
-    Restore(&'a Path),
-}
-
 /// A virtual machine. Its emulator is killed when dropped.
 #[derive(Debug)]
 pub struct Machine {
@@ -169,41 +160,56 @@ impl Machine {
         format!("52:54:00:be:00:{:02x}", self.number)
     }
 
-    /// Starts it and waits until it answers on its control channel.
-    pub fn start(&mut self, start: Start<'_>) {
+    fn launch(&mut self, more: &[&str]) {
         assert!(self.process.is_none(), "{} runs already", self.name);
         for socket in ["lab.sock", SHELL_SOCKET, "qmp.sock"] {
             let _ = std::fs::remove_file(self.dir.join(socket));
         }
         let mut command = self.command();
-        if matches!(start, Start::Restore(_)) {
-            command.args(["-incoming", "defer"]);
-        }
+        command.args(more);
         self.process = Some(Process::spawn(command, &self.dir.join("emulator.log")));
-        if let Start::Restore(state) = start {
-            let mut qmp = self.qmp();
-            let ask = |qmp: &mut Qmp, command: &str, arguments| {
-                qmp.ask(command, arguments)
-                    .unwrap_or_else(|e| panic!("{}: {e}", self.name))
-            };
-            ask(&mut qmp, "migrate-set-capabilities", mapped_ram());
-            ask(
-                &mut qmp,
-                "migrate-incoming",
-                json!({ "uri": format!("file:{}", state.display()) }),
-            );
-            let up = eventually(PATIENCE, || {
-                let status = ask(&mut qmp, "query-status", json!({}));
-                (status["status"] == "paused").then_some(())
-            });
-            assert!(up.is_some(), "{}: the saved state was not restored", self.name);
-            // It was stopped to be saved.
-            ask(&mut qmp, "cont", json!({}));
-        }
+    }
+
+    /// Switches it on and does not wait; the emulator ends with the thread that calls this.
+    pub fn power_on(&mut self) {
+        self.launch(&[]);
+    }
+
+    /// Waits until it answers on its control channel after [`Machine::power_on`].
+    pub fn wait_booted(&mut self) {
         self.connect();
-        if matches!(start, Start::Restore(_)) {
-            self.become_itself();
-        }
+    }
+
+    /// Begins to take its memory from a saved state, and does not wait.
+    pub fn begin_restore(&mut self) {
+        self.launch(&["-incoming", "defer"]);
+    }
+
+    /// Takes its memory from the saved state after [`Machine::begin_restore`], and becomes itself.
+    pub fn restore(&mut self, state: &Path) {
+        let mut qmp = self.qmp();
+        let ask = |qmp: &mut Qmp, command: &str, arguments| {
+            qmp.ask(command, arguments)
+                .unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        };
+        ask(&mut qmp, "migrate-set-capabilities", mapped_ram());
+        let uri = format!("file:{}", state.display());
+        ask(&mut qmp, "migrate-incoming", json!({ "uri": uri }));
+        let up = eventually(PATIENCE, || {
+            let status = ask(&mut qmp, "query-status", json!({}));
+            (status["status"] == "paused").then_some(())
+        });
+        assert!(up.is_some(), "{}: the saved state was not restored", self.name);
+        // It was stopped to be saved.
+        ask(&mut qmp, "cont", json!({}));
+        self.connect();
+        self.become_itself();
+    }
+
+    /// Switches it on after a power cut and waits until it answers.
+    pub fn boot(&mut self) {
+        self.power_on();
+        self.wait_booted();
     }
 
     fn connect(&mut self) {

@@ -59,12 +59,16 @@ impl Lab {
             switch: Switch::default(),
             dir,
         };
-        for template in templates {
-            let number = lab.hosts.len() as u8 + 1;
-            let mut host = template.machine(lab.dir.path(), number, &lab.switch);
-            host.start(machine::Start::Restore(&template.state));
+        for (at, template) in templates.iter().enumerate() {
+            let mut host = template.machine(lab.dir.path(), at as u8 + 1, &lab.switch);
+            host.begin_restore();
             lab.hosts.push(host);
         }
+        std::thread::scope(|scope| {
+            for (host, template) in lab.hosts.iter_mut().zip(templates) {
+                scope.spawn(|| host.restore(&template.state));
+            }
+        });
         lab
     }
 
@@ -82,6 +86,23 @@ impl Lab {
     /// The same, to switch it on and off.
     pub fn host_mut(&mut self, number: usize) -> &mut Machine {
         &mut self.hosts[number - 1]
+    }
+
+    /// Cuts everyone's power at once.
+    pub fn crash_all(&mut self) {
+        self.hosts.iter_mut().for_each(Machine::crash);
+    }
+
+    /// Switches everyone on, all at the same time.
+    pub fn boot_all(&mut self) {
+        for host in &mut self.hosts {
+            host.power_on();
+        }
+        std::thread::scope(|scope| {
+            for host in &mut self.hosts {
+                scope.spawn(|| host.wait_booted());
+            }
+        });
     }
 
     /// Where its machines' disks and consoles are.

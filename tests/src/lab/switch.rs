@@ -72,7 +72,6 @@ impl Switch {
         let (switch, name) = (self.clone(), name.to_owned());
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
-                outgoing.frames.lock().expect("frames").clear();
                 let (outgoing, writer) = (outgoing.clone(), stream.try_clone());
                 let Ok(writer) = writer else { return };
                 std::thread::spawn(move || deliver(&outgoing, writer));
@@ -179,6 +178,14 @@ impl State {
 
 /// Hands a machine its frames when they are due, until its emulator is gone.
 fn deliver(outgoing: &Outgoing, mut stream: UnixStream) {
+    // What was meant for it while it was off is no concern of its next life.
+    const STALE: Duration = Duration::from_secs(1);
+    let begun = Instant::now();
+    outgoing
+        .frames
+        .lock()
+        .expect("frames")
+        .retain(|(due, _)| *due + STALE > begun);
     loop {
         let mut batch = Vec::new();
         {

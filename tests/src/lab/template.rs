@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::image::{Content, Debian, Emulator, Image, stripped};
-use super::machine::{APPEND, MEMORY_MIB, Machine, Start};
+use super::machine::{APPEND, MEMORY_MIB, Machine};
 use super::store;
 use super::switch::Switch;
 
@@ -77,7 +77,7 @@ fn make(new: &Path, image: &Image, emulator: &Emulator, programs: &[(&str, tempf
         (&image.disk, "raw"),
         &Switch::default(),
     );
-    machine.start(Start::Cold);
+    machine.boot();
     for (name, program) in programs {
         machine.push(program.path(), &format!("/usr/local/bin/{name}"), 0o755);
     }

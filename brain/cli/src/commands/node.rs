@@ -43,8 +43,9 @@ pub async fn node(session: &Session, command: NodeCommand) -> Result<(), Failure
             let url = client.url(&["nodes", "tokens"], &[]);
             let made: CreatedJoinToken = client.call(Method::POST, url, Some(&body)).await?;
             session.note(&format!(
-                "run on the new host until {}: sudo berth-agent join TOKEN",
-                moment(made.expires_at)
+                "on the new host, until {}:\n  {}\nor, where berth-agent is installed already: sudo berth-agent join TOKEN",
+                moment(made.expires_at),
+                made.install
             ));
             session.show(&made, |_, _| format!("{}\n", made.token))
         }

@@ -1,0 +1,195 @@
+//! R3 on real hosts: power cuts, reboots, hosts without their brain. Two of Debian 13 and one of Debian 12.
+
+use std::time::Duration;
+
+use berth_tests::lab::Machine;
+use berth_tests::lab::cluster::{Cluster, pids, places};
+use berth_tests::operator::Operator as _;
+
+const BACK: Duration = Duration::from_secs(120);
+
+/// Longer than a host takes to boot: what comes back by itself is not replaced.
+const PATIENT: &str = "lease_secs = 90\n";
+
+/// Containers whose kernel limits differ from what the brain wants, and processes that are there twice.
+fn check_hosts(c: &Cluster, containers: &[serde_json::Value]) {
+    for host in &c.lab.hosts {
+        let of_host: Vec<_> = containers
+            .iter()
+            .filter(|x| x["node_name"] == host.name.as_str())
+            .collect();
+        for container in &of_host {
+            let id = container["id"].as_str().expect("id");
+            let dir = format!("/sys/fs/cgroup/berth.slice/berth-containers.service/node/*/{id}");
+            let limits = format!(
+                "test \"$(cat {dir}/memory.max {dir}/pids.max {dir}/memory.swap.max | tr '\\n' ' ')\" = '33554432 512 0 ' \
+                    && grep -q 'wbps=104857600' {dir}/io.max && grep -q '^5000 ' {dir}/cpu.max"
+            );
+            host.eventually(&limits, BACK);
+        }
+        // One program for each container, and none besides.
+        let want = of_host.len();
+        host.eventually(
+            &format!("test $(ps axo args= | grep -c '^sh -c trap') = {want}"),
+            BACK,
+        );
+    }
+}
+
+fn all_back(c: &Cluster, before: &[(String, String)], what: &str) -> Vec<serde_json::Value> {
+    let back = c.wait_for(BACK, |all| {
+        all.iter().all(|x| x["stale"] != true) && places(all) == before
+    });
+    let back = back.unwrap_or_else(|why| {
+        panic!("{what}: not the same containers in the same places: {before:?}\n{why}")
+    });
+    // What the brain knew before may have looked the same: the hosts themselves are asked, and then the brain again.
+    check_hosts(c, &back);
+    c.wait_for(BACK, |all| places(all) == before)
+        .unwrap_or_else(|why| panic!("{what}: {why}"))
+}
+
+/// A job that ran once and must not run again, whatever happens to its host.
+fn run_job(c: &Cluster) {
+    let args = [
+        "run",
+        "example:1",
+        "--name",
+        "once",
+        "-d",
+        "--restart",
+        "never",
+        "--memory",
+        "32MiB",
+        "--disk",
+        "8MiB",
+    ];
+    let mut args = args.to_vec();
+    args.extend(["--", "sh", "-c", "echo ran"]);
+    c.berth(&args);
+    let done =
+        berth_tests::process::eventually(BACK, || c.berth(&["ps", "once"]).contains("exited").then_some(()));
+    assert!(done.is_some(), "{}", c.berth(&["ps", "once"]));
+}
+
+fn ran_once(c: &Cluster) {
+    let log = berth_tests::process::eventually(Duration::from_secs(30), || {
+        let out = c.try_berth(&["logs", "once"]);
+        out.status
+            .success()
+            .then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    });
+    assert_eq!(
+        log.unwrap_or_default().matches("ran").count(),
+        1,
+        "{}",
+        c.berth(&["ps", "once"])
+    );
+}
+
+#[test]
+fn r3_power_cuts_of_one_host_and_of_all_bring_back_the_same_containers() {
+    let mut c = Cluster::mixed(PATIENT);
+    c.run_sleepers("web", 6);
+    let running = c.wait_running(6, 90);
+    let before = places(&running);
+    check_hosts(&c, &running);
+    run_job(&c);
+
+    // One host.
+    c.lab.host_mut(3).crash();
+    c.lab.host_mut(3).boot();
+    let back = all_back(&c, &before, "one host");
+    let of = |all: &[serde_json::Value], host: &str| {
+        pids(
+            &all.iter()
+                .filter(|x| x["node_name"] == host)
+                .cloned()
+                .collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(of(&back, "host1"), of(&running, "host1"), "others go on");
+
+    // All at once, the brain's among them.
+    c.lab.crash_all();
+    c.lab.boot_all();
+    c.wait_brain();
+    all_back(&c, &before, "all hosts");
+    ran_once(&c);
+    let events = c.berth(&["events", "--limit", "200"]);
+    assert!(!events.contains("replaced on"), "nothing was moved: {events}");
+}
+
+/// Makes tenants one after another from another host and notes each that was acknowledged.
+const WRITER: &str =
+    "export BERTH_SERVER=https://10.77.0.11:7443 BERTH_CA=/root/ca.crt BERTH_TOKEN=$(cat /root/token)
+    n=0; while n=$((n+1)); do
+      berth tenant create t$n >/dev/null 2>&1 && echo t$n; [ -e /root/stop ] && exit 0
+    done";
+
+fn give_token(from: &Machine, to: &Machine) {
+    for (source, target) in [
+        ("/var/lib/berth-brain/admin.token", "/root/token"),
+        ("/var/lib/berth-brain/ca/ca.crt", "/root/ca.crt"),
+    ] {
+        to.write(target, &from.read(source), 0o600);
+    }
+}
+
+#[test]
+fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_without_it() {
+    let mut c = Cluster::mixed(PATIENT);
+    c.run_sleepers("web", 6);
+    let running = c.wait_running(6, 90);
+    let before = places(&running);
+    give_token(c.lab.host(1), c.lab.host(2));
+    let mut writer = c.lab.host(2).spawn(WRITER);
+    let wrote = berth_tests::process::eventually(Duration::from_secs(60), || {
+        (writer.so_far().lines().count() >= 5).then_some(())
+    });
+    assert!(wrote.is_some(), "{}", writer.so_far());
+    c.lab.host_mut(1).crash();
+    std::thread::sleep(Duration::from_secs(1));
+    let acknowledged = writer.so_far();
+    c.lab.host_mut(1).boot();
+    c.wait_brain();
+    let tenants = c.berth(&["tenant", "ls", "-o", "json"]);
+    for tenant in acknowledged.lines() {
+        assert!(
+            tenants.contains(&format!("\"{tenant}\"")),
+            "{tenant} was acknowledged and is lost"
+        );
+    }
+    let resumed = berth_tests::process::eventually(Duration::from_secs(60), || {
+        (writer.so_far().lines().count() > acknowledged.lines().count()).then_some(())
+    });
+    assert!(resumed.is_some(), "writes go on");
+    c.lab.host(2).ok("touch /root/stop");
+    all_back(&c, &before, "the brain's host");
+
+    // No brain at all: hosts reboot, by the book and by a power cut, into their containers.
+    c.lab.host(1).ok("systemctl disable -q --now berth-brain");
+    let seconds = c.lab.host_mut(2).reboot().as_secs();
+    assert!(seconds < 75, "a reboot of {seconds} s waited for something");
+    let log = c
+        .lab
+        .host(2)
+        .ok("journalctl -u berth-containers --no-pager -b -1");
+    assert!(
+        log.contains("2 containers stopped, 0 killed"),
+        "each within its grace: {log}"
+    );
+    c.lab.host_mut(3).crash();
+    c.lab.host_mut(3).boot();
+    for number in [2, 3] {
+        let host = c.lab.host(number);
+        let want = before.iter().filter(|(_, node)| *node == host.name).count();
+        host.eventually(
+            &format!("test $(ps axo args= | grep -c '^sh -c trap') = {want}"),
+            BACK,
+        );
+    }
+    c.lab.host(1).ok("systemctl enable -q --now berth-brain");
+    c.wait_brain();
+    all_back(&c, &before, "after the brain came back");
+}
