@@ -57,7 +57,7 @@ install_these() { # PACKAGES, one string
 find_cargo() {
   local home candidate
   home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
-  for candidate in "$(command -v cargo || true)" "$home/.cargo/bin/cargo" /root/.cargo/bin/cargo /usr/bin/cargo; do
+  for candidate in "$(command -v cargo || true)" "$home/.cargo/bin/cargo" ~root/.cargo/bin/cargo /usr/bin/cargo; do
     [ -n "$candidate" ] && [ -x "$candidate" ] && { echo "$candidate"; return; }
   done
   die "no Rust toolchain found" "install Rust 1.89 or newer, for example with rustup, and try again"

@@ -1,6 +1,6 @@
-//! What this host is: gathered once at start and again when the runtime comes back.
+//! What this host is: gathered at start and every quarter of a minute, told when it changes.
 //!
-//! Owns reading `/proc`, `os-release` and the file system of containerd's data. What can't be read is told as a warning
+//! Owns reading `/proc`, `os-release` and the file systems of containerd's data and the agent's own. What can't be read is told as a warning
 //! and never invented; only memory and CPU must be there, since nothing can be limited without knowing them.
 
 use std::path::Path;
@@ -12,6 +12,9 @@ use sysinfo::System;
 
 use crate::cgroup::Cgroups;
 use crate::config::{Config, allocatable};
+
+/// Free room below which a disk counts as full; on small ones it is a twentieth.
+const LEAST_FREE: Bytes = Bytes::mib(256);
 
 /// Why the host can't be described.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,7 @@ pub fn gather(
     let mut warnings = cgroups.warnings();
     let (capacity, missing) = capacity(&config.containerd_root)?;
     warnings.extend(missing);
+    warnings.extend(rooms(config));
     let reserve: Capacity = config.system_reserve.into();
     let left = allocatable(capacity, reserve);
     if left.cpu.0 == 0 {
@@ -162,6 +166,42 @@ fn capacity(layers: &Path) -> Result<(Capacity, Vec<String>), FactsError> {
     Ok((capacity, warnings))
 }
 
+/// What is wrong with the file systems that the agent and containerd write to; each is named once.
+fn rooms(config: &Config) -> Vec<String> {
+    let mut seen = Vec::new();
+    let mut warnings = Vec::new();
+    for path in [&config.containerd_root, &config.state_dir] {
+        let Ok(stat) = nix::sys::statvfs::statvfs(nearest(path)) else {
+            continue;
+        };
+        if !seen.contains(&stat.filesystem_id()) {
+            seen.push(stat.filesystem_id());
+            let bytes = |blocks: u64| Bytes(blocks.saturating_mul(stat.fragment_size()));
+            let read_only = stat.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY);
+            let (free, total) = (bytes(stat.blocks_available()), bytes(stat.blocks()));
+            warnings.extend(room(&path.display().to_string(), free, total, read_only));
+        }
+    }
+    warnings
+}
+
+/// Without figures: a warning that changes with each block written would be news each time.
+fn room(path: &str, free: Bytes, total: Bytes, read_only: bool) -> Option<String> {
+    if read_only {
+        return Some(format!(
+            "the file system of {path} is read-only, as after an IO error: nothing can start here; see `dmesg`, mend it, then \
+             mount it anew or reboot"
+        ));
+    }
+    let least = Bytes(LEAST_FREE.0.min(total.0 / 20));
+    (free < least).then(|| {
+        format!(
+            "the disk is full: less than {LEAST_FREE} or a twentieth is free under {path}, so starts, pulls and writes fail; \
+             free some, or enlarge it"
+        )
+    })
+}
+
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|text| text.trim().to_owned())
@@ -203,6 +243,22 @@ mod tests {
         ] {
             assert_eq!(os_name(name, version), want);
         }
+    }
+
+    #[test]
+    fn full_and_read_only_disks_are_told() {
+        let told = |free, total, read_only| room("/x", free, total, read_only).unwrap_or_default();
+        assert!(told(Bytes::gib(90), Bytes::gib(100), true).contains("read-only"));
+        assert!(told(Bytes::mib(255), Bytes::gib(100), false).contains("full"));
+        assert!(
+            told(Bytes(0), Bytes(0), false).is_empty(),
+            "a file system without blocks"
+        );
+        assert!(told(Bytes::mib(256), Bytes::gib(100), false).is_empty());
+        assert!(
+            told(Bytes::mib(60), Bytes::gib(1), false).is_empty(),
+            "small disks may be small"
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Owns `<state_dir>/ledger`. The set is written and fsynced before it is acted on (R8); a node that boots without its
 //! brain starts from it (R3). Memories (restart counts, back-off, last exit) are renamed into place without fsync: they
-//! survive a kill −9, and a power cut costs no more than a counter; that a container ended for good is fsynced. A damaged file is moved aside and reported.
+//! survive a kill −9, and a power cut costs no more than a counter; that a container ended for good is fsynced. A damaged file
+//! is moved aside and reported.
 
 use std::collections::BTreeMap;
 use std::io::Write;

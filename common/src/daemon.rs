@@ -3,6 +3,7 @@
 //! Behind a feature, since the command line carries neither.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter makes no sense.
-    #[error("log_level {0:?} is no filter")]
+    #[error("log_level {0:?} is no filter; write a level as \"info\", or \"info,berth_agent::link=debug\"")]
     Filter(String, #[source] tracing_subscriber::filter::ParseError),
 }
 
@@ -117,8 +118,18 @@ impl<S: tracing::Subscriber> Layer<S> for Journal {
     }
 }
 
+/// The folder of a daemon's programs: the configured one or, if that is empty, the folder of the running program.
+pub fn program_dir(configured: &Path) -> PathBuf {
+    if !configured.as_os_str().is_empty() {
+        return configured.to_owned();
+    }
+    let own = std::env::current_exe().ok();
+    own.and_then(|exe| exe.parent().map(Path::to_owned))
+        .unwrap_or_else(|| "/usr/local/bin".into())
+}
+
 /// Tells the service manager, if there is one.
-pub fn tell(state: sd_notify::NotifyState<'_>) {
+fn tell(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "the service manager can't be told");
     }

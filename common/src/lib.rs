@@ -1,7 +1,8 @@
 //! Words both sides of berth speak: ids, units, the model, the wire protocol and the identities behind it.
 //!
 //! Owns every type that crosses a process boundary: brain ↔ agent (`protocol`), brain ↔ people (`api`). Refuses logic:
-//! no I/O beyond framing (but for what every daemon owes its service manager, [`daemon`]), no decisions. Neither the agent nor the brain imports the other; what they share is here.
+//! no I/O beyond framing (but for what every daemon owes its service manager, `daemon`), no decisions. Neither the agent nor
+//! the brain imports the other; what they share is here.
 #![forbid(unsafe_code)]
 
 pub mod api;

@@ -54,8 +54,10 @@ fn one_line_installs_upgrades_keep_every_process_and_removal_leaves_the_host_as_
     let trixie = Template::find(Debian::Trixie, Content::Bare);
     let bookworm = Template::find(Debian::Bookworm, Content::Bare);
     let c = Cluster::brain_alone(&[&brain, &trixie, &bookworm], "lease_secs = 20\n");
+    c.lab.step("the brain is up");
     let nodes = [c.lab.host(2), c.lab.host(3)];
     let before = nodes.map(inventory);
+    c.lab.step("hosts are listed");
 
     // Somebody else's brain in the middle: the pin does not match, nothing runs.
     let line = c.json(&["node", "token"])["install"]
@@ -78,6 +80,7 @@ fn one_line_installs_upgrades_keep_every_process_and_removal_leaves_the_host_as_
     );
 
     on_both(nodes, |host| installs(&c, host));
+    c.lab.step("installed");
     for host in nodes {
         c.wait_node(&host.name, "ready", 60);
     }
@@ -90,6 +93,7 @@ fn one_line_installs_upgrades_keep_every_process_and_removal_leaves_the_host_as_
             .all(|n| running.iter().any(|x| x["node_name"] == *n))
     );
     let pids_before = pids(&running);
+    c.lab.step("containers run");
 
     // New programs on the brain's host: it is restarted, and the same line without a token brings each node up to them.
     let host1 = c.lab.host(1);
@@ -112,6 +116,7 @@ fn one_line_installs_upgrades_keep_every_process_and_removal_leaves_the_host_as_
         );
         host.ok("tail -c 8 /usr/local/bin/berth-agent | grep -q upgraded");
     });
+    c.lab.step("upgraded");
     for host in nodes {
         c.wait_node(&host.name, "ready", 60);
     }
@@ -136,6 +141,7 @@ fn one_line_installs_upgrades_keep_every_process_and_removal_leaves_the_host_as_
             INSTALL,
         );
     });
+    c.lab.step("removed");
     for (host, before) in nodes.into_iter().zip(before) {
         let after = inventory(host);
         let lines = |text: &str| {

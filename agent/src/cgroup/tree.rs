@@ -28,6 +28,21 @@ pub(super) fn create(dir: &Path) -> Result<(), CgroupError> {
         .map_err(|error| io("changing the mode of", dir, error))
 }
 
+/// Makes every group above `path` below `mount` that is not there; one that is may be somebody else's and stays as it is.
+pub(super) fn create_above(mount: &Path, path: &str) -> Result<(), CgroupError> {
+    let mut dir = mount.to_path_buf();
+    let mut parts = path.trim_matches('/').split('/').peekable();
+    while let Some(part) = parts.next()
+        && parts.peek().is_some()
+    {
+        dir.push(part);
+        if !dir.is_dir() {
+            create(&dir)?;
+        }
+    }
+    Ok(())
+}
+
 fn children(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

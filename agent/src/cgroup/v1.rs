@@ -71,11 +71,8 @@ impl V1 {
 
     fn create(&self, path: &str) -> Result<(), CgroupError> {
         for mount in self.owned() {
-            let mut dir = mount.clone();
-            for part in path.trim_start_matches('/').split('/') {
-                dir.push(part);
-                tree::create(&dir)?;
-            }
+            tree::create_above(mount, path)?;
+            tree::create(&below(mount, path))?;
         }
         Ok(())
     }

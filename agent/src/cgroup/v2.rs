@@ -55,14 +55,16 @@ impl V2 {
 
     /// Makes berth's top cgroup and every one above it that is not there, passing the controllers on all the way.
     fn make_top(&self) -> Result<PathBuf, CgroupError> {
+        tree::create_above(&self.mount, &self.parent)?;
+        let top = self.mount.join(&self.parent);
+        tree::create(&top)?;
         let mut dir = self.mount.clone();
         Self::pass_on(&dir)?;
         for part in self.parent.split('/') {
             dir.push(part);
-            tree::create(&dir)?;
             Self::pass_on(&dir)?;
         }
-        Ok(dir)
+        Ok(top)
     }
 
     fn dir(&self, path: &str) -> PathBuf {

@@ -100,13 +100,7 @@ pub fn failed(report: &[Finding]) -> bool {
 
 /// Where `berth-init` and `berth-log` are.
 pub fn program_dir(config: &Config) -> PathBuf {
-    if !config.program_dir.as_os_str().is_empty() {
-        return config.program_dir.clone();
-    }
-    std::env::current_exe()
-        .ok()
-        .and_then(|exe| exe.parent().map(Path::to_owned))
-        .unwrap_or_else(|| "/usr/local/bin".into())
+    berth_common::daemon::program_dir(&config.program_dir)
 }
 
 fn programs(dir: &Path) -> Vec<Finding> {

@@ -82,6 +82,14 @@ pub async fn containers(runtime: &dyn Runtime) -> Result<Halted, RuntimeError> {
         }
         tokio::time::sleep(LOOK).await;
         let Ok(listed) = runtime.list().await else {
+            // A runtime that is gone for good must not keep the host from going down.
+            let now = Instant::now();
+            waiting.retain(|_, held| now <= held.kill_at + LAST);
+            if waiting.is_empty() {
+                halted.errors.push(
+                    "containerd does not answer any more; what still runs is killed with the host".to_owned(),
+                );
+            }
             continue;
         };
         let runs = |id: ContainerId| {
@@ -104,4 +112,83 @@ pub async fn containers(runtime: &dyn Runtime) -> Result<Halted, RuntimeError> {
         });
     }
     Ok(halted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::runtime::{ContainerMeta, RuntimeContainer};
+    use crate::fakes::{FakeRuntime, Fault};
+    use berth_common::id::TenantId;
+    use berth_common::model::ServiceSpec;
+
+    fn running(runtime: &FakeRuntime, n: u8) -> ContainerId {
+        let id = ContainerId::from_bytes([n; 10]);
+        let mut spec = ServiceSpec::new("s".parse().unwrap(), "x".parse().unwrap());
+        spec.stop_grace_secs = 5;
+        runtime.leave_half_made(RuntimeContainer {
+            meta: ContainerMeta {
+                id,
+                tenant: TenantId::from_bytes([1; 10]),
+                tenant_name: "t".parse().unwrap(),
+                service_name: "s".parse().unwrap(),
+                replica: u32::from(n),
+            },
+            spec: spec.container_spec().unwrap(),
+            image: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            task: TaskState::Running {
+                pid: u32::from(n),
+                started_at: None,
+            },
+            complete: true,
+        });
+        id
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_end_within_their_grace_and_the_deaf_are_killed() {
+        let runtime = FakeRuntime::default();
+        running(&runtime, 1);
+        let deaf = running(&runtime, 2);
+        runtime.ignore_stop(deaf);
+        let begun = Instant::now();
+        let halted = containers(&runtime).await.unwrap();
+        assert_eq!((halted.stopped, halted.killed), (1, 1), "{halted:?}");
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_secs(5), "the grace was given: {took:?}");
+        assert_eq!(runtime.containers().len(), 2, "nothing is deleted");
+        let again = containers(&runtime).await.unwrap();
+        assert_eq!(again, Halted::default(), "safe to repeat");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_is_gone_does_not_hold_the_shutdown_up() {
+        let runtime = FakeRuntime::default();
+        let deaf = running(&runtime, 1);
+        runtime.ignore_stop(deaf);
+        let halting = containers(&runtime);
+        tokio::pin!(halting);
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut halting).await;
+        assert!(early.is_err(), "it waits for the grace");
+        for operation in ["list", "signal"] {
+            for _ in 0..1_000 {
+                runtime.faults.inject(
+                    operation,
+                    Fault::Fail {
+                        message: "gone".into(),
+                        retryable: true,
+                    },
+                );
+            }
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(60), halting).await;
+        let halted = ended.expect("it gives up").unwrap();
+        assert!(
+            halted
+                .errors
+                .iter()
+                .any(|e| e.contains("does not answer any more")),
+            "{halted:?}"
+        );
+    }
 }

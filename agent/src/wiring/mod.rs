@@ -38,7 +38,7 @@ use crate::usage::{Sampler, Sources};
 /// Pause between collections of unused images.
 const COLLECT_EVERY: Duration = Duration::from_secs(300);
 /// Pause between looks at whether the host changed: a restarted containerd may be another version.
-const FACTS_EVERY: Duration = Duration::from_secs(60);
+const FACTS_EVERY: Duration = Duration::from_secs(15);
 /// Interval of usage reports until the brain says another, milliseconds.
 const USAGE_INTERVAL_MS: u32 = 2_000;
 
@@ -111,7 +111,8 @@ impl Agent {
         ensure_root(&config, &host, &facts).await?;
         weigh_slice(&config, &facts).await;
         let (ledger, restored) = Ledger::open(&config.state_dir, who.node).context("opening the ledger")?;
-        facts.warnings.extend(restored.damage.iter().cloned());
+        let damage = restored.damage.clone();
+        facts.warnings.extend(damage.iter().cloned());
         let (generation, containers) = match &restored.desired {
             Some(set) => (set.generation.0, set.containers.len()),
             None => (0, 0),
@@ -182,7 +183,7 @@ impl Agent {
             shutdown: shutdown.clone(),
             idle: dial::IDLE_TIMEOUT,
         };
-        let refresh = tokio::spawn(refresh_facts(config, host, facts_in));
+        let refresh = tokio::spawn(refresh_facts(config, host, damage, facts_in));
         ready();
         let alive = tokio::spawn(daemon::watchdog(move || beats.silence()));
         let mut link = tokio::spawn(link.run());
@@ -264,12 +265,17 @@ async fn weigh_slice(config: &Config, facts: &NodeFacts) {
     );
 }
 
-async fn refresh_facts(config: Config, host: Host, facts: watch::Sender<NodeFacts>) {
+/// Looks at the host again and again; what was found damaged at the start stays told.
+async fn refresh_facts(config: Config, host: Host, damage: Vec<String>, facts: watch::Sender<NodeFacts>) {
     loop {
         tokio::time::sleep(FACTS_EVERY).await;
         match describe(&config, &host).await {
-            Ok(now) => {
+            Ok(mut now) => {
+                now.warnings.extend(damage.iter().cloned());
                 facts.send_if_modified(|held| {
+                    for new in now.warnings.iter().filter(|w| !held.warnings.contains(w)) {
+                        tracing::warn!("{new}");
+                    }
                     let changed = *held != now;
                     *held = now;
                     changed

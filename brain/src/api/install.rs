@@ -3,6 +3,7 @@
 //! Open to everyone: there is no secret in it. Who fetches the script checks the brain by the pin of its public key, which
 //! is part of the line that `berth node token` prints; the script carries the pin and the digest of every file.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::SystemTime;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use berth_common::error::{ErrorKind, Problem};
@@ -21,6 +22,7 @@ use tokio_util::io::ReaderStream;
 
 use super::ApiState;
 use super::problem::ApiError;
+use crate::config;
 
 /// The programs of a node, as they lie in the folder of programs.
 const PROGRAMS: [&str; 3] = ["berth-agent", "berth-log", "berth-init"];
@@ -47,7 +49,7 @@ pub struct Installer {
     /// curl's `--pinnedpubkey` for the brain's key.
     pin: String,
     /// A file's digest is computed once, until the file changes.
-    digests: Mutex<Vec<(PathBuf, SystemTime, String)>>,
+    digests: Mutex<HashMap<PathBuf, (SystemTime, String)>>,
 }
 
 impl Installer {
@@ -78,21 +80,17 @@ impl Installer {
 
     fn digest(&self, path: &Path) -> io::Result<String> {
         let changed = std::fs::metadata(path)?.modified()?;
-        let found = self
-            .digests
-            .lock()
-            .iter()
-            .find(|(p, at, _)| p == path && *at == changed)
-            .cloned();
-        if let Some((_, _, digest)) = found {
-            return Ok(digest);
+        if let Some((at, digest)) = self.digests.lock().get(path)
+            && *at == changed
+        {
+            return Ok(digest.clone());
         }
         let mut hash = Sha256::new();
         io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
         let digest = hex::encode(hash.finalize());
-        let mut digests = self.digests.lock();
-        digests.retain(|(p, _, _)| p != path);
-        digests.push((path.to_owned(), changed, digest.clone()));
+        self.digests
+            .lock()
+            .insert(path.to_owned(), (changed, digest.clone()));
         Ok(digest)
     }
 
@@ -129,9 +127,25 @@ pub fn routes() -> Router<ApiState> {
         .route("/install/{arch}/{file}", get(file))
 }
 
-async fn script(State(state): State<ApiState>) -> Result<Response, ApiError> {
+/// The brain's addresses for the script: first the one at which it was asked, which may be known to nobody but the caller's
+/// router. It ends up in a shell script, so only what an address is made of passes.
+fn brains(asked: Option<&str>, advertise: &[String]) -> Vec<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+    let asked = asked.filter(|host| host.chars().all(plain) && config::split(host).is_some());
+    let mut all: Vec<String> = asked.map(str::to_owned).into_iter().collect();
+    all.extend(
+        advertise
+            .iter()
+            .filter(|address| asked != Some(address.as_str()))
+            .cloned(),
+    );
+    all
+}
+
+async fn script(State(state): State<ApiState>, headers: HeaderMap) -> Result<Response, ApiError> {
     let held = Arc::clone(&state.installer);
-    let brains = state.advertise.clone();
+    let asked = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let brains = brains(asked, &state.advertise);
     let script = tokio::task::spawn_blocking(move || held.script(&brains))
         .await
         .map_err(|error| Problem::new(ErrorKind::Internal, error.to_string()))?;
@@ -187,10 +201,12 @@ mod tests {
         std::fs::create_dir(dir.path().join("riscv64")).unwrap();
         std::fs::write(dir.path().join("riscv64/berth-agent"), "alone").unwrap();
         let script = installer.script(&["192.0.2.1:7443".to_owned(), "brain.example:7443".to_owned()]);
-        assert!(
-            !script.contains('@') || !script.contains("@PIN@"),
-            "every blank is filled in"
-        );
+        for blank in ["@BRAINS@", "@PIN@", "@VERSION@", "@SUMS@"] {
+            assert!(
+                SCRIPT.contains(blank) && !script.contains(blank),
+                "{blank} is filled in"
+            );
+        }
         assert!(script.contains("BRAINS='192.0.2.1:7443 brain.example:7443'"));
         let digest = hex::encode(Sha256::digest("berth-log"));
         assert!(
@@ -211,6 +227,26 @@ mod tests {
             .unwrap();
         file.set_modified(later).unwrap();
         assert!(!installer.script(&[]).contains(&digest));
+    }
+
+    #[test]
+    fn the_address_that_was_asked_comes_first_and_nothing_else_gets_into_the_script() {
+        let advertise = ["192.0.2.1:7443".to_owned()];
+        assert_eq!(
+            brains(Some("brain.example:7443"), &advertise),
+            ["brain.example:7443", "192.0.2.1:7443"]
+        );
+        for host in [
+            None,
+            Some("192.0.2.1:7443"),
+            Some("no-port"),
+            Some("';id;':1"),
+            Some("$(id):1"),
+            Some(""),
+        ] {
+            assert_eq!(brains(host, &advertise), advertise, "{host:?}");
+        }
+        assert_eq!(brains(Some("[2001:db8::1]:7443"), &[]), ["[2001:db8::1]:7443"]);
     }
 
     #[test]

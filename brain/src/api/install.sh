@@ -82,24 +82,23 @@ reach() { # FILE OUT
 }
 
 fetch() { # FILE
-  reach "$arch/$1" "$work/$1" || die "$1 can't be fetched from the brain at $BRAINS" "see whether its TCP port can be reached from here, and whether the line is one of this brain and not older than its certificate"
+  reach "$arch/$1" "$work/$1" || die "$1 can't be fetched from the brain at $BRAINS" "see whether its TCP port can be reached from here, and whether the line is one of this brain"
   want=$(printf '%s\n' "$SUMS" | sed -n "s/^$arch $1 //p")
   got=$(sha256sum "$work/$1" | cut -d' ' -f1)
   [ "$want" = "$got" ] || die "$1 is not what the brain announced" "it may just have been upgraded: type the same again"
 }
 
 packages() {
-  missing=
-  for package in $PACKAGES; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
-  done 2>/dev/null
   command -v dpkg-query >/dev/null || {
     for program in containerd runc nft; do
       command -v $program >/dev/null || die "$program is not installed" "install containerd, runc and nftables with this system's package manager, then type the same again"
     done
     return 0
   }
-  [ -n "$missing" ] || return 0
+  missing=
+  for package in $PACKAGES; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+  done
   # Docker's own package brings containerd and runc under another name.
   case $missing in *containerd*) ! command -v containerd >/dev/null || missing=$(printf '%s' "$missing" | sed 's/ containerd//; s/ runc//') ;; esac
   [ -n "$missing" ] || return 0
@@ -152,6 +151,10 @@ remove() { # PURGE
   # A brain may live here, too.
   if [ -f "$SYSTEMD/berth-brain.service" ]; then rm -f /etc/berth/agent.toml "$ADDED"; else rm -rf /etc/berth; fi
   if [ -n "$1" ] && [ -n "$added" ]; then
+    # Others may have come to need them since.
+    # shellcheck disable=SC2086
+    more=$(apt-get -s purge $added | sed -n 's/^\(Remv\|Purg\) \([^ ]*\).*/\2/p' | sort -u | grep -vxF "$added" || true)
+    [ -z "$more" ] || die "berth is off this host; its packages stay, since removing them would take these along: $(echo $more)" "remove by hand what you don't need of: $(echo $added)"
     say "removing" $added
     export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086

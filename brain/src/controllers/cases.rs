@@ -5,14 +5,14 @@ use berth_common::model::{NodeKind, NodeRecord, Restart, RunState, ServiceRecord
 use berth_common::units::Bytes;
 use proptest::prelude::*;
 
+use super::Dirty;
 use super::commands::command;
 use super::fixtures::{node, node_id, service, service_id, tenant_id};
 use super::sim::World;
 use super::view::{outdated, service_problem};
-use super::{Dirty, nodes};
 use crate::cluster::Change;
 
-fn world(nodes: u64, gib: u64) -> World {
+pub(super) fn world(nodes: u64, gib: u64) -> World {
     let mut world = World::new();
     for n in 1..=nodes {
         world.join(node(n, NodeKind::Shared, 4, gib));
@@ -21,7 +21,7 @@ fn world(nodes: u64, gib: u64) -> World {
     world
 }
 
-fn put(world: &mut World, n: u64, image: &str, replicas: u32, gib: u64) {
+pub(super) fn put(world: &mut World, n: u64, image: &str, replicas: u32, gib: u64) {
     world.commit(vec![Change::PutService(service(
         n,
         1,
@@ -31,7 +31,7 @@ fn put(world: &mut World, n: u64, image: &str, replicas: u32, gib: u64) {
     ))]);
 }
 
-fn edit(world: &mut World, n: u64, change: impl FnOnce(&mut ServiceRecord)) {
+pub(super) fn edit(world: &mut World, n: u64, change: impl FnOnce(&mut ServiceRecord)) {
     let Some(old) = world.state.services.get(&service_id(n)) else {
         return;
     };
@@ -41,7 +41,7 @@ fn edit(world: &mut World, n: u64, change: impl FnOnce(&mut ServiceRecord)) {
     world.commit(vec![Change::PutService(new)]);
 }
 
-fn tell(world: &mut World, n: u64, change: impl FnOnce(&mut ServiceRecord)) {
+pub(super) fn tell(world: &mut World, n: u64, change: impl FnOnce(&mut ServiceRecord)) {
     let Some(old) = world.state.services.get(&service_id(n)) else {
         return;
     };
@@ -50,7 +50,7 @@ fn tell(world: &mut World, n: u64, change: impl FnOnce(&mut ServiceRecord)) {
     world.commit(command(&world.state, new));
 }
 
-fn edit_node(world: &mut World, n: u64, change: impl FnOnce(&mut NodeRecord)) {
+pub(super) fn edit_node(world: &mut World, n: u64, change: impl FnOnce(&mut NodeRecord)) {
     let Some(old) = world.state.nodes.get(&node_id(n)) else {
         return;
     };
@@ -59,11 +59,11 @@ fn edit_node(world: &mut World, n: u64, change: impl FnOnce(&mut NodeRecord)) {
     world.commit(vec![Change::PutNode(new)]);
 }
 
-fn image(world: &mut World, n: u64, image: &str) {
+pub(super) fn image(world: &mut World, n: u64, image: &str) {
     edit(world, n, |s| s.spec.image = image.parse().unwrap());
 }
 
-fn on(world: &World, n: u64) -> usize {
+pub(super) fn on(world: &World, n: u64) -> usize {
     world
         .state
         .containers_on(node_id(n))
@@ -73,7 +73,7 @@ fn on(world: &World, n: u64) -> usize {
 
 /// A converged cluster is left alone. The numbers in a waiting reason may lag: they are renewed when room comes free,
 /// not whenever somebody else takes some.
-fn quiet(world: &World) {
+pub(super) fn quiet(world: &World) {
     let plan = world.dry_plan(&Dirty::everything());
     for change in plan.changes {
         let Change::PutContainer(new) = &change else {
@@ -235,112 +235,6 @@ fn limits_change_in_place_where_they_fit_and_by_replacement_where_not() {
 }
 
 #[test]
-fn a_lost_node_is_replaced_elsewhere_and_stops_its_own_when_it_returns() {
-    let mut w = world(3, 8);
-    put(&mut w, 1, "web:1", 3, 1);
-    w.run(6);
-    w.set_up(node_id(1), false);
-    w.run(40);
-    assert!(w.state.nodes[&node_id(1)].lost);
-    assert_eq!(on(&w, 1), 0);
-    assert_eq!(
-        w.state.taken_on(node_id(1)).containers,
-        1,
-        "reserved until the node confirms"
-    );
-    assert_eq!(w.running(service_id(1)), 3);
-    assert_eq!(w.existing().len(), 4);
-    w.set_up(node_id(1), true);
-    w.run(10);
-    assert!(!w.state.nodes[&node_id(1)].lost);
-    assert_eq!(w.existing().len(), 3);
-    assert_eq!(w.state.containers.len(), 3);
-    for kind in ["node-lost", "moved", "node-back"] {
-        assert_eq!(w.events.iter().filter(|e| e.kind == kind).count(), 1, "{kind}");
-    }
-    quiet(&w);
-}
-
-#[test]
-fn without_an_elsewhere_a_lost_nodes_containers_stay() {
-    let mut w = world(1, 8);
-    put(&mut w, 1, "web:1", 2, 1);
-    w.run(6);
-    let before: Vec<_> = w.state.containers.keys().copied().collect();
-    w.set_up(node_id(1), false);
-    w.run(60);
-    assert_eq!(w.events.iter().filter(|e| e.kind == "no-elsewhere").count(), 2);
-    assert!(
-        service_problem(&w.state, service_id(1))
-            .unwrap()
-            .contains("1 node is lost")
-    );
-    w.set_up(node_id(1), true);
-    w.run(10);
-    assert_eq!(w.state.containers.keys().copied().collect::<Vec<_>>(), before);
-    assert_eq!(w.running(service_id(1)), 2);
-}
-
-#[test]
-fn a_brain_that_never_heard_of_a_node_waits_a_whole_lease() {
-    let mut w = World::new();
-    w.join(node(1, NodeKind::Shared, 4, 8));
-    w.set_up(node_id(1), false);
-    w.run(19);
-    assert!(!w.state.nodes[&node_id(1)].lost);
-    w.run(3);
-    assert!(w.state.nodes[&node_id(1)].lost);
-}
-
-#[test]
-fn a_brain_whose_host_just_booted_gives_the_others_time_to_boot() {
-    let mut w = World::new();
-    w.patient_until_ms = 60_000;
-    w.join(node(1, NodeKind::Shared, 4, 8));
-    w.set_up(node_id(1), false);
-    let patience = w.patient_until_ms / 500;
-    w.run(patience + 19);
-    assert!(!w.state.nodes[&node_id(1)].lost);
-    w.run(3);
-    assert!(w.state.nodes[&node_id(1)].lost);
-}
-
-#[test]
-fn drain_moves_one_by_one_and_says_what_holds_it() {
-    let mut w = world(2, 4);
-    put(&mut w, 1, "web:1", 4, 1);
-    w.run(6);
-    edit_node(&mut w, 1, |n| n.draining = true);
-    for _ in 0..80 {
-        w.run(1);
-        assert!(w.running(service_id(1)) >= 4);
-        assert!(
-            w.state
-                .containers_of(service_id(1))
-                .filter(|c| c.replaces.is_some())
-                .count()
-                <= 1
-        );
-    }
-    assert_eq!(on(&w, 1), 0);
-    assert_eq!(nodes::drain_waits(&w.state, node_id(1)), Vec::<String>::new());
-    assert_eq!(w.events.iter().filter(|e| e.kind == "drained").count(), 1);
-    edit_node(&mut w, 2, |n| n.draining = true);
-    w.run(20);
-    let waits = nodes::drain_waits(&w.state, node_id(2));
-    assert_eq!(waits.len(), 4);
-    assert!(
-        waits[0].ends_with("stays: no node fits: 2 nodes are draining"),
-        "{}",
-        waits[0]
-    );
-    edit_node(&mut w, 2, |n| n.draining = false);
-    w.run(20);
-    assert_eq!((w.running(service_id(1)), w.state.containers.len()), (4, 4));
-    quiet(&w);
-}
-
-#[test]
 fn deleted_services_and_nodes_leave_nothing() {
     let mut w = world(2, 8);
     put(&mut w, 1, "web:1", 4, 1);
@@ -368,24 +262,6 @@ fn finished_jobs_are_left_alone() {
     w.run(60);
     assert_eq!(w.state.containers.keys().copied().collect::<Vec<_>>(), before);
     assert_eq!(service_problem(&w.state, service_id(1)), None);
-}
-
-#[test]
-fn undraining_an_unreachable_node_does_not_take_away_the_replacement_that_serves() {
-    let mut w = world(2, 8);
-    put(&mut w, 1, "web:1", 1, 1);
-    edit(&mut w, 1, |s| s.spec.update.settle_ms = 60_000);
-    w.run(6);
-    let n = if on(&w, 1) == 1 { 1 } else { 2 };
-    edit_node(&mut w, n, |node| node.draining = true);
-    w.run(5);
-    w.set_up(node_id(n), false);
-    w.run(2);
-    edit_node(&mut w, n, |node| node.draining = false);
-    assert_eq!(on(&w, 3 - n), 1);
-    w.set_up(node_id(n), true);
-    w.run(10);
-    assert_eq!((w.running(service_id(1)), w.existing().len()), (1, 1));
 }
 
 #[derive(Debug, Clone)]

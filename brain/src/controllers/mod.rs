@@ -16,6 +16,8 @@ mod cases;
 #[cfg(test)]
 pub(crate) mod fixtures;
 #[cfg(test)]
+mod node_cases;
+#[cfg(test)]
 mod sim;
 
 use std::collections::BTreeSet;

@@ -168,7 +168,7 @@ pub async fn run(
         Arc::new(links),
         ca.fingerprint(),
         advertise.clone(),
-        Installer::new(program_dir(&config), ca.pin()),
+        Installer::new(daemon::program_dir(&config.program_dir), ca.pin()),
         blobs.clone(),
         settings,
     );
@@ -193,16 +193,6 @@ pub async fn run(
     served.map_err(BrainError::Serve)
 }
 
-/// Where the agents' programs are, for the installer.
-fn program_dir(config: &Config) -> PathBuf {
-    if !config.program_dir.as_os_str().is_empty() {
-        return config.program_dir.clone();
-    }
-    let own = std::env::current_exe().ok();
-    own.and_then(|exe| exe.parent().map(Path::to_owned))
-        .unwrap_or_else(|| "/usr/local/bin".into())
-}
-
 /// How long other hosts may still take to boot after this one did, milliseconds: a power cut takes a whole site, and to
 /// replace what is about to come back by itself would move everything for nothing.
 fn patience_ms(uptime: Option<Duration>) -> u64 {
@@ -211,11 +201,10 @@ fn patience_ms(uptime: Option<Duration>) -> u64 {
     left.as_millis() as u64
 }
 
-/// How long this host has been up.
+/// How long this host has been up, suspended or not.
 fn uptime() -> Option<Duration> {
-    let text = std::fs::read_to_string("/proc/uptime").ok()?;
-    let seconds = text.split_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).ok()?;
+    Some(now.into())
 }
 
 /// Takes the folder for this process; given back when dropped, or by the kernel.

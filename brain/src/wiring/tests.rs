@@ -119,3 +119,11 @@ async fn a_taken_port_is_named() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn only_a_host_that_just_booted_makes_the_brain_patient() {
+    let seconds = |up| patience_ms(Some(Duration::from_secs(up))) / 1000;
+    assert_eq!([0, 20, 179, 180, 9_999].map(seconds), [180, 160, 1, 0, 0]);
+    assert_eq!(patience_ms(None), 0);
+    assert!(uptime().is_some_and(|up| up > Duration::ZERO));
+}

@@ -92,7 +92,10 @@ fn shell(host: &str, command: &[&str]) -> anyhow::Result<()> {
         std::process::exit(out.status.code().unwrap_or(255));
     }
     // A terminal of its own in the machine; this one only carries bytes.
-    let size = crossterm::terminal::size().unwrap_or((80, 24));
+    let size = crossterm::terminal::size()
+        .ok()
+        .filter(|size| size.0 > 0)
+        .unwrap_or((80, 24));
     let start = format!("stty rows {} cols {}; exec bash -i", size.1, size.0);
     let running = Arc::new(std::sync::Mutex::new(channel.start(&[
         "env",

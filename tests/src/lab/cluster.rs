@@ -15,17 +15,20 @@ pub struct Cluster {
 }
 
 /// The units of a node.
-const UNITS: [&str; 3] = [
-    "berth-brain.service",
-    "berth-agent.service",
-    "berth-containers.service",
-];
+const UNITS: [&str; 2] = ["berth-agent.service", "berth-containers.service"];
+
+fn push_unit(host: &Machine, unit: &str) {
+    let from = crate::root().join("systemd").join(unit);
+    host.push(&from, &format!("/etc/systemd/system/{unit}"), 0o644);
+}
 
 impl Cluster {
     /// So many Debian 13 hosts, all joined, the example image loaded.
     pub fn trixie(count: usize) -> Self {
         let template = Template::find(Debian::Trixie, Content::Prepared);
-        Self::start(&vec![&template; count], "lease_secs = 5\n")
+        let cluster = Self::start(&vec![&template; count], "lease_secs = 5\n");
+        cluster.load_example();
+        cluster
     }
 
     /// One host from each template, all joined; the brain gets some lines of settings.
@@ -34,7 +37,8 @@ impl Cluster {
         std::thread::scope(|scope| {
             for host in &new.lab.hosts {
                 scope.spawn(|| {
-                    new.units(host);
+                    UNITS.iter().for_each(|unit| push_unit(host, unit));
+                    host.ok("systemctl daemon-reload; systemctl enable -q berth-agent berth-containers");
                     new.join(host);
                 });
             }
@@ -51,28 +55,12 @@ impl Cluster {
             lab: Lab::start(templates),
         };
         let brain = new.lab.host(1);
-        let unit = "berth-brain.service";
-        brain.push(
-            &crate::root().join("systemd").join(unit),
-            &format!("/etc/systemd/system/{unit}"),
-            0o644,
-        );
+        push_unit(brain, "berth-brain.service");
         let config = format!("advertise = [\"{}:7443\"]\n{settings}", brain.address());
         brain.write("/etc/berth/brain.toml", config.as_bytes(), 0o644);
         brain.ok("systemctl daemon-reload; systemctl enable -q --now berth-brain");
         new.wait_brain();
         new
-    }
-
-    fn units(&self, host: &Machine) {
-        for unit in UNITS {
-            host.push(
-                &crate::root().join("systemd").join(unit),
-                &format!("/etc/systemd/system/{unit}"),
-                0o644,
-            );
-        }
-        host.ok("systemctl daemon-reload; systemctl enable -q berth-agent berth-containers");
     }
 
     /// Makes a machine a node.
@@ -115,7 +103,7 @@ impl Cluster {
             "2s",
             "--",
         ]);
-        args.extend(["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done"]);
+        args.extend(["sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"]);
         self.berth(&args);
     }
 

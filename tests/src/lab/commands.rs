@@ -65,6 +65,15 @@ impl Machine {
         self.channel().output(argv, stdin, PATIENCE)
     }
 
+    /// Runs one program that must succeed and returns its standard output.
+    fn succeed(&self, argv: &[&str], stdin: &[u8]) -> Vec<u8> {
+        let out = self.program(argv, stdin);
+        let out = out.unwrap_or_else(|e| panic!("{}: {argv:?}: {e}", self.name));
+        let why = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{}: {argv:?}: {why}", self.name);
+        out.stdout
+    }
+
     /// Starts a shell script that goes on beside the test.
     pub fn spawn(&self, script: &str) -> Running {
         let started = self.channel().start(&["sh", "-c", script]);
@@ -76,16 +85,7 @@ impl Machine {
         let script = format!(
             "umask 022; mkdir -p \"${{1%/*}}\" && cat >\"$1.lab\" && chmod {mode:o} \"$1.lab\" && mv \"$1.lab\" \"$1\" && sync \"$1\" \"${{1%/*}}\""
         );
-        let out = self
-            .channel()
-            .output(&["sh", "-c", &script, "sh", path], content, PATIENCE);
-        let out = out.unwrap_or_else(|e| panic!("{}: writing {path}: {e}", self.name));
-        assert!(
-            out.status.success(),
-            "{}: writing {path}: {}",
-            self.name,
-            String::from_utf8_lossy(&out.stderr)
-        );
+        self.succeed(&["sh", "-c", &script, "sh", path], content);
     }
 
     /// Copies a file into the machine.
@@ -96,15 +96,7 @@ impl Machine {
 
     /// Reads a file of the machine.
     pub fn read(&self, path: &str) -> Vec<u8> {
-        let out = self.program(&["cat", path], b"");
-        let out = out.unwrap_or_else(|e| panic!("{}: reading {path}: {e}", self.name));
-        assert!(
-            out.status.success(),
-            "{}: {}",
-            self.name,
-            String::from_utf8_lossy(&out.stderr)
-        );
-        out.stdout
+        self.succeed(&["cat", path], b"")
     }
 
     /// What came out of its serial console.

@@ -175,11 +175,6 @@ impl Machine {
         self.launch(&[]);
     }
 
-    /// Waits until it answers on its control channel after [`Machine::power_on`].
-    pub fn wait_booted(&mut self) {
-        self.connect();
-    }
-
     /// Begins to take its memory from a saved state, and does not wait.
     pub fn begin_restore(&mut self) {
         self.launch(&["-incoming", "defer"]);
@@ -202,27 +197,24 @@ impl Machine {
         assert!(up.is_some(), "{}: the saved state was not restored", self.name);
         // It was stopped to be saved.
         ask(&mut qmp, "cont", json!({}));
-        self.connect();
+        self.wait_up();
         self.become_itself();
     }
 
     /// Switches it on after a power cut and waits until it answers.
     pub fn boot(&mut self) {
         self.power_on();
-        self.wait_booted();
+        self.wait_up();
     }
 
-    fn connect(&mut self) {
+    /// Waits until it answers on its control channel.
+    pub fn wait_up(&mut self) {
         let socket = self.dir.join("lab.sock");
         let channel = eventually(PATIENCE, || Channel::connect(&socket).ok());
         let channel =
             channel.unwrap_or_else(|| panic!("{} has no control channel:\n{}", self.name, self.console()));
         self.channel = Some(channel);
-        self.wait_up(BOOT);
-    }
-
-    fn wait_up(&mut self, limit: Duration) {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + BOOT;
         while !self.channel().answers(Duration::from_millis(300)) {
             if self.process.as_mut().is_none_or(|process| !process.running()) || Instant::now() > end {
                 panic!("{} does not come up:\n{}", self.name, self.console());

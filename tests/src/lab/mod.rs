@@ -33,6 +33,7 @@ pub struct Lab {
     /// What is between them.
     pub switch: Switch,
     dir: tempfile::TempDir,
+    since: std::time::Instant,
 }
 
 /// Machines' disks live in memory if there is room: flushes cost nothing there.
@@ -58,6 +59,7 @@ impl Lab {
             hosts: Vec::new(),
             switch: Switch::default(),
             dir,
+            since: std::time::Instant::now(),
         };
         for (at, template) in templates.iter().enumerate() {
             let mut host = template.machine(lab.dir.path(), at as u8 + 1, &lab.switch);
@@ -100,9 +102,14 @@ impl Lab {
         }
         std::thread::scope(|scope| {
             for host in &mut self.hosts {
-                scope.spawn(|| host.wait_booted());
+                scope.spawn(|| host.wait_up());
             }
         });
+    }
+
+    /// Says how far a test is and since when, for whoever reads its output.
+    pub fn step(&self, done: &str) {
+        eprintln!("lab: {:5.1} s  {done}", self.since.elapsed().as_secs_f32());
     }
 
     /// Where its machines' disks and consoles are.
