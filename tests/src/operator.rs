@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::eventually;
+use crate::process::{POLL, eventually_every};
 
 /// Someone with a brain's administrator's token at hand.
 pub trait Operator {
@@ -14,6 +14,11 @@ pub trait Operator {
 
     /// What the brain logged.
     fn log(&self) -> String;
+
+    /// How long to pause between two looks at the same.
+    fn pause(&self) -> Duration {
+        POLL
+    }
 
     /// Runs `berth` and returns what it printed; panics when it fails.
     fn berth(&self, args: &[&str]) -> String {
@@ -52,7 +57,7 @@ pub trait Operator {
 
     /// Waits until so many containers of all run, and returns them.
     fn wait_running(&self, count: usize, seconds: u64) -> Vec<Value> {
-        let found = eventually(Duration::from_secs(seconds), || {
+        let found = eventually_every(self.pause(), Duration::from_secs(seconds), || {
             let running = self.running();
             (running.len() == count).then_some(running)
         });
@@ -67,7 +72,7 @@ pub trait Operator {
 
     /// Waits until a node is in a state.
     fn wait_node(&self, name: &str, state: &str, seconds: u64) {
-        let found = eventually(Duration::from_secs(seconds), || {
+        let found = eventually_every(self.pause(), Duration::from_secs(seconds), || {
             let nodes = self.items(&["node", "ls"]);
             nodes
                 .iter()

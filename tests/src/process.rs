@@ -98,7 +98,19 @@ pub fn alive(pid: u32) -> bool {
 }
 
 /// Polls `probe` until it yields something, at most for `limit`.
-pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn eventually<T>(limit: Duration, probe: impl FnMut() -> Option<T>) -> Option<T> {
+    eventually_every(POLL, limit, probe)
+}
+
+/// How long [`eventually`] pauses.
+pub const POLL: Duration = Duration::from_millis(40);
+
+/// The same with a pause of one's own between two looks.
+pub fn eventually_every<T>(
+    pause: Duration,
+    limit: Duration,
+    mut probe: impl FnMut() -> Option<T>,
+) -> Option<T> {
     let end = Instant::now() + limit;
     loop {
         if let Some(found) = probe() {
@@ -107,7 +119,7 @@ pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> O
         if Instant::now() > end {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(40));
+        std::thread::sleep(pause);
     }
 }
 

@@ -44,8 +44,8 @@ fn events(c: &Cluster, kind: &str) -> usize {
 #[test]
 fn r8_a_frozen_host_that_thaws_keeps_no_wrong_state_and_clocks_may_jump() {
     let c = Cluster::mixed("lease_secs = 6\n");
-    c.run_sleepers("web", 6);
-    c.wait_running(6, 90);
+    c.run_sleepers("web", 3);
+    c.wait_running(3, 90);
 
     // Both ways of freezing: the guest's clocks stand still, or run on.
     type Act = fn(&Machine);
@@ -63,19 +63,19 @@ fn r8_a_frozen_host_that_thaws_keeps_no_wrong_state_and_clocks_may_jump() {
             all.iter()
                 .filter(|x| x["node_name"] != name && x["stale"] != true)
                 .count()
-                == 6
+                == 3
         });
         replaced.unwrap_or_else(|why| panic!("{name}: {why}"));
         thaw(host);
         c.wait_node(name, "ready", 60);
-        settled(&c, 6);
+        settled(&c, 3);
         c.lab.step(&format!("{name} thawed"));
         if name == "host3" {
             // Spread again, so that the next one has something to lose.
             c.berth(&["service", "scale", "web", "0"]);
             settled(&c, 0);
-            c.berth(&["service", "scale", "web", "6"]);
-            settled(&c, 6);
+            c.berth(&["service", "scale", "web", "3"]);
+            settled(&c, 3);
         }
     }
 
@@ -100,7 +100,7 @@ fn r8_a_frozen_host_that_thaws_keeps_no_wrong_state_and_clocks_may_jump() {
     c.wait_node("host3", "lost", 40);
     c.lab.switch.isolate("host3", false);
     c.wait_node("host3", "ready", 60);
-    settled(&c, 6);
+    settled(&c, 3);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn meddling_with_a_host_is_repaired_or_reported() {
         host.push(&newer.join(program), &format!("/usr/bin/{program}"), 0o755);
     }
     host.ok("systemctl restart containerd");
-    let told = berth_tests::process::eventually(Duration::from_secs(100), || {
+    let told = berth_tests::lab::eventually(Duration::from_secs(100), || {
         let node = c.json(&["node", "inspect", "host1"]);
         node["facts"]["runtime"]
             .as_str()
@@ -157,7 +157,7 @@ fn meddling_with_a_host_is_repaired_or_reported() {
     // Disk nearly full: the node says so. Full: what runs goes on, what can't be written is refused with cause and cure.
     let running = pids(&c.running());
     let warned = |wanted: bool| {
-        let told = berth_tests::process::eventually(SOON, || {
+        let told = berth_tests::lab::eventually(SOON, || {
             let node = c.json(&["node", "inspect", "host1"]);
             let warnings = node["facts"]["warnings"].to_string();
             (warnings.contains("the disk is full") == wanted).then_some(())
@@ -201,7 +201,7 @@ fn meddling_with_a_host_is_repaired_or_reported() {
     c.lab.host_mut(1).boot();
     c.wait_brain();
     c.wait_node("host1", "ready", 90);
-    let scaled = berth_tests::process::eventually(SOON, || {
+    let scaled = berth_tests::lab::eventually(SOON, || {
         c.try_berth(&["service", "scale", "web", "2"])
             .status
             .success()

@@ -123,7 +123,7 @@ fn cpu_limits(c: &Cluster, host: &Machine) {
         "shares of 1 to 4 came out as 1 to {ratio}"
     );
     // Waiting for CPU is pressure, and usage tells whose.
-    let pressed = berth_tests::process::eventually(Duration::from_secs(30), || {
+    let pressed = berth_tests::lab::eventually(Duration::from_secs(30), || {
         let top = c.json(&["top", "--once"]);
         let containers = top["containers"].as_array()?.clone();
         let light = containers.iter().find(|x| x["name"] == "light.1")?;
@@ -151,7 +151,7 @@ fn memory_limits(c: &Cluster, host: &Machine) {
     // Over the limit: one OOM kill, the container ends and says why; the host does not notice.
     let args = ["--memory", "48MiB", "--restart", "never"];
     run(c, "hungry", &args, "sleep 4; exec tail /dev/zero");
-    let said = berth_tests::process::eventually(Duration::from_secs(60), || {
+    let said = berth_tests::lab::eventually(Duration::from_secs(60), || {
         let ps = c.berth(&["ps", "hungry"]);
         ps.contains("out of memory").then_some(ps)
     });

@@ -1,9 +1,9 @@
-//! R3 on real hosts: power cuts, reboots, hosts without their brain. Two of Debian 13 and one of Debian 12.
+//! R3 on real hosts: power cuts, reboots, hosts without their brain; Debian 13 and 12.
 
 use std::time::Duration;
 
-use berth_tests::lab::Machine;
 use berth_tests::lab::cluster::{Cluster, pids, places};
+use berth_tests::lab::{Content, Debian, Machine, Template};
 use berth_tests::operator::Operator as _;
 
 const BACK: Duration = Duration::from_secs(120);
@@ -11,13 +11,18 @@ const BACK: Duration = Duration::from_secs(120);
 /// Longer than a host takes to boot: what comes back by itself is not replaced.
 const PATIENT: &str = "lease_secs = 90\n";
 
-/// A mixed fleet with six replicas on it.
-fn six_on_three() -> (Cluster, Vec<serde_json::Value>) {
-    let c = Cluster::mixed(PATIENT);
-    c.run_sleepers("web", 6);
-    let running = c.wait_running(6, 90);
-    c.lab.step("six run");
-    (c, running)
+/// Some replicas on every host.
+fn replicas_on(c: &Cluster, count: usize) -> Vec<serde_json::Value> {
+    c.run_sleepers("web", count);
+    let running = c.wait_running(count, 90);
+    for host in &c.lab.hosts {
+        assert!(
+            running.iter().any(|x| x["node_name"] == host.name.as_str()),
+            "{running:?}"
+        );
+    }
+    c.lab.step("replicas run");
+    running
 }
 
 /// Containers whose kernel limits differ from what the brain wants, and processes that are there twice.
@@ -77,12 +82,12 @@ fn run_job(c: &Cluster) {
     args.extend(["--", "sh", "-c", "echo ran"]);
     c.berth(&args);
     let done =
-        berth_tests::process::eventually(BACK, || c.berth(&["ps", "once"]).contains("exited").then_some(()));
+        berth_tests::lab::eventually(BACK, || c.berth(&["ps", "once"]).contains("exited").then_some(()));
     assert!(done.is_some(), "{}", c.berth(&["ps", "once"]));
 }
 
 fn ran_once(c: &Cluster) {
-    let log = berth_tests::process::eventually(Duration::from_secs(30), || {
+    let log = berth_tests::lab::eventually(Duration::from_secs(30), || {
         let out = c.try_berth(&["logs", "once"]);
         out.status
             .success()
@@ -98,7 +103,8 @@ fn ran_once(c: &Cluster) {
 
 #[test]
 fn r3_power_cuts_of_one_host_and_of_all_bring_back_the_same_containers() {
-    let (mut c, running) = six_on_three();
+    let mut c = Cluster::mixed(PATIENT);
+    let running = replicas_on(&c, 3);
     let before = places(&running);
     check_hosts(&c, &running);
     run_job(&c);
@@ -157,11 +163,14 @@ fn give_token(from: &Machine, to: &Machine) {
 
 #[test]
 fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_without_it() {
-    let (mut c, running) = six_on_three();
+    let trixie = Template::find(Debian::Trixie, Content::Prepared);
+    let mut c = Cluster::start(&[&trixie, &trixie], PATIENT);
+    c.load_example();
+    let running = replicas_on(&c, 4);
     let before = places(&running);
     give_token(c.lab.host(1), c.lab.host(2));
     let mut writer = c.lab.host(2).spawn(WRITER);
-    let wrote = berth_tests::process::eventually(Duration::from_secs(60), || {
+    let wrote = berth_tests::lab::eventually(Duration::from_secs(60), || {
         (writer.so_far().lines().count() >= 5).then_some(())
     });
     assert!(wrote.is_some(), "{}", writer.so_far());
@@ -178,7 +187,7 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
             "{tenant} was acknowledged and is lost"
         );
     }
-    let resumed = berth_tests::process::eventually(Duration::from_secs(60), || {
+    let resumed = berth_tests::lab::eventually(Duration::from_secs(60), || {
         (writer.so_far().lines().count() > acknowledged.lines().count()).then_some(())
     });
     assert!(resumed.is_some(), "writes go on");
@@ -197,17 +206,19 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
         log.contains("2 containers stopped, 0 killed"),
         "each within its grace: {log}"
     );
-    c.lab.host_mut(3).crash();
-    c.lab.host_mut(3).boot();
-    for number in [2, 3] {
-        let host = c.lab.host(number);
+    let back = |c: &Cluster| {
+        let host = c.lab.host(2);
         let want = before.iter().filter(|(_, node)| *node == host.name).count();
         host.eventually(
             &format!("test $(ps axo args= | grep -c '^sh -c trap') = {want}"),
             BACK,
         );
-    }
-    c.lab.step("two hosts are back without a brain");
+    };
+    back(&c);
+    c.lab.host_mut(2).crash();
+    c.lab.host_mut(2).boot();
+    back(&c);
+    c.lab.step("twice back without a brain");
     c.lab.host(1).ok("systemctl enable -q --now berth-brain");
     c.wait_brain();
     all_back(&c, &before, "after the brain came back");

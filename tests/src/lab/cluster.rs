@@ -3,23 +3,14 @@
 use std::process::Output;
 use std::time::Duration;
 
-use super::{Content, Debian, Lab, Machine, PATIENCE, Template};
+use super::{Content, Debian, Lab, Machine, PATIENCE, POLL, Template, eventually};
 use crate::operator::Operator;
-use crate::process::eventually;
 
 /// A lab with berth on it, run by the units of `systemd/`.
 #[derive(Debug)]
 pub struct Cluster {
     /// The machines.
     pub lab: Lab,
-}
-
-/// The units of a node.
-const UNITS: [&str; 2] = ["berth-agent.service", "berth-containers.service"];
-
-fn push_unit(host: &Machine, unit: &str) {
-    let from = crate::root().join("systemd").join(unit);
-    host.push(&from, &format!("/etc/systemd/system/{unit}"), 0o644);
 }
 
 impl Cluster {
@@ -37,8 +28,7 @@ impl Cluster {
         std::thread::scope(|scope| {
             for host in &new.lab.hosts {
                 scope.spawn(|| {
-                    UNITS.iter().for_each(|unit| push_unit(host, unit));
-                    host.ok("systemctl daemon-reload; systemctl enable -q berth-agent berth-containers");
+                    host.ok("systemctl enable -q --no-reload berth-agent berth-containers");
                     new.join(host);
                 });
             }
@@ -55,10 +45,9 @@ impl Cluster {
             lab: Lab::start(templates),
         };
         let brain = new.lab.host(1);
-        push_unit(brain, "berth-brain.service");
         let config = format!("advertise = [\"{}:7443\"]\n{settings}", brain.address());
         brain.write("/etc/berth/brain.toml", config.as_bytes(), 0o644);
-        brain.ok("systemctl daemon-reload; systemctl enable -q --now berth-brain");
+        brain.ok("systemctl enable -q --no-reload berth-brain; systemctl start berth-brain");
         new.wait_brain();
         new
     }
@@ -100,7 +89,7 @@ impl Cluster {
             "--cpus",
             "0.05",
             "--stop-grace",
-            "2s",
+            "10s",
             "--",
         ]);
         args.extend(["sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"]);
@@ -145,6 +134,10 @@ impl Cluster {
 }
 
 impl Operator for Cluster {
+    fn pause(&self) -> Duration {
+        POLL
+    }
+
     fn try_berth(&self, args: &[&str]) -> Output {
         let mut argv = vec!["berth"];
         argv.extend(args);

@@ -120,7 +120,7 @@ impl Machine {
                 "{}: {script}: not within {limit:?}: {last:?}",
                 self.name
             );
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(super::POLL);
         }
     }
 }

@@ -25,6 +25,14 @@ pub use machine::{Machine, PATIENCE};
 pub use switch::{Quality, Switch};
 pub use template::Template;
 
+/// How long tests pause between two looks: each starts a program in an emulated machine, which others wait for.
+pub const POLL: std::time::Duration = std::time::Duration::from_millis(700);
+
+/// Looks until something is there; none if it never was.
+pub fn eventually<T>(limit: std::time::Duration, probe: impl FnMut() -> Option<T>) -> Option<T> {
+    crate::process::eventually_every(POLL, limit, probe)
+}
+
 /// A few machines on a private network.
 #[derive(Debug)]
 pub struct Lab {

@@ -11,6 +11,13 @@ use super::switch::Switch;
 /// The programs of berth that a prepared host has in /usr/local/bin.
 const PROGRAMS: [&str; 5] = ["berth", "berth-brain", "berth-agent", "berth-log", "berth-init"];
 
+/// Its units, loaded but not enabled.
+const UNITS: [&str; 3] = [
+    "berth-agent.service",
+    "berth-brain.service",
+    "berth-containers.service",
+];
+
 /// A saved system.
 #[derive(Debug)]
 pub struct Template {
@@ -26,20 +33,28 @@ impl Template {
     pub fn find(debian: Debian, content: Content) -> Self {
         let emulator = Emulator::find();
         let image = Image::find(debian, content);
-        let programs = match content {
+        let programs: Vec<_> = match content {
             Content::Prepared => PROGRAMS.map(|name| (name, stripped(name))).into(),
-            Content::Bare => Vec::<(&str, tempfile::NamedTempFile)>::new(),
+            Content::Bare => Vec::new(),
         };
+        let mut files: Vec<_> = programs
+            .iter()
+            .map(|(name, file)| (file.path().to_owned(), format!("/usr/local/bin/{name}"), 0o755))
+            .collect();
+        if content == Content::Prepared {
+            let units = crate::root().join("systemd");
+            files.extend(UNITS.map(|unit| (units.join(unit), format!("/etc/systemd/system/{unit}"), 0o644)));
+        }
         let mut parts = vec![
             image.key.clone().into_bytes(),
             APPEND.into(),
             MEMORY_MIB.to_be_bytes().to_vec(),
         ];
         parts.push(emulator_flags().into_bytes());
-        parts.extend(programs.iter().map(|(_, path)| store::content(path.path())));
+        parts.extend(files.iter().map(|(from, ..)| store::content(from)));
         let key = store::key(parts.iter().map(Vec::as_slice));
         let kind = format!("template-{debian:?}-{content:?}").to_lowercase();
-        let folder = store::kept(&kind, &key, |new| make(new, &image, &emulator, &programs));
+        let folder = store::kept(&kind, &key, |new| make(new, &image, &emulator, &files));
         Self {
             disk: folder.join("disk.qcow2"),
             state: folder.join("state"),
@@ -66,7 +81,7 @@ fn emulator_flags() -> String {
     include_str!("machine.rs").to_owned()
 }
 
-fn make(new: &Path, image: &Image, emulator: &Emulator, programs: &[(&str, tempfile::NamedTempFile)]) {
+fn make(new: &Path, image: &Image, emulator: &Emulator, files: &[(PathBuf, String, u32)]) {
     let work = tempfile::tempdir_in(super::fast_folder()).expect("folder");
     crate::reaper::guard_folder(work.path());
     let mut machine = Machine::new(
@@ -78,11 +93,11 @@ fn make(new: &Path, image: &Image, emulator: &Emulator, programs: &[(&str, tempf
         &Switch::default(),
     );
     machine.boot();
-    for (name, program) in programs {
-        machine.push(program.path(), &format!("/usr/local/bin/{name}"), 0o755);
+    for (from, to, mode) in files {
+        machine.push(from, to, *mode);
     }
     machine.ok_within(
-        "systemctl is-system-running --wait >/dev/null; systemctl --failed --no-legend | grep . && exit 1
+        "systemctl daemon-reload; systemctl is-system-running --wait >/dev/null; systemctl --failed --no-legend | grep . && exit 1
         journalctl --rotate -q; journalctl --vacuum-time=1s -q; sync; fstrim / || true; exit 0",
         Duration::from_secs(180),
     );
