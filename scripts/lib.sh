@@ -20,7 +20,7 @@ has_systemd() { [ -d /run/systemd/system ]; }
 # Packages by the command or file that proves them present.
 missing_packages() {
   local want=(
-    containerd:containerd runc:runc nft:nftables btrfs:btrfs-progs mkfs.btrfs:btrfs-progs ip:iproute2
+    containerd:containerd runc:runc nft:nftables btrfs:btrfs-progs mkfs.btrfs:btrfs-progs ip:iproute2 ping:iputils-ping
     update-ca-certificates:ca-certificates protoc:protobuf-compiler cc:gcc make:make busybox:busybox-static tar:tar gzip:gzip nsenter:util-linux python3:python3
   )
   local pair

@@ -14,6 +14,7 @@ pub mod join;
 pub mod ledger;
 pub mod link;
 pub mod logs;
+pub mod network;
 pub mod reconcile;
 pub mod sys;
 pub mod usage;

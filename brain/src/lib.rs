@@ -4,6 +4,7 @@
 //! of hosts comes from them.
 #![forbid(unsafe_code)]
 
+pub mod allocate;
 pub mod api;
 pub mod ca;
 pub mod cluster;

@@ -5,6 +5,7 @@
 
 mod container;
 mod image;
+mod network;
 mod node;
 mod resources;
 mod service;
@@ -16,6 +17,7 @@ pub use container::{
     ContainerRecord, ContainerSpec, ExitInfo, ObservedContainer, Phase, RegistryCredential, RunState,
 };
 pub use image::{Digest, ImageRef, LoadedImage};
+pub use network::{HostNumber, Mac, NetworkError, Subnets, Vni, parse_cidr};
 pub use node::{Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
 pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};

@@ -204,22 +204,52 @@ impl Machine {
     /// Switches it on after a power cut and waits until it answers.
     pub fn boot(&mut self) {
         self.power_on();
-        self.wait_up();
+        while !self.wait_booted() {
+            self.power_on();
+        }
+    }
+
+    /// Waits until it answers, as [`Self::wait_up`]; false if the emulator died of its own fault, so that it has to be switched
+    /// on again: to the guest that is another power cut.
+    pub fn wait_booted(&mut self) -> bool {
+        self.find_channel();
+        let end = Instant::now() + BOOT;
+        while !self.channel().answers(Duration::from_millis(300)) {
+            let died = self.process.as_mut().is_none_or(|process| !process.running());
+            let fault = died
+                && self
+                    .process
+                    .as_ref()
+                    .is_some_and(|p| p.output().contains(EMULATORS_FAULT));
+            if fault {
+                eprintln!(
+                    "lab: {}: the emulator died of its own fault: {EMULATORS_FAULT}",
+                    self.name
+                );
+                self.channel = None;
+                return false;
+            }
+            assert!(
+                !died && Instant::now() < end,
+                "{} does not come up:\n{}",
+                self.name,
+                self.console()
+            );
+        }
+        true
     }
 
     /// Waits until it answers on its control channel.
     pub fn wait_up(&mut self) {
+        assert!(self.wait_booted(), "{}: {EMULATORS_FAULT}", self.name);
+    }
+
+    fn find_channel(&mut self) {
         let socket = self.dir.join("lab.sock");
         let channel = eventually(PATIENCE, || Channel::connect(&socket).ok());
         let channel =
             channel.unwrap_or_else(|| panic!("{} has no control channel:\n{}", self.name, self.console()));
         self.channel = Some(channel);
-        let end = Instant::now() + BOOT;
-        while !self.channel().answers(Duration::from_millis(300)) {
-            if self.process.as_mut().is_none_or(|process| !process.running()) || Instant::now() > end {
-                panic!("{} does not come up:\n{}", self.name, self.console());
-            }
-        }
     }
 
     fn qmp(&self) -> Qmp {
@@ -314,6 +344,9 @@ impl Drop for Machine {
         self.crash();
     }
 }
+
+/// QEMU 10.0's emulation of several processors can lose the race of one that maps a device while another looks it up.
+const EMULATORS_FAULT: &str = "Assertion `section_index < d->map.sections_nb' failed";
 
 /// The kernel's command line. `lsm=` would switch AppArmor off: people's hosts have it, so it stays.
 pub const APPEND: &str =

@@ -105,14 +105,23 @@ impl Lab {
 
     /// Switches everyone on, all at the same time.
     pub fn boot_all(&mut self) {
-        for host in &mut self.hosts {
-            host.power_on();
+        let mut off: Vec<&mut Machine> = self.hosts.iter_mut().collect();
+        while !off.is_empty() {
+            // By this thread: an emulator ends with the one that started it.
+            off.iter_mut().for_each(|host| host.power_on());
+            let booted: Vec<bool> = std::thread::scope(|scope| {
+                let waits: Vec<_> = off
+                    .iter_mut()
+                    .map(|host| scope.spawn(|| host.wait_booted()))
+                    .collect();
+                let ended = waits.into_iter().map(std::thread::ScopedJoinHandle::join);
+                ended
+                    .map(|up| up.unwrap_or_else(|e| std::panic::resume_unwind(e)))
+                    .collect()
+            });
+            let mut booted = booted.into_iter();
+            off.retain(|_| !booted.next().unwrap_or(true));
         }
-        std::thread::scope(|scope| {
-            for host in &mut self.hosts {
-                scope.spawn(|| host.wait_up());
-            }
-        });
     }
 
     /// Says how far a test is and since when, for whoever reads its output.

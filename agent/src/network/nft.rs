@@ -1,0 +1,102 @@
+//! Tables of nftables in a namespace: replaced at once, and held against what somebody may have made of them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
+
+use super::namespace::Namespace;
+use super::ruleset::Table;
+
+/// Why a table is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The program can't be run.
+    #[error("nft can't be run in a network's namespace; is nftables installed?")]
+    Run(#[source] io::Error),
+    /// It refused.
+    #[error("nft refused table {family} {name}: {said}", family = .table.family, name = .table.name)]
+    Refused {
+        /// Which table.
+        table: Table,
+        /// Its first words about it.
+        said: String,
+    },
+}
+
+/// The tables of one namespace as they were loaded. The kernel's own listing is kept beside each script: so a rule that somebody
+/// took out is noticed, whatever the kernel makes of what it was given.
+#[derive(Debug, Default)]
+pub struct Tables(BTreeMap<Table, Loaded>);
+
+#[derive(Debug)]
+struct Loaded {
+    script: String,
+    listing: Option<String>,
+}
+
+impl Tables {
+    /// Makes a table what the script says, unless it is so already; whether anything had to be done. Blocks.
+    ///
+    /// # Errors
+    /// [`NftError`]; the old table is in force then.
+    pub fn ensure(&mut self, namespace: &Namespace, table: Table, script: &str) -> Result<bool, NftError> {
+        if let Some(loaded) = self.0.get(&table)
+            && loaded.script == script
+            && loaded.listing.is_some()
+            && loaded.listing == list(namespace, table)?
+        {
+            return Ok(false);
+        }
+        self.0.remove(&table);
+        nft(namespace, table, ["-f", "-"], script.to_owned())?;
+        let listing = list(namespace, table)?;
+        let script = script.to_owned();
+        self.0.insert(table, Loaded { script, listing });
+        Ok(true)
+    }
+}
+
+/// A table as the kernel has it, without its counters; none if there is no such table.
+fn list(namespace: &Namespace, table: Table) -> Result<Option<String>, NftError> {
+    let Table { family, name } = table;
+    match nft(
+        namespace,
+        table,
+        ["-s", "list", "table", family, name],
+        String::new(),
+    ) {
+        Ok(text) => Ok(Some(text)),
+        Err(NftError::Refused { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn nft<const N: usize>(
+    namespace: &Namespace,
+    table: Table,
+    arguments: [&'static str; N],
+    input: String,
+) -> Result<String, NftError> {
+    let ran = namespace.within(move || run(&arguments, &input));
+    let out = ran.and_then(std::convert::identity).map_err(NftError::Run)?;
+    if out.status.success() {
+        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&out.stderr);
+    let said = berth_common::id::clip(said.trim(), 300);
+    Err(NftError::Refused { table, said })
+}
+
+fn run(arguments: &[&str], input: &str) -> io::Result<std::process::Output> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // It reads all before it says anything.
+    if let Some(mut pipe) = child.stdin.take() {
+        pipe.write_all(input.as_bytes())?;
+    }
+    child.wait_with_output()
+}

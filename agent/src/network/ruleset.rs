@@ -1,0 +1,173 @@
+//! The packet filters of networks and of the host, as nftables scripts. Pure.
+//!
+//! Each script replaces its whole table in one transaction, so there is no moment without rules. Everything in them is a number or
+//! an address of our own types: nothing that a person or a container names gets in.
+
+use std::collections::BTreeSet;
+use std::fmt::{Display, Write as _};
+use std::net::{IpAddr, Ipv6Addr};
+
+use berth_common::model::Mac;
+
+use super::plan::{BRIDGE, Overlay, TUNNEL, port_name};
+
+/// A table that is berth's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Table {
+    /// nftables' word for the kind of packets.
+    pub family: &'static str,
+    /// What it is called.
+    pub name: &'static str,
+}
+
+/// What passes the bridge of a network.
+pub const ON_BRIDGE: Table = Table {
+    family: "bridge",
+    name: "berth",
+};
+/// What reaches the gateway, in a network's namespace; and what reaches the VXLAN port, in the host's.
+pub const ON_HOST: Table = Table {
+    family: "inet",
+    name: "berth",
+};
+
+/// Who may send what from a port: an endpoint speaks with its own hardware and IP addresses alone, and announces no routers.
+/// What comes through the tunnel was held against this on the node that it comes from.
+pub fn endpoints(overlay: &Overlay) -> String {
+    let net = &overlay.subnets;
+    let (mut v4, mut arp, mut v6) = (Vec::new(), Vec::new(), Vec::new());
+    for host in &overlay.local {
+        let (port, mac, address) = (port_name(*host), net.mac(*host), net.address(*host));
+        v4.push(format!("\"{port}\" . {mac} . {address}"));
+        arp.push(format!("\"{port}\" . {mac} . {mac} . {address}"));
+        for address in [net.address6(*host), link_local(mac)] {
+            v6.push(format!("\"{port}\" . {mac} . {address}"));
+        }
+    }
+    let mut text = begin(ON_BRIDGE);
+    set(&mut text, "v4", "typeof iifname . ether saddr . ip saddr", &v4);
+    set(
+        &mut text,
+        "arps",
+        "typeof iifname . ether saddr . arp saddr ether . arp saddr ip",
+        &arp,
+    );
+    set(&mut text, "v6", "typeof iifname . ether saddr . ip6 saddr", &v6);
+    let _ = write!(
+        text,
+        "  chain from {{
+    type filter hook prerouting priority -300; policy drop;
+    iifname \"{TUNNEL}\" accept
+    ether type ip6 icmpv6 type nd-router-advert counter drop
+    iifname . ether saddr . ip saddr @v4 accept
+    iifname . ether saddr . arp saddr ether . arp saddr ip @arps accept
+    iifname . ether saddr . ip6 saddr @v6 accept
+    ether type arp counter drop
+    ether type ip counter drop
+    ether type ip6 counter drop
+    counter drop
+  }}
+}}
+"
+    );
+    text
+}
+
+/// What a container may ask of its gateway: whether it is there. Nothing is passed on from one interface to another; what the
+/// bridge itself carries comes by here, too, wherever somebody loaded `br_netfilter`.
+pub fn gateway() -> String {
+    let mut text = begin(ON_HOST);
+    let _ = write!(
+        text,
+        "  chain to {{
+    type filter hook input priority 0; policy accept;
+    iifname != \"{BRIDGE}\" accept
+    icmp type echo-request limit rate 100/second accept
+    icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} limit rate 1000/second accept
+    ct state established,related accept
+    counter reject
+  }}
+  chain through {{
+    type filter hook forward priority 0; policy drop;
+    iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
+  }}
+}}
+"
+    );
+    text
+}
+
+/// Who may send VXLAN packets to this host: its known nodes. Others' packets are dropped before the kernel opens them.
+pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = nodes.iter().partition(|address| address.is_ipv4());
+    let mut text = begin(ON_HOST);
+    set(&mut text, "nodes4", "type ipv4_addr", &v4);
+    set(&mut text, "nodes6", "type ipv6_addr", &v6);
+    // Before connections are tracked (-200): a flood of strangers' packets fills no table.
+    let _ = write!(
+        text,
+        "  chain vxlan {{
+    type filter hook prerouting priority -300; policy accept;
+    udp dport != {port} accept
+    ip saddr @nodes4 accept
+    ip6 saddr @nodes6 accept
+    fib daddr type local counter drop
+  }}
+}}
+"
+    );
+    text
+}
+
+/// A script that replaces a table begins by making sure that there is one to delete: so it works the first time, too.
+fn begin(table: Table) -> String {
+    let Table { family, name } = table;
+    format!("table {family} {name} {{}}\ndelete table {family} {name}\ntable {family} {name} {{\n")
+}
+
+fn set(text: &mut String, name: &str, kind: &str, elements: &[impl Display]) {
+    let _ = write!(text, "  set {name} {{\n    {kind}\n");
+    if let Some((first, rest)) = elements.split_first() {
+        let _ = write!(text, "    elements = {{ {first}");
+        for element in rest {
+            let _ = write!(text, ", {element}");
+        }
+        text.push_str(" }\n");
+    }
+    text.push_str("  }\n");
+}
+
+/// The link-local address that the kernel makes of a hardware address (RFC 4291, appendix A).
+fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        word(a ^ 2, b),
+        word(c, 0xff),
+        word(0xfe, d),
+        word(e, f),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_local_addresses_are_the_kernels() {
+        let mac = Mac([0x0a, 0xbe, 0x0a, 0x50, 0, 2]);
+        assert_eq!(link_local(mac).to_string(), "fe80::8be:aff:fe50:2");
+    }
+
+    #[test]
+    fn nodes_are_sorted_into_families_and_empty_sets_have_no_elements() {
+        let nodes = BTreeSet::from(["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]);
+        let text = host(&nodes, 4789);
+        assert!(text.contains("elements = { 192.0.2.1 }") && text.contains("elements = { 2001:db8::1 }"));
+        assert!(!host(&BTreeSet::new(), 4789).contains("elements"));
+    }
+}

@@ -1,0 +1,507 @@
+//! Networks in the real kernel: hosts and containers are network namespaces, the packets are real.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use berth_agent::network::nft::Tables;
+use berth_agent::network::plan::{missing, plan, port_name};
+use berth_agent::network::ruleset::{self, ON_BRIDGE, ON_HOST};
+use berth_agent::network::{Kernel, Namespace, Overlay, Step};
+use berth_common::model::{HostNumber, Subnets, Vni};
+use berth_tests::host::{Host, Lan};
+
+/// A few hosts on one wire, as agents see them.
+struct World {
+    lan: Lan,
+    hosts: Vec<Host>,
+    kernels: Vec<Kernel>,
+    /// Where namespaces are kept.
+    _folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for kernel in &self.kernels {
+            for vni in kernel.kept().unwrap_or_default() {
+                let _ = Namespace::release(&kernel.path(vni));
+            }
+        }
+    }
+}
+
+impl World {
+    fn new(count: usize) -> Self {
+        let (lan, folder) = (Lan::new(), tempfile::tempdir().expect("folder"));
+        berth_tests::reaper::guard_folder(folder.path());
+        let (mut hosts, mut kernels) = (Vec::new(), Vec::new());
+        for at in 0..count {
+            let host = Host::new("net");
+            lan.attach(&host, "eth0", at as u8 + 1);
+            let path = PathBuf::from("/run/netns").join(host.netns());
+            let namespace = Namespace::open(&path).expect("the host's");
+            kernels.push(Kernel::new(namespace, folder.path().join(at.to_string())));
+            hosts.push(host);
+        }
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        Self {
+            lan,
+            hosts,
+            kernels,
+            _folder: folder,
+            runtime,
+        }
+    }
+
+    fn address(&self, host: usize) -> IpAddr {
+        self.lan.address(host as u8 + 1).parse().expect("address")
+    }
+
+    /// A network with these endpoints, each on a host, as one of them sees it.
+    fn overlay(&self, vni: u32, here: usize, endpoints: &[(u32, usize)]) -> Overlay {
+        let on = |wanted: bool| {
+            endpoints
+                .iter()
+                .filter(move |(_, host)| (*host == here) == wanted)
+        };
+        Overlay {
+            vni: Vni::try_from(vni).expect("vni"),
+            subnets: Subnets::new(
+                "10.80.0.0/16".parse().expect("cidr"),
+                "fd00:be::/64".parse().expect("cidr"),
+            )
+            .expect("subnets"),
+            underlay: (self.address(here), 1500),
+            port: 4789,
+            local: on(true).map(|(number, _)| HostNumber(*number)).collect(),
+            remote: on(false)
+                .map(|(number, host)| (HostNumber(*number), self.address(*host)))
+                .collect(),
+        }
+    }
+
+    fn steps(&self, at: usize, overlay: &Overlay) -> Vec<Step> {
+        let seen = self
+            .runtime
+            .block_on(self.kernels[at].observe(overlay.vni))
+            .expect("observed");
+        plan(Some(overlay), seen.as_ref())
+    }
+
+    /// Observe, plan, apply, attach; then nothing may be left to do, and what is there is what is wanted.
+    fn settle(&self, at: usize, overlay: &Overlay, containers: &BTreeMap<u32, Namespace>) -> usize {
+        let (kernel, vni) = (&self.kernels[at], overlay.vni);
+        let steps = self.steps(at, overlay);
+        self.runtime.block_on(async {
+            kernel
+                .apply(vni, &steps)
+                .await
+                .unwrap_or_else(|e| panic!("{e:?}\n{steps:#?}"));
+            let seen = kernel.observe(vni).await.expect("observed").expect("a namespace");
+            for host in missing(overlay, &seen) {
+                kernel
+                    .attach(overlay, host, &containers[&host.0])
+                    .await
+                    .expect("attached");
+            }
+            let seen = kernel.observe(vni).await.expect("observed").expect("a namespace");
+            assert_eq!(seen.links, overlay.links());
+            assert_eq!(seen.entries, overlay.entries());
+            assert!(plan(Some(overlay), Some(&seen)).is_empty());
+        });
+        steps.len()
+    }
+}
+
+fn containers(numbers: &[u32]) -> BTreeMap<u32, Namespace> {
+    numbers
+        .iter()
+        .map(|n| (*n, Namespace::new().expect("namespace")))
+        .collect()
+}
+
+fn sh(within: &Namespace, command: &str) -> (bool, String) {
+    let command = command.to_owned();
+    let out = within.within(move || Command::new("sh").args(["-c", &command]).output());
+    let out = out.expect("namespace").expect("program");
+    let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    (out.status.success(), text)
+}
+
+fn listen(within: &Namespace, address: IpAddr) -> TcpListener {
+    let bound = within.within(move || TcpListener::bind(SocketAddr::new(address, 80)));
+    bound.expect("namespace").expect("listens")
+}
+
+fn dial(within: &Namespace, address: IpAddr) -> std::io::Result<TcpStream> {
+    let to = SocketAddr::new(address, 80);
+    within
+        .within(move || TcpStream::connect_timeout(&to, Duration::from_millis(1500)))
+        .expect("namespace")
+}
+
+/// A word there and back.
+fn speak(client: &mut TcpStream, server: &mut TcpStream) {
+    let mut word = [0; 5];
+    for end in [&mut *client, &mut *server] {
+        end.set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("option");
+    }
+    client.write_all(b"berth").expect("sent");
+    server.read_exact(&mut word).expect("received");
+    server.write_all(&word).expect("sent");
+    client.read_exact(&mut word).expect("received");
+    assert_eq!(&word, b"berth");
+}
+
+fn talk(client: &Namespace, server: &Namespace, address: IpAddr) -> (TcpStream, TcpStream) {
+    let listener = listen(server, address);
+    let mut client = dial(client, address).unwrap_or_else(|e| panic!("{address}: {e}"));
+    let mut server = listener.accept().expect("a client").0;
+    speak(&mut client, &mut server);
+    (client, server)
+}
+
+#[test]
+fn endpoints_reach_one_another_here_and_there_and_everything_goes_with_the_last() {
+    let world = World::new(2);
+    let endpoints = [(2, 0), (3, 0), (4, 1)];
+    let inside = containers(&[2, 3, 4]);
+    let overlays = [0, 1].map(|at| world.overlay(7, at, &endpoints));
+    for (at, overlay) in overlays.iter().enumerate() {
+        world.settle(at, overlay, &inside);
+    }
+    let net = overlays[0].subnets;
+    for (from, to) in [(2, 3), (2, 4), (4, 3)] {
+        let host = HostNumber(to);
+        talk(&inside[&from], &inside[&to], net.address(host).into());
+        talk(&inside[&from], &inside[&to], net.address6(host).into());
+    }
+    // The gateway is there on each host, and refuses rather than being silent.
+    for from in [2, 4] {
+        let refused = dial(&inside[&from], net.address(Subnets::GATEWAY).into()).expect_err("nobody listens");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    // A full packet fits, one byte more does not and says so.
+    let ping = |size: u32| {
+        sh(
+            &inside[&2],
+            &format!("ping -c1 -W2 -M do -s {size} {}", net.address(HostNumber(4))),
+        )
+    };
+    assert!(ping(1450 - 28).0, "{}", ping(1450 - 28).1);
+    assert!(!ping(1450 - 27).0);
+
+    for (at, kernel) in world.kernels.iter().enumerate() {
+        let vni = overlays[at].vni;
+        let seen = world.runtime.block_on(kernel.observe(vni)).expect("observed");
+        let steps = plan(None, seen.as_ref());
+        world
+            .runtime
+            .block_on(kernel.apply(vni, &steps))
+            .expect("removed");
+        assert_eq!(
+            world.runtime.block_on(kernel.observe(vni)).expect("observed"),
+            None
+        );
+        assert!(kernel.kept().expect("listed").is_empty());
+        let links = world.hosts[at].ip("-o link show");
+        assert_eq!(links.lines().count(), 2, "loopback and the wire: {links}");
+    }
+}
+
+#[test]
+fn r6_networks_with_the_same_addresses_are_apart_and_nothing_unknown_leaves_a_host() {
+    let world = World::new(2);
+    let endpoints = [(2, 0), (3, 1)];
+    let (ours, theirs) = (containers(&[2, 3]), containers(&[2, 3]));
+    for at in [0, 1] {
+        world.settle(at, &world.overlay(7, at, &endpoints), &ours);
+        world.settle(at, &world.overlay(8, at, &endpoints), &theirs);
+    }
+    let net = world.overlay(7, 0, &endpoints).subnets;
+    let address: IpAddr = net.address(HostNumber(3)).into();
+    // Theirs listens at the address that ours dials: it hears nothing.
+    let listener = listen(&theirs[&3], address);
+    let refused = dial(&ours[&2], address).expect_err("nobody of ours listens");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    listener.set_nonblocking(true).expect("option");
+    assert_eq!(
+        listener.accept().expect_err("nobody").kind(),
+        std::io::ErrorKind::WouldBlock
+    );
+    drop(listener);
+    talk(&theirs[&2], &theirs[&3], address);
+    talk(&ours[&2], &ours[&3], address);
+
+    // Who asks for an address that nobody has, or shouts to all, is not heard outside.
+    let space = Namespace::open(&world.kernels[0].path(world.overlay(7, 0, &[]).vni)).expect("kept");
+    let sent = || {
+        let (_, counted) = sh(&space, "ip -s -j link show dev vx0");
+        let counted: serde_json::Value = serde_json::from_str(&counted).expect("json");
+        counted[0]["stats64"]["tx"]["packets"].as_u64().expect("packets")
+    };
+    let before = sent();
+    let (_, said) = sh(
+        &ours[&2],
+        &format!(
+            "ping -c2 -i0.2 -W1 10.80.0.99; ping -c2 -i0.2 -W1 -b 10.80.255.255; ping -c2 -i0.2 -W1 ff02::1%eth0; ping -c1 -W1 {address}"
+        ),
+    );
+    assert!(said.contains("1 received"), "{said}");
+    assert_eq!(sent() - before, 1, "the one answered ping, and nothing else");
+}
+
+#[test]
+fn whatever_somebody_does_to_a_network_is_repaired_and_open_connections_go_on() {
+    let world = World::new(2);
+    let endpoints = [(2, 0), (3, 1)];
+    let inside = containers(&[2, 3]);
+    let overlays = [0, 1].map(|at| world.overlay(7, at, &endpoints));
+    for (at, overlay) in overlays.iter().enumerate() {
+        world.settle(at, overlay, &inside);
+    }
+    let net = overlays[0].subnets;
+    let space = Namespace::open(&world.kernels[0].path(overlays[0].vni)).expect("kept");
+    let address: IpAddr = net.address(HostNumber(3)).into();
+    let (mut client, mut server) = talk(&inside[&2], &inside[&3], address);
+    let (mac, port) = (net.mac(HostNumber(3)), port_name(HostNumber(2)));
+    for meddling in [
+        "ip link del vx0".to_owned(),
+        "ip link del br0".to_owned(),
+        format!("ip link del {port}"),
+        "ip link set br0 down".to_owned(),
+        "ip link set vx0 down; ip link set br0 address 02:00:00:00:00:01".to_owned(),
+        format!("bridge fdb del {mac} dev vx0 self"),
+        format!("bridge fdb del {mac} dev vx0 master"),
+        format!("bridge fdb replace {mac} dev vx0 self dst 192.0.2.9"),
+        "bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.9".to_owned(),
+        format!("bridge fdb replace {mac} dev {port} master static"),
+        "ip neigh flush dev br0 nud permanent; ip -6 neigh flush dev br0 nud permanent".to_owned(),
+        "ip neigh replace 10.80.0.77 lladdr 02:00:00:00:00:07 dev br0".to_owned(),
+        "ip addr flush dev br0; ip addr add 10.80.9.9/16 dev br0".to_owned(),
+        "ip link set br0 mtu 1300".to_owned(),
+        "bridge link set dev vx0 learning on flood on neigh_suppress off".to_owned(),
+        format!("bridge link set dev {port} flood on; ip link set vx0 nomaster"),
+        "ip link set vx0 type vxlan learning".to_owned(),
+        "ip link add foreign type bridge".to_owned(),
+    ] {
+        let (done, said) = sh(&space, &meddling);
+        assert!(done, "{meddling}: {said}");
+        let seen = world
+            .runtime
+            .block_on(world.kernels[0].observe(overlays[0].vni))
+            .expect("observed");
+        let seen = seen.expect("there");
+        assert!(
+            !plan(Some(&overlays[0]), Some(&seen)).is_empty() || !missing(&overlays[0], &seen).is_empty(),
+            "{meddling} was not noticed: {seen:#?}"
+        );
+        world.settle(0, &overlays[0], &inside);
+        speak(&mut client, &mut server);
+    }
+    // Somebody's device with the same identifier: said, not fought over.
+    let (_, said) = sh(&space, "ip link del vx0");
+    assert!(said.is_empty(), "{said}");
+    world.hosts[0].ip("link add foreign type vxlan id 7 dstport 4789");
+    let steps = world.steps(0, &overlays[0]);
+    let refused = world
+        .runtime
+        .block_on(world.kernels[0].apply(overlays[0].vni, &steps));
+    let refused = refused.expect_err("taken").to_string();
+    assert!(
+        refused.contains("another device of this host has VNI 7"),
+        "{refused}"
+    );
+    world.hosts[0].ip("link del foreign");
+    world.settle(0, &overlays[0], &inside);
+    speak(&mut client, &mut server);
+    // Another agent finds everything right and changes nothing.
+    assert!(world.steps(0, &overlays[0]).is_empty());
+    // A namespace that lost its place, as after a reboot: all is made anew.
+    Namespace::release(&world.kernels[0].path(overlays[0].vni)).expect("released");
+    drop(space);
+    world.settle(0, &overlays[0], &inside);
+    speak(&mut client, &mut server);
+}
+
+#[test]
+fn an_endpoint_keeps_its_address_on_another_host_and_others_follow() {
+    let world = World::new(3);
+    let mut inside = containers(&[2, 3]);
+    let settle = |endpoints: &[(u32, usize)], inside: &BTreeMap<u32, Namespace>| {
+        let on: BTreeSet<usize> = endpoints.iter().map(|(_, host)| *host).collect();
+        on.iter()
+            .map(|at| world.settle(*at, &world.overlay(7, *at, endpoints), inside))
+            .collect::<Vec<_>>()
+    };
+    settle(&[(2, 0), (3, 1)], &inside);
+    let address: IpAddr = world.overlay(7, 0, &[]).subnets.address(HostNumber(3)).into();
+    talk(&inside[&2], &inside[&3], address);
+    // The container starts again elsewhere.
+    inside.insert(3, Namespace::new().expect("namespace"));
+    let steps = settle(&[(2, 0), (3, 2)], &inside);
+    assert_eq!(steps[0], 1, "the other host changes one entry");
+    talk(&inside[&2], &inside[&3], address);
+}
+
+#[test]
+fn r6_an_endpoint_speaks_with_its_own_addresses_only_and_a_flushed_table_comes_back() {
+    let world = World::new(2);
+    let endpoints = [(2, 0), (3, 0), (4, 1)];
+    let inside = containers(&[2, 3, 4]);
+    let mut tables = [Tables::default(), Tables::default()];
+    let overlays = [0, 1].map(|at| world.overlay(7, at, &endpoints));
+    for (at, overlay) in overlays.iter().enumerate() {
+        world.settle(at, overlay, &inside);
+        let space = Namespace::open(&world.kernels[at].path(overlay.vni)).expect("kept");
+        let loaded = |tables: &mut Tables| {
+            let bridge = tables
+                .ensure(&space, ON_BRIDGE, &ruleset::endpoints(overlay))
+                .expect("loaded");
+            bridge
+                | tables
+                    .ensure(&space, ON_HOST, &ruleset::gateway())
+                    .expect("loaded")
+        };
+        assert!(loaded(&mut tables[at]), "the first time");
+        assert!(!loaded(&mut tables[at]), "nothing to do");
+        for meddling in [
+            "nft flush ruleset",
+            "nft flush chain bridge berth from",
+            "nft delete table inet berth",
+            "nft insert rule bridge berth from accept",
+        ] {
+            assert!(sh(&space, meddling).0, "{meddling}");
+            assert!(loaded(&mut tables[at]), "{meddling} was not noticed");
+            assert!(!loaded(&mut tables[at]), "it is as it should be");
+        }
+    }
+    let net = overlays[0].subnets;
+    let reaches = |from: u32, options: &str, to: IpAddr| {
+        let (reached, said) = sh(&inside[&from], &format!("ping -c1 -W1 {options} {to}"));
+        assert!(said.contains("transmitted"), "{said}");
+        reached
+    };
+    let (here, there): (IpAddr, IpAddr) = (
+        net.address(HostNumber(3)).into(),
+        net.address(HostNumber(4)).into(),
+    );
+    for to in [
+        here,
+        there,
+        net.address6(HostNumber(4)).into(),
+        net.address(Subnets::GATEWAY).into(),
+    ] {
+        let kept = world.kernels[0].path(overlays[0].vni);
+        let rules = || {
+            sh(
+                &Namespace::open(&kept).expect("kept"),
+                "nft list ruleset; bridge fdb; ip neigh",
+            )
+            .1
+        };
+        assert!(reaches(2, "", to), "{to}: {}", rules());
+    }
+    talk(&inside[&2], &inside[&4], there);
+    // Nothing listens at the gateway, and it says so at once.
+    let refused = dial(&inside[&2], net.address(Subnets::GATEWAY).into()).expect_err("refused");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    // Another's address, even with the answer's way prepared; another's hardware address; none of its own.
+    assert!(sh(&inside[&2], "ip addr add 10.80.0.3/16 dev eth0").0);
+    assert!(!reaches(2, "-I 10.80.0.3", there), "another's address");
+    assert!(
+        sh(
+            &inside[&2],
+            "ip addr del 10.80.0.3/16 dev eth0; ip -6 addr add fd00:be::3/64 dev eth0 nodad"
+        )
+        .0
+    );
+    assert!(
+        !reaches(2, "-I fd00:be::3", net.address6(HostNumber(4)).into()),
+        "another's IPv6 address"
+    );
+    assert!(reaches(2, "", there), "its own still does");
+    let other = net.mac(HostNumber(3));
+    assert!(sh(&inside[&2], &format!("ip link set eth0 address {other}")).0);
+    assert!(!reaches(2, "", there), "another's hardware address");
+}
+
+#[test]
+fn r6_vxlan_packets_from_strangers_are_dropped() {
+    let world = World::new(3);
+    let endpoints = [(2, 0), (3, 1)];
+    let inside = containers(&[2, 3]);
+    // The third host is no node, but knows everything and says it is the second.
+    let mut liar = world.overlay(7, 2, &[(3, 2), (2, 0)]);
+    let intruder = containers(&[3]);
+    for at in [0, 1] {
+        world.settle(at, &world.overlay(7, at, &endpoints), &inside);
+    }
+    world.settle(2, &liar, &intruder);
+    let net = liar.subnets;
+    let bound = inside[&2].within(|| std::net::UdpSocket::bind("0.0.0.0:99"));
+    let socket = bound.expect("namespace").expect("bound");
+    socket
+        .set_read_timeout(Some(Duration::from_millis(700)))
+        .expect("option");
+    let to = SocketAddr::new(net.address(HostNumber(2)).into(), 99);
+    let shout = |from: &Namespace| {
+        let sent =
+            from.within(move || std::net::UdpSocket::bind("0.0.0.0:0").and_then(|s| s.send_to(b"x", to)));
+        sent.expect("namespace").expect("sent");
+        let mut buffer = [0; 9];
+        socket.recv_from(&mut buffer).is_ok()
+    };
+    assert!(shout(&intruder[&3]), "without the rules it gets in");
+
+    let host = Namespace::open(&PathBuf::from("/run/netns").join(world.hosts[0].netns())).expect("host");
+    let mut tables = Tables::default();
+    let nodes = BTreeSet::from([world.address(0), world.address(1)]);
+    assert!(
+        tables
+            .ensure(&host, ON_HOST, &ruleset::host(&nodes, 4789))
+            .expect("loaded")
+    );
+    assert!(!shout(&intruder[&3]), "a stranger's");
+    assert!(shout(&inside[&3]), "a node's");
+    // Known later, and forgotten again.
+    let more = BTreeSet::from([world.address(0), world.address(1), world.address(2)]);
+    assert!(
+        tables
+            .ensure(&host, ON_HOST, &ruleset::host(&more, 4789))
+            .expect("loaded")
+    );
+    assert!(shout(&intruder[&3]), "a new node's");
+    assert!(
+        tables
+            .ensure(&host, ON_HOST, &ruleset::host(&nodes, 4789))
+            .expect("loaded")
+    );
+    assert!(!shout(&intruder[&3]), "a stranger's again");
+    // With the VXLAN port elsewhere, everything follows.
+    liar.port = 4790;
+    world.settle(2, &liar, &intruder);
+    assert!(!shout(&intruder[&3]), "nobody hears that port");
+}
+
+#[test]
+fn thousands_of_endpoints_are_told_at_once_and_a_change_is_one() {
+    let world = World::new(1);
+    let node: IpAddr = world.lan.address(9).parse().expect("address");
+    let mut overlay = world.overlay(7, 0, &[(2, 0)]);
+    let inside = containers(&[2]);
+    overlay.remote = (3..10_003).map(|number| (HostNumber(number), node)).collect();
+    world.settle(0, &overlay, &inside);
+    overlay.remote.remove(&HostNumber(3));
+    assert_eq!(
+        world.settle(0, &overlay, &inside),
+        4,
+        "two neighbours, a way, a node"
+    );
+}
