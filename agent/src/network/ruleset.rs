@@ -97,7 +97,8 @@ pub fn gateway() -> String {
     text
 }
 
-/// Who may send VXLAN packets to this host: its known nodes. Others' packets are dropped before the kernel opens them.
+/// Who may send VXLAN packets to this host: its known nodes. Others' are dropped before the kernel opens them; no other packet is
+/// this table's business.
 pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = nodes.iter().partition(|address| address.is_ipv4());
     let mut text = begin(ON_HOST);
@@ -108,10 +109,8 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
         text,
         "  chain vxlan {{
     type filter hook prerouting priority -300; policy accept;
-    udp dport != {port} accept
-    ip saddr @nodes4 accept
-    ip6 saddr @nodes6 accept
-    fib daddr type local counter drop
+    udp dport {port} fib daddr type local ip saddr != @nodes4 counter drop
+    udp dport {port} fib daddr type local ip6 saddr != @nodes6 counter drop
   }}
 }}
 "
