@@ -1,7 +1,7 @@
 //! What this host is: gathered at start and every quarter of a minute, told when it changes.
 //!
-//! Owns reading `/proc`, `os-release` and the file systems of containerd's data and the agent's own. What can't be read is told as a warning
-//! and never invented; only memory and CPU must be there, since nothing can be limited without knowing them.
+//! Owns reading `/proc`, `os-release` and the file systems of containerd's data and the agent's own. What can't be read is told
+//! as a warning and never invented; only memory and CPU must be there, since nothing can be limited without knowing them.
 
 use std::path::Path;
 

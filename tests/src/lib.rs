@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod host;
 pub mod lab;
 pub mod operator;
+pub mod overlay;
 pub mod process;
 pub mod reaper;
 pub mod registry;

@@ -1,168 +1,24 @@
-//! The kernel's side of networks, over netlink: looking, and carrying out the plan's steps. Thin.
-//!
-//! "Already so" is success, and so is deleting what is gone. Every socket belongs to one namespace: it was opened by a thread
-//! inside it.
+//! This host's networks: their namespaces, and carrying out the plan's steps in them. Thin: what a step needs is in it.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 
 use berth_common::model::{HostNumber, Subnets, Vni};
-use futures::{StreamExt as _, TryStreamExt as _};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use rtnetlink::{
-    Error, Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
-};
+use netlink_packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 
-use super::links;
+use super::links::PORT_GUARD;
 use super::namespace::Namespace;
-use super::plan::{BRIDGE, Entry, INSIDE, Link, Overlay, Seen, Step, TUNNEL, port_name};
-
-/// What the kernel refused.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// A namespace can't be made, kept or entered.
-    #[error("{what}")]
-    Namespace {
-        /// What was tried.
-        what: String,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// A request was refused.
-    #[error("{what}")]
-    Netlink {
-        /// What was tried.
-        what: String,
-        /// The kernel's answer.
-        #[source]
-        source: Error,
-    },
-    /// Somebody else's device has the identifier.
-    #[error(
-        "another device of this host has VNI {0} on berth's VXLAN port; find it with `ip -d link show type vxlan` and remove it"
-    )]
-    Taken(Vni),
-    /// A link that must be there is not.
-    #[error("{0} is not there; it is made anew with the next look at this network")]
-    Missing(String),
-}
-
-/// Requests under way at a time: netlink's socket has room for their answers.
-const AT_ONCE: usize = 128;
-
-type Result<T> = std::result::Result<T, NetworkError>;
+use super::netlink::{NetworkError, Result, Within, entry, errno, failed, namespace_failed};
+use super::plan::{Entry, INSIDE, Link, Overlay, Seen, Step, port_name};
 
 /// This host's networks.
 #[derive(Debug)]
 pub struct Kernel {
     host: Namespace,
     folder: PathBuf,
-}
-
-/// Netlink in one namespace.
-#[derive(Debug)]
-struct Within {
-    handle: Handle,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Within {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Within {
-    fn open(namespace: &Namespace) -> Result<Self> {
-        let runtime = tokio::runtime::Handle::current();
-        let opened = namespace.within(move || {
-            let _context = runtime.enter();
-            rtnetlink::new_connection().map(|(connection, handle, _)| (runtime.spawn(connection), handle))
-        });
-        let (task, handle) = opened
-            .and_then(std::convert::identity)
-            .map_err(|source| namespace_failed("speaking netlink in a network's namespace", source))?;
-        Ok(Self { handle, task })
-    }
-
-    async fn links(&self) -> Result<Vec<LinkMessage>> {
-        let found = self.handle.link().get().execute().try_collect().await;
-        found.map_err(|source| failed("listing links", source))
-    }
-
-    /// A link's index; none if it isn't there.
-    async fn index(&self, name: &str) -> Result<Option<u32>> {
-        let found = self
-            .handle
-            .link()
-            .get()
-            .match_name(name)
-            .execute()
-            .try_next()
-            .await;
-        match found {
-            Ok(message) => Ok(message.map(|message| message.header.index)),
-            Err(error) if errno(&error) == Some(nix::libc::ENODEV) => Ok(None),
-            Err(error) => Err(failed(format!("looking for {name}"), error)),
-        }
-    }
-
-    async fn needed(&self, name: &str) -> Result<u32> {
-        self.index(name)
-            .await?
-            .ok_or_else(|| NetworkError::Missing(name.to_owned()))
-    }
-
-    async fn change(&self, what: &str, message: LinkMessage) -> Result<()> {
-        let changed = self.handle.link().change(message).execute().await;
-        changed.map_err(|source| failed(what, source))
-    }
-
-    async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<()> {
-        let mut request = self.handle.address().add(index, address, prefix).replace();
-        if address.is_ipv6() {
-            // The brain gave it to nobody else: there is nothing to detect, and detection would cost a second.
-            request
-                .message_mut()
-                .attributes
-                .push(AddressAttribute::Flags(AddressFlags::Nodad));
-        }
-        let added = request.execute().await;
-        added.map_err(|source| failed(format!("adding address {address}"), source))
-    }
-
-    /// Makes a link a port of the bridge that neither learns nor floods, and sets it up.
-    async fn guard(&self, name: &str, index: u32, bridge: u32, mtu: u32) -> Result<()> {
-        let joined = LinkUnspec::new_with_index(index)
-            .controller(bridge)
-            .mtu(mtu)
-            .build();
-        self.change(&format!("making {name} a port of the bridge"), joined)
-            .await?;
-        let guard = if name == TUNNEL {
-            links::TUNNEL_GUARD
-        } else {
-            links::PORT_GUARD
-        };
-        let port = LinkBridgePort::new(index);
-        let port = guard
-            .into_iter()
-            .fold(port, |port, info| port.append_info_data(info));
-        self.change(
-            &format!("keeping {name} from learning and flooding"),
-            port.build(),
-        )
-        .await?;
-        let up = LinkUnspec::new_with_index(index).up().build();
-        self.change(&format!("setting {name} up"), up).await
-    }
 }
 
 impl Kernel {
@@ -216,59 +72,7 @@ impl Kernel {
             return Ok(None);
         };
         let inside = Within::open(&namespace)?;
-        let messages = inside.links().await?;
-        let named = messages
-            .iter()
-            .filter_map(|link| Some((link.header.index, links::name(link)?.to_owned())));
-        let names: BTreeMap<u32, String> = named.collect();
-        let bridge = names
-            .iter()
-            .find(|(_, name)| *name == BRIDGE)
-            .map(|(index, _)| *index);
-        let mut seen = Seen::default();
-        for message in &messages {
-            let name = &names[&message.header.index];
-            if name != "lo" {
-                seen.links.insert(name.clone(), links::link(message, bridge));
-            }
-        }
-        let neighbours = |family: AddressFamily| {
-            let request = inside.handle.neighbours().get().set_address_family(family);
-            request.execute().try_collect::<Vec<_>>()
-        };
-        if let Some(bridge) = bridge {
-            let addresses = inside
-                .handle
-                .address()
-                .get()
-                .execute()
-                .try_collect::<Vec<_>>()
-                .await;
-            let addresses = addresses.map_err(|source| failed("listing addresses", source))?;
-            seen.entries.extend(
-                addresses
-                    .iter()
-                    .filter_map(|message| links::address(message, bridge)),
-            );
-            for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-                let found = neighbours(family)
-                    .await
-                    .map_err(|source| failed("listing neighbours", source))?;
-                seen.entries.extend(
-                    found
-                        .iter()
-                        .filter_map(|message| links::neighbour(message, bridge)),
-                );
-            }
-        }
-        let forwards = neighbours(AddressFamily::Bridge).await;
-        let forwards = forwards.map_err(|source| failed("listing forwarding entries", source))?;
-        seen.entries.extend(
-            forwards
-                .iter()
-                .filter_map(|message| links::forward(message, &names)),
-        );
-        Ok(Some(seen))
+        inside.observe().await.map(Some)
     }
 
     /// Carries out steps in their order, as far as they go.
@@ -290,7 +94,7 @@ impl Kernel {
                     }
                     let Some(inside) = &inside else { continue };
                     if entry(first).is_some() {
-                        change_entries(inside, group).await?;
+                        inside.change_entries(group).await?;
                     } else {
                         self.change_link(vni, inside, first).await?;
                     }
@@ -307,12 +111,12 @@ impl Kernel {
 
     async fn change_link(&self, vni: Vni, inside: &Within, step: &Step) -> Result<()> {
         match step {
-            Step::DeleteLink(name) => delete_link(inside, name).await,
+            Step::DeleteLink(name) => inside.delete_link(name).await,
             Step::MakeLink(name, link) => {
                 self.make_link_soon(vni, name, link).await?;
-                set_link(inside, name, link).await
+                inside.set_link(name, link).await
             }
-            Step::SetLink(name, link) => set_link(inside, name, link).await,
+            Step::SetLink(name, link) => inside.set_link(name, link).await,
             Step::MakeNamespace | Step::RemoveNamespace | Step::Delete(_) | Step::Add(_) => Ok(()),
         }
     }
@@ -384,12 +188,12 @@ impl Kernel {
     pub async fn attach(&self, overlay: &Overlay, host: HostNumber, container: &Namespace) -> Result<()> {
         let (vni, net) = (overlay.vni, &overlay.subnets);
         let inside = self.within(vni)?;
-        let (outer, bridge) = (port_name(host), inside.needed(BRIDGE).await?);
+        let outer = port_name(host);
         let there = Within::open(container)?;
         if there.index(INSIDE).await?.is_none() || inside.index(&outer).await?.is_none() {
             // One end without the other is of an earlier life.
-            delete_link(&inside, &outer).await?;
-            delete_link(&there, INSIDE).await?;
+            inside.delete_link(&outer).await?;
+            there.delete_link(INSIDE).await?;
             let end = LinkUnspec::new_with_name(INSIDE)
                 .address(net.mac(host).0.to_vec())
                 .mtu(overlay.mtu())
@@ -402,9 +206,11 @@ impl Kernel {
             let made = inside.handle.link().add(pair).execute().await;
             made.map_err(|source| failed(format!("making {outer}"), source))?;
         }
+        inside.guard(&outer, overlay.mtu(), PORT_GUARD).await?;
         let index = inside.needed(&outer).await?;
-        inside.guard(&outer, index, bridge, overlay.mtu()).await?;
-        add(&inside, index, Entry::Forward(net.mac(host), Some(host))).await?;
+        inside
+            .add(index, Entry::Forward(net.mac(host), Some(host)))
+            .await?;
 
         let end = there.needed(INSIDE).await?;
         for (link, what) in [(1, "the loopback"), (end, INSIDE)] {
@@ -418,11 +224,11 @@ impl Kernel {
         for (address, prefix) in addresses {
             there.add_address(end, address, prefix).await?;
         }
-        let four = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+        let four = RouteMessageBuilder::<Ipv4Addr>::new()
             .gateway(net.address(Subnets::GATEWAY))
             .output_interface(end)
             .build();
-        let six = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+        let six = RouteMessageBuilder::<Ipv6Addr>::new()
             .gateway(net.address6(Subnets::GATEWAY))
             .output_interface(end)
             .build();
@@ -431,152 +237,5 @@ impl Kernel {
             added.map_err(|source| failed("adding the default route", source))?;
         }
         Ok(())
-    }
-}
-
-async fn set_link(inside: &Within, name: &str, link: &Link) -> Result<()> {
-    let index = inside.needed(name).await?;
-    match link {
-        Link::Bridge { mac, mtu } => {
-            let bridge = LinkUnspec::new_with_index(index)
-                .address(mac.0.to_vec())
-                .mtu(*mtu)
-                .up();
-            inside.change(&format!("changing {name}"), bridge.build()).await
-        }
-        Link::Tunnel { mtu, .. } | Link::Port { mtu, .. } => {
-            let bridge = inside.needed(BRIDGE).await?;
-            inside.guard(name, index, bridge, *mtu).await
-        }
-        Link::Other => Ok(()),
-    }
-}
-
-async fn delete_link(inside: &Within, name: &str) -> Result<()> {
-    let Some(index) = inside.index(name).await? else {
-        return Ok(());
-    };
-    match inside.handle.link().del(index).execute().await {
-        Err(error) if is_gone(&error) => Ok(()),
-        deleted => deleted.map_err(|source| failed(format!("deleting {name}"), source)),
-    }
-}
-
-/// The entry that a step is about.
-const fn entry(step: &Step) -> Option<Entry> {
-    match step {
-        Step::Add(entry) | Step::Delete(entry) => Some(*entry),
-        _ => None,
-    }
-}
-
-/// Entries in any order: no two of a plan have the same key. Ten thousand answers are not waited for one after another.
-async fn change_entries(inside: &Within, steps: &[Step]) -> Result<()> {
-    let links = inside.links().await?;
-    let named = links
-        .iter()
-        .filter_map(|link| Some((links::name(link)?, link.header.index)));
-    let indexes: BTreeMap<&str, u32> = named.collect();
-    let changes = futures::stream::iter(steps)
-        .map(Ok)
-        .try_for_each_concurrent(AT_ONCE, |step| {
-            let link = entry(step).map(|entry| link_of(&entry)).unwrap_or_default();
-            let index = indexes.get(link.as_str()).copied();
-            async move {
-                match (step, index) {
-                    (Step::Add(entry), Some(index)) => add(inside, index, *entry).await,
-                    (Step::Delete(entry), Some(index)) => delete(inside, index, *entry).await,
-                    (Step::Add(_), None) => Err(NetworkError::Missing(link)),
-                    // Entries go with their link.
-                    _ => Ok(()),
-                }
-            }
-        });
-    changes.await
-}
-
-/// The link that an entry is on.
-fn link_of(entry: &Entry) -> String {
-    match entry {
-        Entry::Address(..) | Entry::Neighbour(..) => BRIDGE.to_owned(),
-        Entry::Forward(_, Some(host)) => port_name(*host),
-        Entry::Forward(_, None) | Entry::Tunnel(..) => TUNNEL.to_owned(),
-    }
-}
-
-async fn add(inside: &Within, index: u32, entry: Entry) -> Result<()> {
-    let neighbours = inside.handle.neighbours();
-    let request = match entry {
-        Entry::Address(address, prefix) => return inside.add_address(index, address, prefix).await,
-        Entry::Neighbour(address, mac) => neighbours.add(index, address).link_layer_address(&mac.0),
-        Entry::Forward(mac, _) => {
-            let request = neighbours.add_bridge(index, &mac.0).state(NeighbourState::Noarp);
-            request.flags(NeighbourFlags::Controller)
-        }
-        Entry::Tunnel(mac, node) => {
-            let request = neighbours.add_bridge(index, &mac.0).destination(node);
-            request.flags(NeighbourFlags::Own)
-        }
-    };
-    let added = request.replace().execute().await;
-    added.map_err(|source| failed(format!("adding {entry:?}"), source))
-}
-
-async fn delete(inside: &Within, index: u32, entry: Entry) -> Result<()> {
-    let neighbours = inside.handle.neighbours();
-    let message = match entry {
-        Entry::Address(address, prefix) => {
-            let mut request = inside.handle.address().add(index, address, prefix);
-            let deleted = inside
-                .handle
-                .address()
-                .del(request.message_mut().clone())
-                .execute()
-                .await;
-            return gone_is_fine(entry, deleted);
-        }
-        Entry::Neighbour(address, _) => neighbours.add(index, address).message_mut().clone(),
-        Entry::Forward(mac, _) => {
-            let request = neighbours.add_bridge(index, &mac.0);
-            request.flags(NeighbourFlags::Controller).message_mut().clone()
-        }
-        Entry::Tunnel(mac, node) => {
-            let request = neighbours.add_bridge(index, &mac.0).destination(node);
-            request.flags(NeighbourFlags::Own).message_mut().clone()
-        }
-    };
-    gone_is_fine(entry, neighbours.del(message).execute().await)
-}
-
-fn gone_is_fine(entry: Entry, deleted: std::result::Result<(), Error>) -> Result<()> {
-    match deleted {
-        Err(error) if is_gone(&error) => Ok(()),
-        deleted => deleted.map_err(|source| failed(format!("deleting {entry:?}"), source)),
-    }
-}
-
-fn errno(error: &Error) -> Option<i32> {
-    match error {
-        Error::NetlinkError(message) => Some(message.raw_code().saturating_neg()),
-        _ => None,
-    }
-}
-
-fn is_gone(error: &Error) -> bool {
-    use nix::libc::{EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH};
-    errno(error).is_some_and(|code| [EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH].contains(&code))
-}
-
-fn failed(what: impl Into<String>, source: Error) -> NetworkError {
-    NetworkError::Netlink {
-        what: what.into(),
-        source,
-    }
-}
-
-fn namespace_failed(what: impl Into<String>, source: io::Error) -> NetworkError {
-    NetworkError::Namespace {
-        what: what.into(),
-        source,
     }
 }

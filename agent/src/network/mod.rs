@@ -1,7 +1,7 @@
 //! Containers' networks: a namespace, a bridge and a VXLAN device for each network that this node has endpoints on.
 //!
 //! Owns what of the kernel's network state is berth's on this host: [`plan`] says what has to change (pure), [`kernel`] looks
-//! and changes over netlink, [`ruleset`] writes the packet filters (pure) and [`nft`] loads them, [`namespace`] keeps and enters
+//! and carries out, over [`netlink`], [`ruleset`] writes the packet filters (pure) and [`nft`] loads them, [`namespace`] keeps and enters
 //! network namespaces. Refuses to decide who has which address: that is
 //! the brain's. Nothing is learned and nothing floods: every entry is permanent and comes from the plan, so what is not in
 //! it is not reachable.
@@ -9,6 +9,7 @@
 pub mod kernel;
 mod links;
 pub mod namespace;
+pub mod netlink;
 pub mod nft;
 pub mod plan;
 pub mod ruleset;
@@ -16,6 +17,7 @@ pub mod ruleset;
 #[cfg(test)]
 mod plan_tests;
 
-pub use kernel::{Kernel, NetworkError};
+pub use kernel::Kernel;
 pub use namespace::Namespace;
+pub use netlink::NetworkError;
 pub use plan::{Entry, Link, Overlay, Seen, Step, plan};

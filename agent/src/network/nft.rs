@@ -14,7 +14,7 @@ pub enum NftError {
     #[error("nft can't be run in a network's namespace; is nftables installed?")]
     Run(#[source] io::Error),
     /// It refused.
-    #[error("nft refused table {family} {name}: {said}", family = .table.family, name = .table.name)]
+    #[error("nft refused table {family} {name}, and the rules before it stay; berth needs nftables 1.0 or newer: {said}", family = .table.family, name = .table.name)]
     Refused {
         /// Which table.
         table: Table,
@@ -94,9 +94,9 @@ fn run(arguments: &[&str], input: &str) -> io::Result<std::process::Output> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    // It reads all before it says anything.
+    // It reads all before it says anything; one that ended early has said why.
     if let Some(mut pipe) = child.stdin.take() {
-        pipe.write_all(input.as_bytes())?;
+        let _ = pipe.write_all(input.as_bytes());
     }
     child.wait_with_output()
 }

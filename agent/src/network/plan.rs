@@ -82,6 +82,17 @@ pub enum Entry {
     Tunnel(Mac, IpAddr),
 }
 
+impl Entry {
+    /// The link that it is on, and goes with.
+    pub fn link(&self) -> String {
+        match self {
+            Self::Address(..) | Self::Neighbour(..) => BRIDGE.to_owned(),
+            Self::Forward(_, Some(host)) => port_name(*host),
+            Self::Forward(_, None) | Self::Tunnel(..) => TUNNEL.to_owned(),
+        }
+    }
+}
+
 /// What is there of a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
@@ -198,12 +209,7 @@ pub fn plan(wanted: Option<&Overlay>, seen: Option<&Seen>) -> Vec<Step> {
     // Changing a link's address, even to the same, or taking it down and up makes the kernel forget its neighbours.
     let unsettled = seen.links.get(BRIDGE).is_some_and(|link| link != &links[BRIDGE]);
     let lost = |entry: &Entry| {
-        let on = match entry {
-            Entry::Address(..) | Entry::Neighbour(..) => BRIDGE.to_owned(),
-            Entry::Forward(_, None) | Entry::Tunnel(..) => TUNNEL.to_owned(),
-            Entry::Forward(_, Some(host)) => port_name(*host),
-        };
-        gone.contains(on.as_str()) || (matches!(entry, Entry::Forward(..)) && gone.contains(BRIDGE))
+        gone.contains(entry.link().as_str()) || (matches!(entry, Entry::Forward(..)) && gone.contains(BRIDGE))
     };
     let flushed = |entry: &Entry| unsettled && matches!(entry, Entry::Address(..) | Entry::Neighbour(..));
     let entries = wanted.entries();

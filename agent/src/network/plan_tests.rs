@@ -40,7 +40,7 @@ fn kernel(seen: Option<Seen>, steps: &[Step]) -> Option<Seen> {
             Step::RemoveNamespace => seen = None,
             Step::DeleteLink(name) => {
                 now.links.remove(name).expect("it is there");
-                now.entries.retain(|entry| on(entry) != *name);
+                now.entries.retain(|entry| entry.link() != *name);
                 if name == BRIDGE {
                     now.entries.retain(|entry| !matches!(entry, Entry::Forward(..)));
                     for link in now.links.values_mut() {
@@ -73,21 +73,13 @@ fn kernel(seen: Option<Seen>, steps: &[Step]) -> Option<Seen> {
             }
             Step::Delete(entry) => assert!(now.entries.remove(entry), "{entry:?} is not there"),
             Step::Add(entry) => {
-                assert!(now.links.contains_key(&on(entry)), "{entry:?} on nothing");
+                assert!(now.links.contains_key(&entry.link()), "{entry:?} on nothing");
                 now.entries.retain(|other| !same_key(other, entry));
                 now.entries.insert(*entry);
             }
         }
     }
     seen
-}
-
-fn on(entry: &Entry) -> String {
-    match entry {
-        Entry::Address(..) | Entry::Neighbour(..) => BRIDGE.to_owned(),
-        Entry::Forward(_, Some(host)) => port_name(*host),
-        Entry::Forward(_, None) | Entry::Tunnel(..) => TUNNEL.to_owned(),
-    }
 }
 
 fn same_key(a: &Entry, b: &Entry) -> bool {

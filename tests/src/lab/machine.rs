@@ -203,10 +203,11 @@ impl Machine {
 
     /// Switches it on after a power cut and waits until it answers.
     pub fn boot(&mut self) {
-        self.power_on();
-        while !self.wait_booted() {
+        let booted = (0..BOOTS).any(|_| {
             self.power_on();
-        }
+            self.wait_booted()
+        });
+        assert!(booted, "{}: {EMULATORS_FAULT}, {BOOTS} times", self.name);
     }
 
     /// Waits until it answers, as [`Self::wait_up`]; false if the emulator died of its own fault, so that it has to be switched
@@ -344,6 +345,9 @@ impl Drop for Machine {
         self.crash();
     }
 }
+
+/// How often a machine is switched on before the emulator's own fault counts.
+pub(super) const BOOTS: usize = 3;
 
 /// QEMU 10.0's emulation of several processors can lose the race of one that maps a device while another looks it up.
 const EMULATORS_FAULT: &str = "Assertion `section_index < d->map.sections_nb' failed";

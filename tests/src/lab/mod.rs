@@ -106,7 +106,7 @@ impl Lab {
     /// Switches everyone on, all at the same time.
     pub fn boot_all(&mut self) {
         let mut off: Vec<&mut Machine> = self.hosts.iter_mut().collect();
-        while !off.is_empty() {
+        for _ in 0..machine::BOOTS {
             // By this thread: an emulator ends with the one that started it.
             off.iter_mut().for_each(|host| host.power_on());
             let booted: Vec<bool> = std::thread::scope(|scope| {
@@ -122,6 +122,7 @@ impl Lab {
             let mut booted = booted.into_iter();
             off.retain(|_| !booted.next().unwrap_or(true));
         }
+        assert!(off.is_empty(), "the emulator died each time: {off:?}");
     }
 
     /// Says how far a test is and since when, for whoever reads its output.

@@ -1,0 +1,343 @@
+//! Netlink in one namespace: its links, addresses, neighbours and forwarding entries.
+//!
+//! "Already so" is success, and so is deleting what is gone. A socket belongs to the namespace in which a thread opened it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+
+use berth_common::model::Vni;
+use futures::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags};
+use netlink_packet_route::link::{InfoBridgePort, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::{Error, Handle, LinkBridgePort, LinkUnspec};
+
+use super::links::{self, PORT_GUARD, TUNNEL_GUARD};
+use super::namespace::Namespace;
+use super::plan::{BRIDGE, Entry, Link, Seen, Step};
+
+/// What the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A namespace can't be made, kept or entered.
+    #[error("{what}")]
+    Namespace {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A request was refused.
+    #[error("{what}")]
+    Netlink {
+        /// What was tried.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        source: Error,
+    },
+    /// Somebody else's device has the identifier.
+    #[error(
+        "another device of this host has VNI {0} on berth's VXLAN port; find it with `ip -d link show type vxlan` and remove it"
+    )]
+    Taken(Vni),
+    /// A link that must be there is not.
+    #[error("{0} is not there; it is made anew with the next look at this network")]
+    Missing(String),
+}
+
+/// Requests under way at a time: netlink's socket has room for their answers.
+const AT_ONCE: usize = 128;
+
+pub(super) type Result<T> = std::result::Result<T, NetworkError>;
+
+/// Netlink in one namespace.
+#[derive(Debug)]
+pub(super) struct Within {
+    pub(super) handle: Handle,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Within {
+    pub(super) fn open(namespace: &Namespace) -> Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        let opened = namespace.within(move || {
+            let _context = runtime.enter();
+            rtnetlink::new_connection().map(|(connection, handle, _)| (runtime.spawn(connection), handle))
+        });
+        let (task, handle) = opened
+            .and_then(std::convert::identity)
+            .map_err(|source| namespace_failed("speaking netlink in a network's namespace", source))?;
+        Ok(Self { handle, task })
+    }
+
+    pub(super) async fn links(&self) -> Result<Vec<LinkMessage>> {
+        let found = self.handle.link().get().execute().try_collect().await;
+        found.map_err(|source| failed("listing links", source))
+    }
+
+    /// A link's index; none if it isn't there.
+    pub(super) async fn index(&self, name: &str) -> Result<Option<u32>> {
+        let found = self
+            .handle
+            .link()
+            .get()
+            .match_name(name)
+            .execute()
+            .try_next()
+            .await;
+        match found {
+            Ok(message) => Ok(message.map(|message| message.header.index)),
+            Err(error) if errno(&error) == Some(nix::libc::ENODEV) => Ok(None),
+            Err(error) => Err(failed(format!("looking for {name}"), error)),
+        }
+    }
+
+    pub(super) async fn needed(&self, name: &str) -> Result<u32> {
+        self.index(name)
+            .await?
+            .ok_or_else(|| NetworkError::Missing(name.to_owned()))
+    }
+
+    /// What is there of a network in its namespace.
+    pub(super) async fn observe(&self) -> Result<Seen> {
+        let messages = self.links().await?;
+        let named = messages
+            .iter()
+            .filter_map(|link| Some((link.header.index, links::name(link)?.to_owned())));
+        let names: BTreeMap<u32, String> = named.collect();
+        let bridge = names
+            .iter()
+            .find(|(_, name)| *name == BRIDGE)
+            .map(|(index, _)| *index);
+        let mut seen = Seen::default();
+        for message in &messages {
+            let name = &names[&message.header.index];
+            if name != "lo" {
+                seen.links.insert(name.clone(), links::link(message, bridge));
+            }
+        }
+        let neighbours = |family: AddressFamily| {
+            let request = self.handle.neighbours().get().set_address_family(family);
+            request.execute().try_collect::<Vec<_>>()
+        };
+        if let Some(bridge) = bridge {
+            let addresses = self
+                .handle
+                .address()
+                .get()
+                .execute()
+                .try_collect::<Vec<_>>()
+                .await;
+            let addresses = addresses.map_err(|source| failed("listing addresses", source))?;
+            seen.entries.extend(
+                addresses
+                    .iter()
+                    .filter_map(|message| links::address(message, bridge)),
+            );
+            for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+                let found = neighbours(family)
+                    .await
+                    .map_err(|source| failed("listing neighbours", source))?;
+                seen.entries.extend(
+                    found
+                        .iter()
+                        .filter_map(|message| links::neighbour(message, bridge)),
+                );
+            }
+        }
+        let forwards = neighbours(AddressFamily::Bridge).await;
+        let forwards = forwards.map_err(|source| failed("listing forwarding entries", source))?;
+        seen.entries.extend(
+            forwards
+                .iter()
+                .filter_map(|message| links::forward(message, &names)),
+        );
+        Ok(seen)
+    }
+
+    pub(super) async fn change(&self, what: &str, message: LinkMessage) -> Result<()> {
+        let changed = self.handle.link().change(message).execute().await;
+        changed.map_err(|source| failed(what, source))
+    }
+
+    pub(super) async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<()> {
+        let mut request = self.handle.address().add(index, address, prefix).replace();
+        if address.is_ipv6() {
+            // The brain gave it to nobody else: there is nothing to detect, and detection would cost a second.
+            request
+                .message_mut()
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        let added = request.execute().await;
+        added.map_err(|source| failed(format!("adding address {address}"), source))
+    }
+
+    /// Makes a link a port of the bridge, as its kind has to be, and sets it up.
+    pub(super) async fn guard(&self, name: &str, mtu: u32, guard: [InfoBridgePort; 6]) -> Result<()> {
+        let (index, bridge) = (self.needed(name).await?, self.needed(BRIDGE).await?);
+        let joined = LinkUnspec::new_with_index(index)
+            .controller(bridge)
+            .mtu(mtu)
+            .build();
+        self.change(&format!("making {name} a port of the bridge"), joined)
+            .await?;
+        let port = LinkBridgePort::new(index);
+        let port = guard
+            .into_iter()
+            .fold(port, |port, info| port.append_info_data(info));
+        self.change(
+            &format!("keeping {name} from learning and flooding"),
+            port.build(),
+        )
+        .await?;
+        let up = LinkUnspec::new_with_index(index).up().build();
+        self.change(&format!("setting {name} up"), up).await
+    }
+
+    pub(super) async fn set_link(&self, name: &str, link: &Link) -> Result<()> {
+        match link {
+            Link::Bridge { mac, mtu } => {
+                let index = self.needed(name).await?;
+                let bridge = LinkUnspec::new_with_index(index)
+                    .address(mac.0.to_vec())
+                    .mtu(*mtu)
+                    .up();
+                self.change(&format!("changing {name}"), bridge.build()).await
+            }
+            Link::Tunnel { mtu, .. } => self.guard(name, *mtu, TUNNEL_GUARD).await,
+            Link::Port { mtu, .. } => self.guard(name, *mtu, PORT_GUARD).await,
+            Link::Other => Ok(()),
+        }
+    }
+
+    pub(super) async fn delete_link(&self, name: &str) -> Result<()> {
+        let Some(index) = self.index(name).await? else {
+            return Ok(());
+        };
+        match self.handle.link().del(index).execute().await {
+            Err(error) if is_gone(&error) => Ok(()),
+            deleted => deleted.map_err(|source| failed(format!("deleting {name}"), source)),
+        }
+    }
+
+    /// Entries in any order: no two of a plan have the same key. Ten thousand answers are not waited for one after another.
+    pub(super) async fn change_entries(&self, steps: &[Step]) -> Result<()> {
+        let links = self.links().await?;
+        let named = links
+            .iter()
+            .filter_map(|link| Some((links::name(link)?, link.header.index)));
+        let indexes: BTreeMap<&str, u32> = named.collect();
+        let changes = futures::stream::iter(steps)
+            .map(Ok)
+            .try_for_each_concurrent(AT_ONCE, |step| {
+                let link = entry(step).map(|entry| entry.link()).unwrap_or_default();
+                let index = indexes.get(link.as_str()).copied();
+                async move {
+                    match (step, index) {
+                        (Step::Add(entry), Some(index)) => self.add(index, *entry).await,
+                        (Step::Delete(entry), Some(index)) => self.delete(index, *entry).await,
+                        (Step::Add(_), None) => Err(NetworkError::Missing(link)),
+                        // Entries go with their link.
+                        _ => Ok(()),
+                    }
+                }
+            });
+        changes.await
+    }
+
+    pub(super) async fn add(&self, index: u32, entry: Entry) -> Result<()> {
+        let neighbours = self.handle.neighbours();
+        let request = match entry {
+            Entry::Address(address, prefix) => return self.add_address(index, address, prefix).await,
+            Entry::Neighbour(address, mac) => neighbours.add(index, address).link_layer_address(&mac.0),
+            Entry::Forward(mac, _) => {
+                let request = neighbours.add_bridge(index, &mac.0).state(NeighbourState::Noarp);
+                request.flags(NeighbourFlags::Controller)
+            }
+            Entry::Tunnel(mac, node) => {
+                let request = neighbours.add_bridge(index, &mac.0).destination(node);
+                request.flags(NeighbourFlags::Own)
+            }
+        };
+        let added = request.replace().execute().await;
+        added.map_err(|source| failed(format!("adding {entry:?}"), source))
+    }
+
+    pub(super) async fn delete(&self, index: u32, entry: Entry) -> Result<()> {
+        let neighbours = self.handle.neighbours();
+        let message = match entry {
+            Entry::Address(address, prefix) => {
+                let mut request = self.handle.address().add(index, address, prefix);
+                let deleted = self
+                    .handle
+                    .address()
+                    .del(request.message_mut().clone())
+                    .execute()
+                    .await;
+                return gone_is_fine(entry, deleted);
+            }
+            Entry::Neighbour(address, _) => neighbours.add(index, address).message_mut().clone(),
+            Entry::Forward(mac, _) => {
+                let request = neighbours.add_bridge(index, &mac.0);
+                request.flags(NeighbourFlags::Controller).message_mut().clone()
+            }
+            Entry::Tunnel(mac, node) => {
+                let request = neighbours.add_bridge(index, &mac.0).destination(node);
+                request.flags(NeighbourFlags::Own).message_mut().clone()
+            }
+        };
+        gone_is_fine(entry, neighbours.del(message).execute().await)
+    }
+}
+
+/// The entry that a step is about.
+pub(super) const fn entry(step: &Step) -> Option<Entry> {
+    match step {
+        Step::Add(entry) | Step::Delete(entry) => Some(*entry),
+        _ => None,
+    }
+}
+
+fn gone_is_fine(entry: Entry, deleted: std::result::Result<(), Error>) -> Result<()> {
+    match deleted {
+        Err(error) if is_gone(&error) => Ok(()),
+        deleted => deleted.map_err(|source| failed(format!("deleting {entry:?}"), source)),
+    }
+}
+
+pub(super) fn errno(error: &Error) -> Option<i32> {
+    match error {
+        Error::NetlinkError(message) => Some(message.raw_code().saturating_neg()),
+        _ => None,
+    }
+}
+
+fn is_gone(error: &Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH};
+    errno(error).is_some_and(|code| [EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH].contains(&code))
+}
+
+pub(super) fn failed(what: impl Into<String>, source: Error) -> NetworkError {
+    NetworkError::Netlink {
+        what: what.into(),
+        source,
+    }
+}
+
+pub(super) fn namespace_failed(what: impl Into<String>, source: io::Error) -> NetworkError {
+    NetworkError::Namespace {
+        what: what.into(),
+        source,
+    }
+}
