@@ -126,6 +126,11 @@ impl Containerd {
         std::fs::read_to_string(self.dir.join("containerd.log")).unwrap_or_default()
     }
 
+    /// Its pid, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
     /// SIGKILL to the daemon; shims and containers stay.
     pub fn kill9(&mut self) {
         if let Some(process) = &mut self.process {

@@ -4,6 +4,7 @@
 mod containers_bench;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use berth_agent::container::runtime::{Runtime as _, TaskState};
@@ -11,6 +12,8 @@ use berth_tests::containerd::Version;
 use berth_tests::process::{alive, signal};
 use containers_bench::Bench;
 use nix::sys::signal::Signal::SIGKILL;
+
+const LONG: Duration = Duration::from_secs(20);
 
 async fn whole_life(version: Version) {
     let bench = Bench::start(version).await;
@@ -203,4 +206,46 @@ async fn many_at_once_each_started_once_with_ids_of_its_own() {
     assert_eq!(maps.len(), requests.len());
     let ids: Vec<_> = requests.iter().map(|r| r.meta.id).collect();
     bench.finish(&ids).await;
+}
+
+/// `runc start` lets a program begin by reading a FIFO, then deletes it. Killed in between, as it is with its containerd, it
+/// leaves a task that is `Created` to its shim though its program runs; the next `runc start` would wait for ever.
+#[tokio::test]
+async fn a_start_killed_after_its_program_began_is_cleared_away_and_made_anew() {
+    let mut bench = Bench::start(Version::System).await;
+    let daemon = bench.containerd.pid().expect("it runs");
+    let (cut, runc) = (bench.dir().join("cut"), bench.dir().join("runc"));
+    let script = format!(
+        "#!/bin/sh\nfor last; do :; done\ncase \" $* \" in *' start '*)\n\
+        if [ ! -e {cut} ]; then touch {cut}; cat /run/containerd/runc/berth/$last/exec.fifo >{cut}; kill -9 {daemon}; exec sleep 100; fi;;\n\
+        esac\nexec /usr/bin/env runc \"$@\"\n",
+        cut = cut.display(),
+    );
+    std::fs::write(&runc, script).unwrap();
+    std::fs::set_permissions(&runc, std::fs::Permissions::from_mode(0o755)).unwrap();
+    bench.runtime = bench.agent_with(Some(runc));
+    let request = bench.request("half", "echo began; exec sleep 1000");
+    let id = request.meta.id;
+    bench.runtime.create(&request).await.unwrap();
+    assert!(bench.runtime.start(id).await.is_err(), "its containerd died");
+    bench.wait_log(id, "began").await;
+    bench.containerd.restart();
+
+    let anew = async {
+        loop {
+            match bench.runtime.start(id).await {
+                Ok(started) => return started,
+                Err(error) => assert!(error.retryable(), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let started = tokio::time::timeout(LONG, anew)
+        .await
+        .expect("no start waits for ever");
+    assert!(alive(started.pid));
+    let text = bench.wait_log(id, "began\nbegan").await;
+    assert_eq!(text.matches("began").count(), 2, "{text}");
+    assert_eq!(bench.runtime.read_limits(id).await.unwrap(), request.spec.limits);
+    bench.finish(&[id]).await;
 }

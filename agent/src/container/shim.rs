@@ -48,6 +48,19 @@ pub fn holds(id: ContainerId, pid: u32) -> bool {
     !ended && of("cgroup").contains(&id.to_string())
 }
 
+/// Whether a process that its shim calls created still waits to begin as its container's program.
+///
+/// `runc start` lets it begin by reading a FIFO and deletes that afterwards. Killed in between, as it is when its containerd
+/// dies, it leaves a program that runs and a FIFO that is there, and the next `runc start` waits at it for ever (runc 1.1,
+/// `libcontainer/container_linux.go`, `exec`). Until it begins, the process is runc's own, called with `init` alone.
+pub fn waits(pid: u32) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    matches!(
+        line.split(|byte| *byte == 0).collect::<Vec<_>>()[..],
+        [_, b"init", b""]
+    )
+}
+
 /// Sends a signal to a container's process past its shim; whether it was there to get it.
 pub fn signal(id: ContainerId, pid: u32, number: i32) -> bool {
     let (Ok(signal), Ok(process)) = (Signal::try_from(number), i32::try_from(pid)) else {

@@ -47,7 +47,7 @@ impl ContainerdRuntime {
         let pid = match created {
             Ok(pid) => pid,
             Err(status) if status.code() == Code::AlreadyExists => match inner.task(id).await? {
-                Some(task) if task.status() == TaskStatus::Created => task.pid,
+                Some(task) if task.status() == TaskStatus::Created && shim::waits(task.pid) => task.pid,
                 Some(task)
                     if matches!(
                         task.status(),

@@ -58,7 +58,7 @@ impl Bench {
         cgroups.ensure_root(all).unwrap();
         let tenant = TenantId::random();
         cgroups.ensure_tenant(tenant, 100).unwrap();
-        let runtime = Self::runtime_at(&containerd.socket(), &cgroups, dir.path(), snapshotter);
+        let runtime = Self::runtime_at(&containerd.socket(), &cgroups, dir.path(), snapshotter, None);
         Self {
             snapshotter,
             runtime,
@@ -76,12 +76,13 @@ impl Bench {
         cgroups: &Arc<dyn Cgroups>,
         dir: &Path,
         snapshotter: &str,
+        runtime_binary: Option<PathBuf>,
     ) -> ContainerdRuntime {
         let client = berth_agent::containerd::Containerd::connect(socket, "berth");
         let settings = RuntimeSettings {
             snapshotter: snapshotter.into(),
             runtime: "io.containerd.runc.v2".into(),
-            runtime_binary: None,
+            runtime_binary,
             run_dir: dir.join("run"),
             data_dir: dir.join("data"),
             log_binary: berth_tests::program("berth-log"),
@@ -96,11 +97,17 @@ impl Bench {
 
     /// What a new agent would have after the old one was killed.
     pub fn another_agent(&self) -> ContainerdRuntime {
+        self.agent_with(None)
+    }
+
+    /// One that has containerd's shim run this program for runc.
+    pub fn agent_with(&self, runtime_binary: Option<PathBuf>) -> ContainerdRuntime {
         Self::runtime_at(
             &self.containerd.socket(),
             &self.cgroups,
             self.dir.path(),
             self.snapshotter,
+            runtime_binary,
         )
     }
 
@@ -300,7 +307,7 @@ impl Bench {
         std::thread::spawn(move || {
             let tokio = tokio::runtime::Runtime::new().unwrap();
             tokio.block_on(async {
-                let agent = Self::runtime_at(&socket, &cgroups, &dir, snapshotter);
+                let agent = Self::runtime_at(&socket, &cgroups, &dir, snapshotter, None);
                 let mut session = agent.exec(id, &spec).await.unwrap();
                 while !matches!(
                     session.down.recv().await,
