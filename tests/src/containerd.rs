@@ -94,7 +94,7 @@ impl Containerd {
             .arg("--root")
             .arg(self.dir.join("root"))
             .arg("--state")
-            .arg(self.dir.join("state"))
+            .arg(self.state())
             .arg("--address")
             .arg(self.socket())
             .args(["--log-level", "warn"]);
@@ -119,6 +119,11 @@ impl Containerd {
     /// Its root folder.
     pub fn root(&self) -> PathBuf {
         self.dir.join("root")
+    }
+
+    /// Its state folder.
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
     }
 
     /// What it logged.

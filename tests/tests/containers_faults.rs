@@ -249,3 +249,29 @@ async fn a_start_killed_after_its_program_began_is_cleared_away_and_made_anew() 
     assert_eq!(bench.runtime.read_limits(id).await.unwrap(), request.spec.limits);
     bench.finish(&[id]).await;
 }
+
+/// containerd makes a bundle's folder first of all. Killed right then it does not clear it away, and refuses every later start.
+#[tokio::test]
+async fn a_folder_that_a_killed_containerd_left_is_cleared_out_of_the_way() {
+    for version in Version::ALL {
+        let bench = Bench::start(version).await;
+        let request = bench.request("left", "exec sleep 1000");
+        let id = request.meta.id;
+        bench.runtime.create(&request).await.unwrap();
+        let left = bench
+            .containerd
+            .state()
+            .join("io.containerd.runtime.v2.task/berth")
+            .join(id.to_string());
+        std::fs::create_dir_all(left.join("rootfs")).unwrap();
+        let error = bench.runtime.start(id).await.expect_err("it is in the way");
+        assert!(
+            error.retryable() && error.to_string().contains("cleared away"),
+            "{error}"
+        );
+        assert!(!left.exists());
+        let started = bench.runtime.start(id).await.unwrap();
+        assert!(alive(started.pid));
+        bench.finish(&[id]).await;
+    }
+}

@@ -1,5 +1,6 @@
 //! Containers on this host: their OCI spec, their life in containerd, their output.
 
+mod bundle;
 pub mod caps;
 pub mod containerd;
 mod create;

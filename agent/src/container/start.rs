@@ -1,6 +1,7 @@
 //! Starting a container: task with its limits, limits read back (R1), and only then its program.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use berth_common::id::ContainerId;
 use berth_common::model::{Limits, UnixMillis};
@@ -9,6 +10,7 @@ use containerd_client::types::Mount;
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use tonic::Code;
 
+use super::bundle;
 use super::containerd::{ContainerdRuntime, Inner, cgroup_failed};
 use super::record::{self, Record};
 use super::rootfs;
@@ -69,8 +71,16 @@ impl ContainerdRuntime {
                 }
             },
             Err(status) => {
+                let left = bundle::in_the_way(status.message(), inner.containerd.namespace(), id);
                 let error = inner.start_failed("making the process", &record, status).await;
                 inner.discard(id, &record).await;
+                if let Some(left) = left {
+                    inner.clear(id, left).await?;
+                    return Err(inner.again(
+                        id,
+                        "what a killed containerd left of an earlier start was cleared away",
+                    ));
+                }
                 return Err(error);
             }
         };
@@ -274,6 +284,23 @@ impl Inner {
             };
         }
         self.failed(operation, id, status)
+    }
+
+    /// Takes a folder away that keeps containerd from making the process: it knows no task of it, and a shim goes first.
+    async fn clear(&self, id: ContainerId, left: PathBuf) -> Result<(), RuntimeError> {
+        if self.task(id).await?.is_some() {
+            return Ok(());
+        }
+        let (socket, namespace) = (
+            self.containerd.socket().to_owned(),
+            self.containerd.namespace().to_owned(),
+        );
+        tracing::warn!(container = %id, folder = %left.display(), "containerd left it in the way; removing it");
+        let work = move || {
+            shim::end(&socket, &namespace, id);
+            bundle::remove(&left)
+        };
+        self.blocking("clearing an earlier start away", id, work).await
     }
 
     /// Takes away a process that must not run, and its cgroup.
