@@ -24,9 +24,23 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// See the module.
 pub struct SqliteStore {
-    jobs: mpsc::UnboundedSender<Job>,
+    /// None once it is being closed.
+    jobs: Option<mpsc::UnboundedSender<Job>>,
+    thread: Option<std::thread::JoinHandle<()>>,
     news: watch::Sender<Revision>,
     path: PathBuf,
+}
+
+impl Drop for SqliteStore {
+    /// Waits until the file is closed. SQLite's locks can block each other for ever when one thread closes a file while another
+    /// opens it (seen in 3.51.1: `findReusableFd` against `sqlite3WalClose`).
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // It panicked only if a job did, which was told then.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl SqliteStore {
@@ -94,7 +108,7 @@ impl SqliteStore {
         }
         let revision = meta(&connection, "revision").map_err(damaged)?;
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
                 while let Some(job) = queue.blocking_recv() {
@@ -103,7 +117,8 @@ impl SqliteStore {
             })
             .map_err(|e| unusable(format!("no thread for it: {e}")))?;
         Ok(Self {
-            jobs,
+            jobs: Some(jobs),
+            thread: Some(thread),
             news: watch::Sender::new(revision),
             path: path.to_path_buf(),
         })
@@ -117,7 +132,8 @@ impl SqliteStore {
         let job: Job = Box::new(move |connection| {
             let _ = answer.send(work(connection));
         });
-        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
+        jobs.send(job).map_err(|_| StoreError::Closed)?;
         wait.await.map_err(|_| StoreError::Closed)
     }
 
