@@ -12,6 +12,7 @@ use berth_common::units::{Bytes, Millicores};
 use serde::{Deserialize, Serialize};
 
 use crate::containerd::NAMESPACE;
+use crate::network::ruleset::VXLAN_PORT;
 
 /// Where the settings are unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/berth/agent.toml";
@@ -123,6 +124,11 @@ pub struct Config {
     /// The block device that IO limits throttle: `auto` (what holds `containerd_root`; where that is no device no container
     /// starts), a path as `/dev/sda`, or `none` for no IO limits.
     pub io_device: String,
+    /// The address at which other nodes reach containers' networks: `auto` (the one that packets to the brain leave from) or an
+    /// address of this host.
+    pub underlay: String,
+    /// The UDP port that nodes speak VXLAN on; the same on all.
+    pub vxlan_port: u16,
     /// The brain's addresses, `host:port`, instead of those learnt when joining; empty: the learnt ones.
     pub brain: Vec<String>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter as `info,berth_agent::link=debug`.
@@ -152,6 +158,8 @@ impl Default for Config {
             insecure_registries: Vec::new(),
             nameservers: Vec::new(),
             io_device: "auto".to_owned(),
+            underlay: "auto".to_owned(),
+            vxlan_port: VXLAN_PORT,
             brain: Vec::new(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Auto,
@@ -223,6 +231,12 @@ impl Config {
                 "cgroup_parent",
                 "must be one name without `/`, such as \"berth.slice\"",
             );
+        }
+        if self.underlay != "auto" && self.underlay.parse::<IpAddr>().is_err() {
+            return no("underlay", "must be \"auto\" or an IP address of this host");
+        }
+        if self.vxlan_port == 0 {
+            return no("vxlan_port", "must be from 1 to 65535");
         }
         if !matches!(self.snapshotter.as_str(), "auto" | "overlayfs" | "btrfs") {
             return no("snapshotter", "must be \"auto\", \"overlayfs\" or \"btrfs\"");

@@ -94,6 +94,7 @@ pub fn gather(
         snapshotter: runtime.snapshotter,
         disk_limit_hard: runtime.disk_limit_hard,
         boot_id: boot_id(),
+        underlay: None,
         warnings,
     })
 }

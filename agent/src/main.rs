@@ -235,6 +235,9 @@ async fn wipe(config: &Config, images: bool) -> anyhow::Result<ExitCode> {
     let host = host::open(config, connection.subscribe(), host::containerd_runtime)?;
     let told = |id| println!("deleted container {id}");
     let mut wiped = wipe::containers(&*host.facilities.runtime, &host.facilities.cgroups, told).await?;
+    if let Some((kernel, settings)) = &host.network {
+        wipe::networks(kernel, settings.port, &mut wiped);
+    }
     if images {
         wipe::images(&host::containerd(config), &mut wiped).await;
     }

@@ -72,8 +72,10 @@ fn recordings() -> Vec<Recording> {
         vec![
             ("desired_full", samples::full()),
             ("desired_delta", samples::delta()),
+            ("desired_on_networks", samples::on_networks()),
         ],
     );
+    add(&mut all, samples::neighbours());
     add(&mut all, vec![("usage_report", samples::usage())]);
     add(&mut all, messages::node_requests());
     add(&mut all, messages::node_replies());

@@ -114,8 +114,21 @@ impl Brain {
 
     /// Loads the example image as `example:1` for the default tenant.
     pub fn load_example(&self) {
+        self.load_example_for("default");
+    }
+
+    /// Loads it for some tenant.
+    pub fn load_example_for(&self, tenant: &str) {
         let archive = crate::example_image().display().to_string();
-        self.berth(&["image", "load", &archive, "--name", "example:1"]);
+        self.berth(&[
+            "--tenant",
+            tenant,
+            "image",
+            "load",
+            &archive,
+            "--name",
+            "example:1",
+        ]);
     }
 }
 
@@ -129,6 +142,14 @@ pub struct Agent {
     netns: Option<String>,
     /// The node's name.
     pub name: String,
+}
+
+/// Settings of an agent that shares the machine's own network namespace with others: its networks stay on the loopback, on a port
+/// of their own.
+fn beside_others() -> String {
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let port = free.expect("a free port").port();
+    format!("underlay = \"127.0.0.1\"\nvxlan_port = {port}\n")
 }
 
 impl Agent {
@@ -154,10 +175,15 @@ impl Agent {
         crate::reaper::guard_folder(dir);
         let containerd = Containerd::start(version, &dir.join("containerd"), host);
         let config = format!(
-            "state_dir = \"{}\"\nrun_dir = \"{}\"\ncontainerd_socket = \"{}\"\nlog_level = \"info,berth_agent=debug\"\n{extra}\n",
+            "state_dir = \"{}\"\nrun_dir = \"{}\"\ncontainerd_socket = \"{}\"\nlog_level = \"info,berth_agent=debug\"\n{}{extra}\n",
             dir.join("state").display(),
             dir.join("run").display(),
-            containerd.socket().display()
+            containerd.socket().display(),
+            if host.is_some() {
+                String::new()
+            } else {
+                beside_others()
+            }
         );
         std::fs::write(dir.join("agent.toml"), config).expect("config");
         let mut agent = Self {

@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod containerd;
+pub mod fleet;
 pub mod host;
 pub mod lab;
 pub mod operator;

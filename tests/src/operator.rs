@@ -20,6 +20,11 @@ pub trait Operator {
         POLL
     }
 
+    /// How many times as long as elsewhere things may take here.
+    fn patience(&self) -> u32 {
+        1
+    }
+
     /// Runs `berth` and returns what it printed; panics when it fails.
     fn berth(&self, args: &[&str]) -> String {
         let out = self.try_berth(args);
@@ -57,13 +62,14 @@ pub trait Operator {
 
     /// Waits until so many containers of all run, and returns them.
     fn wait_running(&self, count: usize, seconds: u64) -> Vec<Value> {
-        let found = eventually_every(self.pause(), Duration::from_secs(seconds), || {
+        let limit = Duration::from_secs(seconds) * self.patience();
+        let found = eventually_every(self.pause(), limit, || {
             let running = self.running();
             (running.len() == count).then_some(running)
         });
         found.unwrap_or_else(|| {
             panic!(
-                "not {count} running after {seconds} s:\n{}\n{}",
+                "not {count} running after {limit:?}:\n{}\n{}",
                 self.berth(&["ps"]),
                 self.log()
             )
@@ -72,7 +78,8 @@ pub trait Operator {
 
     /// Waits until a node is in a state.
     fn wait_node(&self, name: &str, state: &str, seconds: u64) {
-        let found = eventually_every(self.pause(), Duration::from_secs(seconds), || {
+        let limit = Duration::from_secs(seconds) * self.patience();
+        let found = eventually_every(self.pause(), limit, || {
             let nodes = self.items(&["node", "ls"]);
             nodes
                 .iter()

@@ -111,7 +111,7 @@ impl World {
             let seen = kernel.observe(vni).await.expect("observed").expect("a namespace");
             for host in missing(overlay, &seen) {
                 kernel
-                    .attach(overlay, host, &containers[&host.0])
+                    .attach(overlay, host, &containers[&host.0], 0)
                     .await
                     .expect("attached");
             }

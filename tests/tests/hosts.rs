@@ -6,63 +6,10 @@ use std::time::Duration;
 
 use berth_tests::cluster::{Agent, Brain};
 use berth_tests::containerd::Version;
+use berth_tests::fleet::Fleet;
 use berth_tests::host::{Host, Lan};
 use berth_tests::operator::Operator as _;
 use berth_tests::process::{alive, eventually};
-
-struct Cluster {
-    // Order matters: agents go before their hosts, the brain before its network.
-    agents: Vec<Agent>,
-    brain: Brain,
-    hosts: Vec<Host>,
-    _brain_host: Host,
-    lan: Lan,
-    dir: tempfile::TempDir,
-}
-
-fn cluster(nodes: usize) -> Cluster {
-    let dir = tempfile::tempdir().expect("folder");
-    let lan = Lan::new();
-    let brain_host = Host::new("brain");
-    lan.attach(&brain_host, "eth0", 1);
-    let address = format!("{}:7443", lan.address(1));
-    let brain = Brain::start_with(
-        &dir.path().join("brain"),
-        Some(&brain_host),
-        &address,
-        "lease_secs = 4",
-    );
-    let (mut agents, mut hosts) = (Vec::new(), Vec::new());
-    for n in 1..=nodes {
-        let host = Host::new(&format!("h{n}-"));
-        lan.attach(&host, "eth0", 10 + n as u8);
-        let name = format!("h{n}");
-        let token = brain.json(&["node", "token"])["token"]
-            .as_str()
-            .expect("token")
-            .to_owned();
-        let extra = format!("cgroup_parent = \"berth-{}-{name}.slice\"", std::process::id());
-        agents.push(Agent::join(
-            &token,
-            &dir.path().join(&name),
-            &name,
-            Some(&host),
-            Version::System,
-            &extra,
-        ));
-        hosts.push(host);
-        brain.wait_node(&name, "ready", 20);
-    }
-    brain.load_example();
-    Cluster {
-        agents,
-        brain,
-        hosts,
-        _brain_host: brain_host,
-        lan,
-        dir,
-    }
-}
 
 fn run_sleepers(brain: &Brain, name: &str, replicas: usize) {
     let count = replicas.to_string();
@@ -93,7 +40,7 @@ fn node_of(container: &serde_json::Value) -> String {
 
 #[test]
 fn a_lost_nodes_containers_are_replaced_and_a_returning_node_stops_its_own() {
-    let c = cluster(2);
+    let c = Fleet::new(2);
     run_sleepers(&c.brain, "web", 4);
     let before = c.brain.wait_running(4, 30);
     let on_h2: Vec<u32> = before
@@ -137,7 +84,7 @@ fn a_lost_nodes_containers_are_replaced_and_a_returning_node_stops_its_own() {
 
 #[test]
 fn drain_moves_replicas_one_by_one_and_never_below() {
-    let c = cluster(2);
+    let c = Fleet::new(2);
     run_sleepers(&c.brain, "web", 4);
     c.brain.wait_running(4, 30);
     let mut drain = c.brain.berth_command(&["node", "drain", "h1"]);
@@ -174,7 +121,7 @@ fn drain_moves_replicas_one_by_one_and_never_below() {
 
 #[test]
 fn a_private_node_behind_nat_does_everything_over_one_outbound_connection() {
-    let c = cluster(1);
+    let c = Fleet::new(1);
     // A home router: masquerades outward and lets no new packet in.
     let router = Host::new("router");
     c.lan.attach(&router, "wan", 50);

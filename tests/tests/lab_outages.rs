@@ -63,6 +63,33 @@ fn all_back(c: &Cluster, before: &[(String, String)], what: &str) -> Vec<serde_j
         .unwrap_or_else(|why| panic!("{what}: {why}"))
 }
 
+/// Each container answers the one before it, whichever hosts they are on.
+fn reach_one_another(c: &Cluster) {
+    let running = c.running();
+    let at = |x: &serde_json::Value| {
+        let host = c
+            .lab
+            .hosts
+            .iter()
+            .find(|host| x["node_name"] == host.name.as_str());
+        let pid = x["observed"]["pid"].as_u64().expect("pid");
+        (host.expect("its host"), format!("nsenter -t {pid} -n -m nc"))
+    };
+    for (n, from) in running.iter().enumerate() {
+        let to = &running[(n + 1) % running.len()];
+        let address = to["addresses"][0]["ipv4"].as_str().expect("address");
+        let ((there, answer), (here, ask)) = (at(to), at(from));
+        there.ok(&format!(
+            "(echo hello | timeout 120 {answer} -l -p 8080 >/dev/null 2>&1 &)"
+        ));
+        here.eventually(
+            &format!("{ask} -w 5 {address} 8080 </dev/null | grep -q hello"),
+            BACK,
+        );
+    }
+    c.lab.step("they reach one another");
+}
+
 /// A job that ran once and must not run again, whatever happens to its host.
 fn run_job(c: &Cluster) {
     let args = [
@@ -107,6 +134,7 @@ fn r3_power_cuts_of_one_host_and_of_all_bring_back_the_same_containers() {
     let running = replicas_on(&c, 3);
     let before = places(&running);
     check_hosts(&c, &running);
+    reach_one_another(&c);
     run_job(&c);
 
     // One host.
@@ -130,6 +158,7 @@ fn r3_power_cuts_of_one_host_and_of_all_bring_back_the_same_containers() {
     c.wait_brain();
     all_back(&c, &before, "all hosts");
     c.lab.step("all are back");
+    reach_one_another(&c);
     ran_once(&c);
 
     // Debian 12's systemd can't start a killed holder of the control groups again: containers and agent go on without it.

@@ -26,6 +26,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     ];
     report.extend(cgroups(config));
     report.push(nft());
+    report.push(vxlan());
     // One that is installed already is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     report.push(authorities(reqwest::Client::builder().build().is_ok()));
@@ -214,12 +215,32 @@ fn nft() -> Finding {
     dirs.extend(["/usr/sbin".into(), "/sbin".into()]);
     match dirs.iter().map(|dir| dir.join("nft")).find(|file| file.is_file()) {
         Some(file) => Finding::ok("nft", file.display().to_string()),
-        None => Finding::warn(
+        None => Finding::fail(
             "nft",
-            "nft is not installed: containers get no networks between hosts",
+            "nft is not installed: no container that is on a network starts",
             "apt install nftables",
         ),
     }
+}
+
+/// Whether networks can reach other hosts.
+fn vxlan() -> Finding {
+    const CHECK: &str = "vxlan";
+    if Path::new("/sys/module/vxlan").exists() {
+        return Finding::ok(CHECK, "VXLAN devices");
+    }
+    let dry_run = std::process::Command::new("modprobe")
+        .args(["-n", "-q", "vxlan"])
+        .status();
+    if dry_run.is_ok_and(|status| status.success()) {
+        return Finding::ok(CHECK, "VXLAN devices, loaded when first used");
+    }
+    // One that is built into the kernel says nothing of itself.
+    Finding::warn(
+        CHECK,
+        "no VXLAN module is found: unless the kernel has it built in, no container that is on a network starts",
+        "modprobe vxlan, or use a kernel with CONFIG_VXLAN",
+    )
 }
 
 /// Whether the system's trusted certificate authorities can be used.

@@ -24,6 +24,7 @@ use super::runtime::RuntimeError;
 use super::spec::Host;
 use crate::cgroup::{self, Backing, CgroupError, Cgroups, Device};
 use crate::containerd::{Containerd, ContainerdError};
+use crate::network::Attach;
 
 /// What the runtime is told by the agent's configuration.
 #[derive(Debug, Clone)]
@@ -81,6 +82,8 @@ pub(super) struct Inner {
     /// One operation on a container at a time.
     pub(super) locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
     pub(super) swept: OnceCell<()>,
+    /// Who connects containers; nobody: they have their loopback alone.
+    pub(super) networks: std::sync::OnceLock<Arc<dyn Attach>>,
     device: OnceCell<Option<Device>>,
     machine: HostFacts,
 }
@@ -136,6 +139,7 @@ impl ContainerdRuntime {
             known: Mutex::default(),
             locks: Mutex::default(),
             swept: OnceCell::new(),
+            networks: std::sync::OnceLock::new(),
             device: OnceCell::new_with(match settings.device {
                 IoDevice::FindOut => None,
                 IoDevice::Unthrottled => Some(None),

@@ -28,3 +28,4 @@ mod update;
 pub mod users;
 
 pub use containerd::{ContainerdRuntime, IoDevice, RuntimeSettings};
+pub use shim::holds;

@@ -1,6 +1,7 @@
 //! [`Runtime`] on containerd: each operation in a file of its own, put together here.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_common::id::ContainerId;
@@ -18,6 +19,7 @@ use super::runtime::{
     TaskState,
 };
 use super::shim;
+use crate::network::Attach;
 
 const SIGKILL: u32 = 9;
 
@@ -26,6 +28,11 @@ const SIGTERM: i32 = 15;
 
 #[async_trait]
 impl Runtime for ContainerdRuntime {
+    fn attach_to(&self, networks: Arc<dyn Attach>) {
+        // Once: what is attached by one is never looked after by another.
+        let _ = self.0.networks.set(networks);
+    }
+
     async fn version(&self) -> Result<String, RuntimeError> {
         self.0
             .containerd

@@ -4,6 +4,7 @@
 //! network namespace, cgroup) is found again by labels after any crash, so `list` is the only memory the agent needs.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_common::id::{ContainerId, Name, TenantId};
@@ -12,6 +13,7 @@ use berth_common::protocol::{ExecDown, ExecSpec, ExecUp};
 use tokio::sync::mpsc;
 
 use crate::image::ImageInfo;
+use crate::network::Attach;
 
 /// Who a container is; kept as labels on it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -137,6 +139,14 @@ pub enum RuntimeError {
     /// There is no such container or task.
     #[error("container {0} does not exist here")]
     Missing(ContainerId),
+    /// It can't be connected to its networks; it was not started.
+    #[error("container {container} can't be connected: {why}")]
+    NotConnected {
+        /// Which.
+        container: ContainerId,
+        /// The network and what is wrong with it.
+        why: String,
+    },
     /// The kernel holds other limits than were asked for (R1): the container was not started.
     #[error("limits of container {container} are not in force: {what}")]
     LimitsNotInForce {
@@ -151,7 +161,7 @@ impl RuntimeError {
     /// Whether trying again later can help.
     pub const fn retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::LimitsNotInForce { .. } => true,
+            Self::Unreachable { .. } | Self::LimitsNotInForce { .. } | Self::NotConnected { .. } => true,
             Self::Failed { retryable, .. } => *retryable,
             Self::Missing(_) => false,
         }
@@ -208,6 +218,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Runs a process beside the container's own.
     async fn exec(&self, id: ContainerId, spec: &ExecSpec) -> Result<ExecSession, RuntimeError>;
+
+    /// Gives every container that is started from now on its places on networks, before its first instruction.
+    fn attach_to(&self, networks: Arc<dyn Attach>) {
+        drop(networks);
+    }
 
     /// Events from now on. After a lost connection the stream goes on with [`RuntimeEvent::Relist`].
     fn events(&self) -> mpsc::Receiver<RuntimeEvent>;

@@ -85,7 +85,8 @@ impl ContainerdRuntime {
             }
         };
         let limits = record.kept.spec.limits;
-        if let Err(error) = inner.enforce(&record, limits, device).await {
+        let ready = tokio::try_join!(inner.enforce(&record, limits, device), inner.connect(id, pid));
+        if let Err(error) = ready {
             inner.discard(id, &record).await;
             return Err(error);
         }
@@ -201,6 +202,15 @@ impl Inner {
             container: id,
             what: difference(&limits, &found),
         })
+    }
+
+    /// Gives the process its places on networks.
+    async fn connect(&self, id: ContainerId, pid: u32) -> Result<(), RuntimeError> {
+        let Some(networks) = self.networks.get() else {
+            return Ok(());
+        };
+        let attached = networks.attach(id, pid).await;
+        attached.map_err(|why| RuntimeError::NotConnected { container: id, why })
     }
 
     /// Lets the program run.

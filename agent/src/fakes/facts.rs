@@ -22,6 +22,7 @@ pub fn facts() -> NodeFacts {
         snapshotter: "fake".to_owned(),
         disk_limit_hard: false,
         boot_id: "simulated".to_owned(),
+        underlay: None,
         warnings: Vec::new(),
     }
 }

@@ -72,7 +72,7 @@ pub enum LinkError {
 }
 
 /// The address from which packets to the brain leave, as the kernel routes now. Sends nothing.
-pub(super) fn local_address(remote: SocketAddr) -> Option<IpAddr> {
+pub fn local_address(remote: SocketAddr) -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind(unspecified(remote)).ok()?;
     socket.connect(remote).ok()?;
     Some(socket.local_addr().ok()?.ip())

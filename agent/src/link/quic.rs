@@ -10,7 +10,9 @@ use std::time::Duration;
 use berth_common::id::NodeId;
 use berth_common::identity::{self, Identity};
 use berth_common::model::NodeFacts;
-use berth_common::protocol::{BrainMessage, CodecError, MAX_FRAME, UsageReport, read_frame, write_frame};
+use berth_common::protocol::{
+    BrainMessage, CodecError, MAX_FRAME, NeighboursUpdate, UsageReport, read_frame, write_frame,
+};
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +59,8 @@ pub struct Link {
     pub usage: mpsc::Receiver<UsageReport>,
     /// Told the interval of usage reports, milliseconds.
     pub usage_interval_ms: watch::Sender<u32>,
+    /// Told of other nodes on this one's networks.
+    pub neighbours: Box<dyn Fn(NeighboursUpdate) + Send>,
     /// Serves the brain's streams.
     pub server: Server,
     /// Told the present connection, for [`Brain`].
@@ -204,6 +208,7 @@ impl Link {
                 match action {
                     Action::Up(welcome) => self.on_up(connection, address, welcome),
                     Action::Order(update) => drop(orders_in.send(*update)),
+                    Action::Neighbours(update) => (self.neighbours)(update),
                     Action::Close(problem) => {
                         orderly.abort();
                         return Err(LinkError::Refused(Box::new(problem)));

@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 use berth_common::error::Problem;
 use berth_common::id::{Generation, Name, NodeId};
 use berth_common::model::NodeFacts;
-use berth_common::protocol::{AgentMessage, BrainMessage, DesiredUpdate, PROTOCOL, PROTOCOL_MIN};
+use berth_common::protocol::{
+    AgentMessage, BrainMessage, DesiredUpdate, NeighboursUpdate, PROTOCOL, PROTOCOL_MIN,
+};
 
 use crate::reconcile::{Accepted, Changes, Refusal};
 
@@ -22,6 +24,8 @@ pub enum Action {
     Up(Welcome),
     /// Hand this to the reconciler and come back with its verdict.
     Order(Box<DesiredUpdate>),
+    /// Tell the networks.
+    Neighbours(NeighboursUpdate),
     /// Close the connection.
     Close(Problem),
 }
@@ -132,6 +136,12 @@ impl Session {
             }
             (State::Up, BrainMessage::Desired(update)) => {
                 self.actions.push_back(Action::Order(Box::new(update)));
+            }
+            (State::AwaitWelcome, BrainMessage::Neighbours(_)) => {
+                self.close(Problem::invalid("the brain spoke of networks before Welcome"));
+            }
+            (State::Up, BrainMessage::Neighbours(update)) => {
+                self.actions.push_back(Action::Neighbours(update));
             }
             (State::Up, BrainMessage::Welcome { .. }) => {
                 self.close(Problem::invalid("the brain sent Welcome twice"));

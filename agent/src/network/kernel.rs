@@ -12,7 +12,7 @@ use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder
 use super::links::PORT_GUARD;
 use super::namespace::Namespace;
 use super::netlink::{NetworkError, Result, Within, entry, errno, failed, namespace_failed};
-use super::plan::{Entry, INSIDE, Link, Overlay, Seen, Step, port_name};
+use super::plan::{Entry, Link, Overlay, Seen, Step, inside, port_name};
 
 /// This host's networks.
 #[derive(Debug)]
@@ -181,25 +181,54 @@ impl Kernel {
         self.make_link(vni, name, link).await
     }
 
-    /// Gives a container its end of an endpoint: a pair of links, its addresses, the way to everywhere else.
+    /// The MTU of the host's link with this address, bytes; none if no link has it.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub async fn mtu_at(&self, address: IpAddr) -> Result<Option<u32>> {
+        Within::open(&self.host)?.mtu_at(address).await
+    }
+
+    /// The host's own namespace.
+    pub const fn host(&self) -> &Namespace {
+        &self.host
+    }
+
+    /// A network's namespace; none if it is not there.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub fn namespace(&self, vni: Vni) -> Result<Option<Namespace>> {
+        self.open(vni)
+    }
+
+    /// Gives a container its end of an endpoint: a pair of links, its addresses, and on its first network (0) the way to
+    /// everywhere else.
     ///
     /// # Errors
     /// When the kernel refuses, or the network is not there. To be tried again as it is.
-    pub async fn attach(&self, overlay: &Overlay, host: HostNumber, container: &Namespace) -> Result<()> {
+    pub async fn attach(
+        &self,
+        overlay: &Overlay,
+        host: HostNumber,
+        container: &Namespace,
+        place: usize,
+    ) -> Result<()> {
+        let name = inside(place);
         let (vni, net) = (overlay.vni, &overlay.subnets);
         let inside = self.within(vni)?;
         let outer = port_name(host);
         let there = Within::open(container)?;
-        if there.index(INSIDE).await?.is_none() || inside.index(&outer).await?.is_none() {
+        if there.index(&name).await?.is_none() || inside.index(&outer).await?.is_none() {
             // One end without the other is of an earlier life.
             inside.delete_link(&outer).await?;
-            there.delete_link(INSIDE).await?;
-            let end = LinkUnspec::new_with_name(INSIDE)
+            there.delete_link(&name).await?;
+            let end = LinkUnspec::new_with_name(&name)
                 .address(net.mac(host).0.to_vec())
                 .mtu(overlay.mtu())
                 .setns_by_fd(container.as_fd().as_raw_fd())
                 .build();
-            let pair = LinkVeth::new(&outer, INSIDE)
+            let pair = LinkVeth::new(&outer, &name)
                 .mtu(overlay.mtu())
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(end)))
                 .build();
@@ -212,8 +241,8 @@ impl Kernel {
             .add(index, Entry::Forward(net.mac(host), Some(host)))
             .await?;
 
-        let end = there.needed(INSIDE).await?;
-        for (link, what) in [(1, "the loopback"), (end, INSIDE)] {
+        let end = there.needed(&name).await?;
+        for (link, what) in [(1, "the loopback"), (end, name.as_str())] {
             let up = LinkUnspec::new_with_index(link).up().build();
             there.change(&format!("setting {what} up"), up).await?;
         }
@@ -223,6 +252,9 @@ impl Kernel {
         ];
         for (address, prefix) in addresses {
             there.add_address(end, address, prefix).await?;
+        }
+        if place > 0 {
+            return Ok(());
         }
         let four = RouteMessageBuilder::<Ipv4Addr>::new()
             .gateway(net.address(Subnets::GATEWAY))

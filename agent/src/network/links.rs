@@ -24,6 +24,14 @@ pub fn name(message: &LinkMessage) -> Option<&str> {
     })
 }
 
+/// A link's MTU, bytes.
+pub fn mtu(message: &LinkMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(bytes) => Some(*bytes),
+        _ => None,
+    })
+}
+
 /// What a link is; the bridge's index tells its ports. One that is down has an MTU of 0.
 pub fn link(message: &LinkMessage, bridge: Option<u32>) -> Link {
     let (mut mtu, mut mac, mut infos, mut controller) = (0, None, &[][..], None);

@@ -2,12 +2,14 @@
 //!
 //! Owns what of the kernel's network state is berth's on this host: [`plan`] says what has to change (pure), [`kernel`] looks
 //! and carries out, over [`netlink`], [`ruleset`] writes the packet filters (pure) and [`nft`] loads them, [`namespace`] keeps and enters
-//! network namespaces. Refuses to decide who has which address: that is
+//! network namespaces. [`manager`] brings the agent's wishes to it and looks again every few seconds. Refuses to decide who has which address: that is
 //! the brain's. Nothing is learned and nothing floods: every entry is permanent and comes from the plan, so what is not in
 //! it is not reachable.
 
+mod generation;
 pub mod kernel;
 mod links;
+pub mod manager;
 pub mod namespace;
 pub mod netlink;
 pub mod nft;
@@ -18,6 +20,7 @@ pub mod ruleset;
 mod plan_tests;
 
 pub use kernel::Kernel;
+pub use manager::{Attach, NetworkSettings, Networks};
 pub use namespace::Namespace;
 pub use netlink::NetworkError;
 pub use plan::{Entry, Link, Overlay, Seen, Step, plan};

@@ -97,6 +97,14 @@ impl Namespace {
         }
     }
 
+    /// Another handle on it.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Does something inside it, on a thread of its own.
     ///
     /// # Errors

@@ -108,6 +108,19 @@ impl Within {
             .ok_or_else(|| NetworkError::Missing(name.to_owned()))
     }
 
+    /// The MTU of the link with this address, bytes.
+    pub(super) async fn mtu_at(&self, address: IpAddr) -> Result<Option<u32>> {
+        let request = self.handle.address().get().set_address_filter(address);
+        let held = request.execute().try_next().await;
+        let held = held.map_err(|source| failed("listing addresses", source))?;
+        let Some(index) = held.map(|message| message.header.index) else {
+            return Ok(None);
+        };
+        let found = self.links().await?;
+        let link = found.iter().find(|link| link.header.index == index);
+        Ok(link.and_then(links::mtu))
+    }
+
     /// What is there of a network in its namespace.
     pub(super) async fn observe(&self) -> Result<Seen> {
         let messages = self.links().await?;

@@ -14,7 +14,7 @@ pub enum NftError {
     #[error("nft can't be run in a network's namespace; is nftables installed?")]
     Run(#[source] io::Error),
     /// It refused.
-    #[error("nft refused table {family} {name}, and the rules before it stay; berth needs nftables 1.0 or newer: {said}", family = .table.family, name = .table.name)]
+    #[error("nft refused table {family} {name}, and the rules before it stay; berth needs nftables 1.0 or newer: {said}", family = .table.family, name = .table.title())]
     Refused {
         /// Which table.
         table: Table,
@@ -35,6 +35,11 @@ struct Loaded {
 }
 
 impl Tables {
+    /// The script that a table was loaded from.
+    pub fn script(&self, table: Table) -> Option<&String> {
+        self.0.get(&table).map(|loaded| &loaded.script)
+    }
+
     /// Makes a table what the script says, unless it is so already; whether anything had to be done. Blocks.
     ///
     /// # Errors
@@ -48,7 +53,7 @@ impl Tables {
             return Ok(false);
         }
         self.0.remove(&table);
-        nft(namespace, table, ["-f", "-"], script.to_owned())?;
+        nft(namespace, table, load(), script.to_owned())?;
         let listing = list(namespace, table)?;
         let script = script.to_owned();
         self.0.insert(table, Loaded { script, listing });
@@ -56,25 +61,33 @@ impl Tables {
     }
 }
 
+/// Takes a table away; none is success. Blocks.
+///
+/// # Errors
+/// [`NftError`].
+pub fn remove(namespace: &Namespace, table: Table) -> Result<(), NftError> {
+    let (family, name) = (table.family, table.title());
+    let script = format!("table {family} {name} {{}}\ndelete table {family} {name}\n");
+    nft(namespace, table, load(), script).map(drop)
+}
+
 /// A table as the kernel has it, without its counters; none if there is no such table.
 fn list(namespace: &Namespace, table: Table) -> Result<Option<String>, NftError> {
-    let Table { family, name } = table;
-    match nft(
-        namespace,
-        table,
-        ["-s", "list", "table", family, name],
-        String::new(),
-    ) {
+    let arguments = ["-s", "list", "table", table.family]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([table.title()]);
+    match nft(namespace, table, arguments.collect(), String::new()) {
         Ok(text) => Ok(Some(text)),
         Err(NftError::Refused { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn nft<const N: usize>(
+fn nft(
     namespace: &Namespace,
     table: Table,
-    arguments: [&'static str; N],
+    arguments: Vec<String>,
     input: String,
 ) -> Result<String, NftError> {
     let ran = namespace.within(move || run(&arguments, &input));
@@ -87,7 +100,12 @@ fn nft<const N: usize>(
     Err(NftError::Refused { table, said })
 }
 
-fn run(arguments: &[&str], input: &str) -> io::Result<std::process::Output> {
+/// Arguments with which it reads a script.
+fn load() -> Vec<String> {
+    ["-f", "-"].map(str::to_owned).into()
+}
+
+fn run(arguments: &[String], input: &str) -> io::Result<std::process::Output> {
     let mut child = Command::new("nft")
         .args(arguments)
         .stdin(Stdio::piped())

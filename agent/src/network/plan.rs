@@ -12,8 +12,10 @@ use berth_common::model::{HostNumber, Mac, Subnets, Vni};
 pub const BRIDGE: &str = "br0";
 /// Its VXLAN device.
 pub const TUNNEL: &str = "vx0";
-/// What a container's end is called, in the container.
-pub const INSIDE: &str = "eth0";
+/// What a container's end on its first, second … network (0, 1 …) is called, in the container.
+pub fn inside(place: usize) -> String {
+    format!("eth{place}")
+}
 
 /// What VXLAN puts around a packet: outer Ethernet, IPv4 or IPv6, UDP, VXLAN header (RFC 7348), bytes.
 const OVERHEAD: [u32; 2] = [50, 70];

@@ -18,17 +18,43 @@ pub struct Table {
     pub family: &'static str,
     /// What it is called.
     pub name: &'static str,
+    /// Several agents of one host differ in their VXLAN port; 0 for a table of a network's own namespace.
+    pub port: u16,
+}
+
+/// The port of VXLAN (IANA).
+pub const VXLAN_PORT: u16 = 4789;
+
+impl Table {
+    /// What it is called in nftables.
+    pub fn title(&self) -> String {
+        match self.port {
+            0 | VXLAN_PORT => self.name.to_owned(),
+            port => format!("{}_{port}", self.name),
+        }
+    }
+}
+
+/// What reaches the VXLAN port, in the host's namespace.
+pub const fn on_underlay(port: u16) -> Table {
+    Table {
+        family: "inet",
+        name: "berth",
+        port,
+    }
 }
 
 /// What passes the bridge of a network.
 pub const ON_BRIDGE: Table = Table {
     family: "bridge",
     name: "berth",
+    port: 0,
 };
-/// What reaches the gateway, in a network's namespace; and what reaches the VXLAN port, in the host's.
+/// What reaches the gateway, in a network's namespace.
 pub const ON_HOST: Table = Table {
     family: "inet",
     name: "berth",
+    port: 0,
 };
 
 /// Who may send what from a port: an endpoint speaks with its own hardware and IP addresses alone, and announces no routers.
@@ -101,7 +127,7 @@ pub fn gateway() -> String {
 /// this table's business.
 pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = nodes.iter().partition(|address| address.is_ipv4());
-    let mut text = begin(ON_HOST);
+    let mut text = begin(on_underlay(port));
     set(&mut text, "nodes4", "type ipv4_addr", &v4);
     set(&mut text, "nodes6", "type ipv6_addr", &v6);
     // Before connections are tracked (-200): a flood of strangers' packets fills no table.
@@ -120,7 +146,7 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
 
 /// A script that replaces a table begins by making sure that there is one to delete: so it works the first time, too.
 fn begin(table: Table) -> String {
-    let Table { family, name } = table;
+    let (family, name) = (table.family, table.title());
     format!("table {family} {name} {{}}\ndelete table {family} {name}\ntable {family} {name} {{\n")
 }
 

@@ -115,6 +115,9 @@ impl Reconciler {
             .desired
             .unwrap_or_else(|| DesiredSet::empty(ledger.node()));
         board.set_generation(desired.generation);
+        if !blind {
+            board.set_desired(&desired);
+        }
         let reconciler = Self {
             blind,
             bounds: Bounds {
@@ -272,6 +275,7 @@ impl Reconciler {
         }
         if self.blind && !pending.is_empty() {
             self.blind = false;
+            self.board.set_desired(&self.desired);
             self.tenants_dirty = true;
             self.kick(self.observed.containers.keys().copied().collect());
         }
@@ -307,6 +311,7 @@ impl Reconciler {
             changed.extend(self.observed.containers.keys());
         }
         self.board.set_generation(self.desired.generation);
+        self.board.set_desired(&self.desired);
         // Parents first, in this very turn, so that a tenant's first container does not wait.
         for step in plan_tenants(&self.desired, &self.observed) {
             self.dispatch(step);

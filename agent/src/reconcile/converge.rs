@@ -32,6 +32,7 @@ pub(super) fn container(n: u8) -> DesiredContainer {
         spec: spec.container_spec().unwrap(),
         run: RunState::Running,
         restarts_asked: 0,
+        endpoints: vec![],
     }
 }
 

@@ -4,12 +4,13 @@
 //! than the list and stays.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use berth_common::id::{ContainerId, Generation, TenantId};
 use berth_common::model::{ObservedContainer, Phase, Restart, RunState};
-use berth_common::protocol::DesiredContainer;
+use berth_common::protocol::{DesiredContainer, DesiredEndpoint, DesiredSet};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::outcome::{Notice, image_of, on_wish_changed};
 use super::plan::{Step, rests};
@@ -212,12 +213,34 @@ pub struct Board {
     state: Mutex<BoardState>,
     changed: Notify,
     beat: Mutex<Option<std::time::Instant>>,
+    endpoints: watch::Sender<Option<Arc<Endpoints>>>,
 }
+
+/// Places on networks that containers are to have.
+pub type Endpoints = BTreeMap<ContainerId, Vec<DesiredEndpoint>>;
 
 impl Board {
     /// An empty board that is not ready.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The desired set that is acted on from now on: only networks are read from it here.
+    pub fn set_desired(&self, set: &DesiredSet) {
+        let on_networks = set.containers.iter().filter(|c| !c.endpoints.is_empty());
+        let endpoints: Endpoints = on_networks.map(|c| (c.id, c.endpoints.clone())).collect();
+        self.endpoints.send_if_modified(|held| {
+            let changed = held.as_deref() != Some(&endpoints);
+            if changed {
+                *held = Some(Arc::new(endpoints));
+            }
+            changed
+        });
+    }
+
+    /// Places on networks that containers are to have; none while nobody knows what is desired.
+    pub fn endpoints(&self) -> watch::Receiver<Option<Arc<Endpoints>>> {
+        self.endpoints.subscribe()
     }
 
     /// The loop went round.

@@ -140,6 +140,7 @@ fn set(node: NodeId) -> DesiredSet {
         spec: spec.clone(),
         run: RunState::Running,
         restarts_asked: 0,
+        endpoints: vec![],
     });
     DesiredSet {
         node,

@@ -125,6 +125,7 @@ impl Node {
             facts: facts_out,
             usage,
             usage_interval_ms: interval_in,
+            neighbours: Box::new(drop),
             server: Server {
                 facilities,
                 logs: Arc::new(Chatter),

@@ -15,6 +15,7 @@ use crate::containerd::Containerd;
 use crate::facts;
 use crate::image::{ContainerdImages, ImageSettings, LoadedImages};
 use crate::link::Brain;
+use crate::network::{Kernel, Namespace, NetworkSettings};
 use crate::reconcile::apply::Facilities;
 
 /// Makes the runtime; given apart, so that everything else does not depend on which it is.
@@ -63,6 +64,32 @@ pub fn open(
         logs: Arc::new(LogFolders(config.state_dir.join("logs"))),
         snapshotter,
         disk_limit_hard,
+        network: Some((kernel(config)?, network_settings(config)?)),
+    })
+}
+
+/// This host's networks, in the namespace that the agent runs in.
+///
+/// # Errors
+/// When `/proc` can't be read.
+pub fn kernel(config: &Config) -> anyhow::Result<Kernel> {
+    let host = Namespace::current().context("opening the host's network namespace")?;
+    Ok(Kernel::new(host, config.run_dir.join("networks")))
+}
+
+fn network_settings(config: &Config) -> anyhow::Result<NetworkSettings> {
+    let address = match config.underlay.as_str() {
+        "auto" => None,
+        text => Some(
+            text.parse()
+                .with_context(|| format!("underlay = {text:?}: neither `auto` nor an IP address"))?,
+        ),
+    };
+    Ok(NetworkSettings {
+        port: config.vxlan_port,
+        address,
+        brains: config.brain.clone(),
+        file: config.state_dir.join("networks.json"),
     })
 }
 

@@ -206,6 +206,7 @@ fn set(generation: u64, ids: &[u8]) -> DesiredSet {
                 spec: spec.container_spec().unwrap(),
                 run: RunState::Running,
                 restarts_asked: 0,
+                endpoints: vec![],
             })
             .collect(),
     }
@@ -239,6 +240,7 @@ impl Rig {
         let shutdown = CancellationToken::new();
         let state_dir = self.dir.path().join("state");
         let host = Host {
+            network: None,
             facilities: Facilities {
                 runtime: self.runtime.clone(),
                 images: Arc::new(FakeImages::default()),

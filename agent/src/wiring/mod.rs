@@ -31,6 +31,7 @@ use crate::facts::{self, RuntimeFacts};
 use crate::join::{NodeFiles, NodeIdentity};
 use crate::ledger::Ledger;
 use crate::link::{Link, LinkSettings, LogSource, Server, dial};
+use crate::network::{Kernel, NetworkSettings, Networks};
 use crate::reconcile::apply::{Facilities, chain};
 use crate::reconcile::{Board, Reconciler, Settings};
 use crate::usage::{Sampler, Sources};
@@ -55,6 +56,8 @@ pub struct Host {
     pub snapshotter: String,
     /// Whether it enforces disk limits.
     pub disk_limit_hard: bool,
+    /// Containers' networks; none: containers have their loopback alone.
+    pub network: Option<(Kernel, NetworkSettings)>,
 }
 
 /// Logs as `berth-log` writes them: one folder for each container.
@@ -104,10 +107,21 @@ impl Agent {
             config,
             who,
             files,
-            host,
+            mut host,
             connection,
         } = self;
-        let mut facts = describe(&config, &host).await?;
+        let board = Arc::new(Board::new());
+        let networks = host.network.take().map(|(kernel, mut settings)| {
+            if settings.brains.is_empty() {
+                settings.brains.clone_from(&who.addresses);
+            }
+            Networks::new(kernel, settings, board.clone())
+        });
+        if let Some(networks) = &networks {
+            networks.find_underlay().await;
+            host.facilities.runtime.attach_to(networks.clone());
+        }
+        let mut facts = describe(&config, &host, networks.as_deref()).await?;
         ensure_root(&config, &host, &facts).await?;
         weigh_slice(&config, &facts).await;
         let (ledger, restored) = Ledger::open(&config.state_dir, who.node).context("opening the ledger")?;
@@ -124,7 +138,6 @@ impl Agent {
         for warning in &facts.warnings {
             tracing::warn!("{warning}");
         }
-        let board = Arc::new(Board::new());
         let settings = Settings {
             nameservers: config.nameservers.clone(),
             disk_limit_hard: host.disk_limit_hard,
@@ -154,7 +167,9 @@ impl Agent {
                 usage_in,
             )),
             tokio::spawn(collect_images(config.clone(), host.facilities.clone())),
+            tokio::spawn(keep_networks(networks.clone())),
         ];
+        let hears = networks.clone();
         // The loop ends with its last handle: not before the link.
         let orders = reconciler.clone();
         let link = Link {
@@ -174,6 +189,11 @@ impl Agent {
             facts: facts_out,
             usage: usage_out,
             usage_interval_ms: interval_in,
+            neighbours: Box::new(move |update| {
+                if let Some(networks) = &hears {
+                    networks.hear(update);
+                }
+            }),
             server: Server {
                 facilities: host.facilities.clone(),
                 logs: host.logs.clone(),
@@ -183,7 +203,7 @@ impl Agent {
             shutdown: shutdown.clone(),
             idle: dial::IDLE_TIMEOUT,
         };
-        let refresh = tokio::spawn(refresh_facts(config, host, damage, facts_in));
+        let refresh = tokio::spawn(refresh_facts(config, host, damage, facts_in, networks));
         ready();
         let alive = tokio::spawn(daemon::watchdog(move || beats.silence()));
         let mut link = tokio::spawn(link.run());
@@ -206,8 +226,15 @@ impl Agent {
     }
 }
 
+/// Looks after the networks, if there are any, for ever.
+async fn keep_networks(networks: Option<Arc<Networks>>) {
+    if let Some(networks) = networks {
+        networks.run().await;
+    }
+}
+
 /// The host's facts, asking the runtime for its version.
-async fn describe(config: &Config, host: &Host) -> anyhow::Result<NodeFacts> {
+async fn describe(config: &Config, host: &Host, networks: Option<&Networks>) -> anyhow::Result<NodeFacts> {
     let version = tokio::time::timeout(Duration::from_secs(3), host.facilities.runtime.version()).await;
     let version = match version {
         Ok(Ok(version)) => version,
@@ -219,7 +246,12 @@ async fn describe(config: &Config, host: &Host) -> anyhow::Result<NodeFacts> {
         snapshotter: host.snapshotter.clone(),
         disk_limit_hard: host.disk_limit_hard,
     };
-    Ok(facts::gather(config, &*host.facilities.cgroups, runtime)?)
+    let mut facts = facts::gather(config, &*host.facilities.cgroups, runtime)?;
+    if let Some(networks) = networks {
+        facts.underlay = *networks.underlay().borrow();
+        facts.warnings.extend(networks.problems());
+    }
+    Ok(facts)
 }
 
 async fn ensure_root(config: &Config, host: &Host, facts: &NodeFacts) -> anyhow::Result<()> {
@@ -266,10 +298,24 @@ async fn weigh_slice(config: &Config, facts: &NodeFacts) {
 }
 
 /// Looks at the host again and again; what was found damaged at the start stays told.
-async fn refresh_facts(config: Config, host: Host, damage: Vec<String>, facts: watch::Sender<NodeFacts>) {
+async fn refresh_facts(
+    config: Config,
+    host: Host,
+    damage: Vec<String>,
+    facts: watch::Sender<NodeFacts>,
+    networks: Option<Arc<Networks>>,
+) {
+    let mut underlay = networks.as_ref().map(|networks| networks.underlay());
     loop {
-        tokio::time::sleep(FACTS_EVERY).await;
-        match describe(&config, &host).await {
+        let moved = async {
+            match &mut underlay {
+                Some(underlay) => drop(underlay.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        // Other nodes wait for a new address; everything else has time.
+        let _ = tokio::time::timeout(FACTS_EVERY, moved).await;
+        match describe(&config, &host, networks.as_deref()).await {
             Ok(mut now) => {
                 now.warnings.extend(damage.iter().cloned());
                 facts.send_if_modified(|held| {

@@ -11,6 +11,7 @@ use containerd_client::services::v1 as api;
 use crate::cgroup::Cgroups;
 use crate::container::runtime::{Runtime, RuntimeError};
 use crate::containerd::Containerd;
+use crate::network::{Kernel, Namespace, nft, ruleset};
 use crate::reconcile::apply::chain;
 
 /// What was done.
@@ -20,6 +21,8 @@ pub struct Wiped {
     pub containers: usize,
     /// Tenants' cgroups removed.
     pub tenants: usize,
+    /// Networks removed.
+    pub networks: usize,
     /// Images removed.
     pub images: usize,
     /// What failed, in words.
@@ -72,6 +75,26 @@ impl Wiped {
             Err(error) => self.errors.push(error.to_string()),
         }
         None
+    }
+}
+
+/// Lets go of every network kept here, with the host's own table.
+pub fn networks(kernel: &Kernel, port: u16, wiped: &mut Wiped) {
+    match kernel.kept() {
+        Ok(kept) => {
+            for vni in kept {
+                match Namespace::release(&kernel.path(vni)) {
+                    Ok(()) => wiped.networks += 1,
+                    Err(error) => wiped
+                        .errors
+                        .push(format!("network {vni} can't be removed: {error}")),
+                }
+            }
+        }
+        Err(error) => wiped.errors.push(chain(&error)),
+    }
+    if let Err(error) = nft::remove(kernel.host(), ruleset::on_underlay(port)) {
+        wiped.errors.push(chain(&error));
     }
 }
 

@@ -65,6 +65,9 @@ pub fn apply(
     }
     spec.labels.extend(args.label.iter().cloned());
     spec.node_labels.extend(args.on.iter().cloned());
+    if !args.network.is_empty() {
+        spec.networks = networks(&args.network)?;
+    }
     if let Some(restart) = args.restart {
         spec.restart.on = match restart {
             RestartArg::Always => Restart::Always,
@@ -92,6 +95,20 @@ pub fn apply(
         spec.command = Some(command.to_vec());
     }
     spec.validate().map_err(|error| error.to_string())
+}
+
+/// Networks by name; `none` alone is none.
+fn networks(names: &[String]) -> Result<Vec<Name>, String> {
+    if let [only] = names
+        && only == "none"
+    {
+        return Ok(Vec::new());
+    }
+    let parsed = names.iter().map(|name| {
+        name.parse()
+            .map_err(|error| format!("--network {name:?}: {error}"))
+    });
+    parsed.collect()
 }
 
 /// Takes out of a spec what is to go, before anything is added.

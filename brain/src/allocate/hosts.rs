@@ -36,8 +36,24 @@ pub struct Hosts {
     #[serde(default)]
     last: u32,
     /// Given back, and when that was.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", with = "pairs")]
     resting: BTreeMap<u32, UnixMillis>,
+}
+
+/// A map as a list of pairs: inside a record that is told by a tag, serde reads no key that is a number.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use berth_common::model::UnixMillis;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(map: &BTreeMap<u32, UnixMillis>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<BTreeMap<u32, UnixMillis>, D::Error> {
+        Vec::deserialize(from).map(|pairs: Vec<_>| pairs.into_iter().collect())
+    }
 }
 
 impl Hosts {

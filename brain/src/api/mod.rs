@@ -8,6 +8,7 @@ pub mod auth;
 pub mod containers;
 pub mod install;
 pub mod limits;
+pub mod networks;
 pub mod nodes;
 pub mod openapi;
 mod page;
@@ -142,6 +143,7 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
         .merge(tenants::routes())
         .merge(tokens::routes())
         .merge(registries::routes())
+        .merge(networks::routes())
         .merge(services::routes())
         .merge(containers::routes())
         .merge(nodes::routes())

@@ -74,6 +74,7 @@ fn judge(
             tenant.name
         )));
     }
+    super::networks::judge(state, tenant.id, &spec.networks)?;
     quota::judge(state, tenant, spec, replaced)
 }
 

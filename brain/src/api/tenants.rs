@@ -202,6 +202,11 @@ fn removal(state: &State, id: TenantId) -> Result<Vec<Change>, Problem> {
     changes.extend(own.map(|(_, host)| Change::DeleteRegistry(id, host.clone())));
     let own = state.images.keys().filter(|(tenant, _)| *tenant == id);
     changes.extend(own.map(|(_, image)| Change::DeleteImage(id, image.clone())));
+    changes.extend(
+        state
+            .networks_of(id)
+            .map(|network| Change::DeleteNetwork(network.record.vni)),
+    );
     changes.push(Change::DeleteTenant(id));
     Ok(changes)
 }

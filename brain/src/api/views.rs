@@ -1,9 +1,9 @@
 //! How objects are shown: records joined with what is observed and with other objects' names. Pure over a snapshot.
 
-use berth_common::api::{ContainerView, NodeView, ServiceView, TokenView};
+use berth_common::api::{ContainerView, EndpointView, NodeView, ServiceView, TokenView};
 use berth_common::id::{Name, NodeId, TenantId};
 use berth_common::model::{
-    ContainerRecord, NodeKind, NodeRecord, NodeState, Phase, ServiceRecord, TokenRecord,
+    ContainerRecord, Endpoint, NodeKind, NodeRecord, NodeState, Phase, ServiceRecord, TokenRecord,
 };
 
 use crate::cluster::{Cluster, State};
@@ -71,6 +71,22 @@ pub fn container_name(record: &ContainerRecord) -> String {
     format!("{}.{}", record.service_name, record.replica)
 }
 
+/// A container's place on a network; none where the network is gone.
+pub fn endpoint(state: &State, container: &ContainerRecord, endpoint: Endpoint) -> Option<EndpointView> {
+    let network = &state.networks.get(&endpoint.vni)?.record;
+    let subnets = &network.subnets;
+    Some(EndpointView {
+        network: network.name.clone(),
+        container: container_name(container),
+        node_name: container
+            .node
+            .and_then(|id| Some(state.nodes.get(&id)?.name.clone())),
+        ipv4: subnets.address(endpoint.host).to_string(),
+        ipv6: subnets.address6(endpoint.host).to_string(),
+        mac: subnets.mac(endpoint.host).to_string(),
+    })
+}
+
 /// A container with what its agent sees.
 pub fn container(state: &State, cluster: &Cluster, record: &ContainerRecord) -> ContainerView {
     let node = record.node.and_then(|id| state.nodes.get(&id));
@@ -85,6 +101,7 @@ pub fn container(state: &State, cluster: &Cluster, record: &ContainerRecord) -> 
         observed,
         status,
         reason,
+        addresses: super::networks::endpoints(state, record),
         record: record.clone(),
     }
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use berth_common::id::{ContainerId, NodeId, Revision, ServiceId, TenantId, TokenId};
 use berth_common::model::{
     ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, Phase, RegistryCredential,
-    ServiceRecord, TenantRecord, TokenRecord,
+    ServiceRecord, TenantRecord, TokenRecord, Vni,
 };
 
-use super::{Connection, JoinTokenRecord, State};
+use super::{Connection, JoinTokenRecord, Network, State};
 
 /// A change to the cluster. Variants beginning with `Put` and `Delete` are durable, the rest lives in memory only.
 #[derive(Debug, Clone)]
@@ -44,6 +44,10 @@ pub enum Change {
     PutContainer(ContainerRecord),
     /// A container is gone from its node, or never had one.
     DeleteContainer(ContainerId),
+    /// A network is new, or numbers of it were given or given back.
+    PutNetwork(Network),
+    /// A network goes; nobody is on it any more.
+    DeleteNetwork(Vni),
     /// A node is new or changed. [`State::apply`] raises `generation` itself when the node's desired set changes.
     PutNode(NodeRecord),
     /// A node goes; it has no containers any more.
@@ -118,6 +122,7 @@ impl State {
                 let same = old.is_some_and(|old| {
                     old.node == new.node
                         && old.spec == new.spec
+                        && old.endpoints == new.endpoints
                         && old.run == new.run
                         && old.restarts_asked == new.restarts_asked
                         && old.removing == new.removing
@@ -191,6 +196,17 @@ impl State {
                     self.observed.remove(&id);
                     self.running_since.remove(&id);
                     self.gone.remove(&id);
+                }
+            }
+            Change::PutNetwork(n) => {
+                let (vni, name) = (n.record.vni, (n.record.tenant, n.record.name.clone()));
+                self.network_names.insert(name, vni);
+                self.networks.insert(vni, Arc::new(n));
+            }
+            Change::DeleteNetwork(vni) => {
+                if let Some(old) = self.networks.remove(&vni) {
+                    self.network_names
+                        .remove(&(old.record.tenant, old.record.name.clone()));
                 }
             }
             Change::PutNode(n) => {
@@ -281,6 +297,10 @@ fn with_revision(change: Change, revision: Revision) -> Change {
         Change::PutService(s) => Change::PutService(ServiceRecord { revision, ..s }),
         Change::PutContainer(c) => Change::PutContainer(ContainerRecord { revision, ..c }),
         Change::PutNode(n) => Change::PutNode(NodeRecord { revision, ..n }),
+        Change::PutNetwork(mut n) => {
+            n.record.revision = revision;
+            Change::PutNetwork(n)
+        }
         other => other,
     }
 }

@@ -1,9 +1,27 @@
 //! What the brain wants of one node, from the state alone.
 
 use berth_common::id::NodeId;
-use berth_common::protocol::{DesiredContainer, DesiredSet, TenantShare};
+use berth_common::model::ContainerRecord;
+use berth_common::protocol::{DesiredContainer, DesiredEndpoint, DesiredSet, TenantShare};
 
 use super::State;
+
+/// A container's places, in the order in which its service names the networks.
+fn endpoints(state: &State, container: &ContainerRecord) -> Vec<DesiredEndpoint> {
+    let held = container.endpoints.iter().filter_map(|endpoint| {
+        let network = state.networks.get(&endpoint.vni)?;
+        Some(DesiredEndpoint {
+            vni: endpoint.vni,
+            network: network.record.name.clone(),
+            subnets: network.record.subnets,
+            host: endpoint.host,
+        })
+    });
+    let mut held: Vec<_> = held.collect();
+    let place = |name| container.spec.networks.iter().position(|n| *n == name);
+    held.sort_by_key(|endpoint| place(endpoint.network.clone()));
+    held
+}
 
 /// The desired set of a node: its containers that are not being removed, and their tenants. Empty for an unknown node.
 pub fn desired_set(state: &State, node: NodeId) -> DesiredSet {
@@ -28,6 +46,7 @@ pub fn desired_set(state: &State, node: NodeId) -> DesiredSet {
             spec: c.spec.clone(),
             run: c.run,
             restarts_asked: c.restarts_asked,
+            endpoints: endpoints(state, c),
         });
     }
     set.containers.sort_by_key(|c| c.id);

@@ -50,6 +50,7 @@ impl State {
             now.containers += 1;
             self.tenant_taken.insert(c.tenant, now);
         }
+        self.index_endpoints(&c, true);
         self.containers.insert(c.id, Arc::new(c));
     }
 
@@ -71,6 +72,7 @@ impl State {
             less(&mut self.taken, node, old.spec.reservation);
         }
         self.unplaced.remove(&old.id);
+        self.index_endpoints(old, false);
         if !old.removing {
             let mut now = self.tenant_taken.get(&old.tenant).copied().unwrap_or_default();
             now.reserved = now.reserved.minus(old.spec.reservation);

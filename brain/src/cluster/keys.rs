@@ -24,6 +24,8 @@ fn key(change: &Change) -> Option<String> {
         Change::DeleteService(id) => format!("services/{id}"),
         Change::PutContainer(c) => format!("containers/{}", c.id),
         Change::DeleteContainer(id) => format!("containers/{id}"),
+        Change::PutNetwork(n) => format!("networks/{}", n.record.vni),
+        Change::DeleteNetwork(vni) => format!("networks/{vni}"),
         Change::PutNode(n) => format!("nodes/{}", n.id),
         Change::DeleteNode(id) => format!("nodes/{id}"),
         Change::Connected(..)
@@ -45,6 +47,7 @@ fn stored(change: &Change) -> Option<Stored> {
         Change::PutImage(i) => Stored::Image(i),
         Change::PutService(s) => Stored::Service(s),
         Change::PutContainer(c) => Stored::Container(c),
+        Change::PutNetwork(n) => Stored::Network(n),
         Change::PutNode(n) => Stored::Node(n),
         _ => return None,
     })
@@ -89,6 +92,7 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
             Stored::Image(i) => Change::PutImage(i),
             Stored::Service(s) => Change::PutService(s),
             Stored::Container(c) => Change::PutContainer(c),
+            Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
         });
     }
@@ -113,6 +117,10 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
         }
         "services" => Change::DeleteService(id.parse().map_err(|_| bad())?),
         "containers" => Change::DeleteContainer(id.parse().map_err(|_| bad())?),
+        "networks" => {
+            let number: u32 = id.parse().map_err(|_| bad())?;
+            Change::DeleteNetwork(number.try_into().map_err(|_| bad())?)
+        }
         "nodes" => Change::DeleteNode(id.parse().map_err(|_| bad())?),
         _ => return Err(bad()),
     })

@@ -9,6 +9,7 @@ pub mod events;
 pub mod feed;
 mod index;
 pub mod keys;
+pub mod networks;
 pub mod state;
 mod writer;
 
@@ -17,6 +18,7 @@ pub use desired::desired_set;
 pub use events::EventLog;
 pub use feed::{Cursor, Lagged};
 pub use keys::Committed;
+pub use networks::Network;
 pub use state::{Connection, JoinTokenRecord, State, Stored};
 
 use std::any::Any;
@@ -93,6 +95,8 @@ struct Shared {
     usage: UsageBook,
     heard: RwLock<HashMap<NodeId, Arc<AtomicU64>>>,
     generations: RwLock<HashMap<NodeId, watch::Sender<Generation>>>,
+    /// Ticks when what a node has to know of its neighbours may have changed.
+    neighbours: RwLock<HashMap<NodeId, watch::Sender<u64>>>,
     started: Instant,
     beat: AtomicU64,
 }
@@ -165,6 +169,7 @@ impl Cluster {
             usage: UsageBook::default(),
             heard: RwLock::default(),
             generations: RwLock::new(generations),
+            neighbours: RwLock::default(),
             started: Instant::now(),
             beat: AtomicU64::new(0),
         });
@@ -280,6 +285,14 @@ impl Cluster {
         let mut all = self.shared.generations.write();
         all.entry(node)
             .or_insert_with(|| watch::Sender::new(Generation(0)))
+            .subscribe()
+    }
+
+    /// Ticks when what a node has to know of its networks' other nodes may have changed.
+    pub fn neighbours_changed(&self, node: NodeId) -> watch::Receiver<u64> {
+        let mut all = self.shared.neighbours.write();
+        all.entry(node)
+            .or_insert_with(|| watch::Sender::new(0))
             .subscribe()
     }
 

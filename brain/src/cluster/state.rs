@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use berth_common::id::{ContainerId, Generation, Name, NodeId, Revision, ServiceId, TenantId, TokenId};
 use berth_common::model::{
-    ContainerRecord, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer, RegistryCredential,
-    ServiceRecord, Taken, TenantRecord, TokenRecord, UnixMillis,
+    ContainerRecord, HostNumber, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer,
+    RegistryCredential, ServiceRecord, Taken, TenantRecord, TokenRecord, UnixMillis, Vni,
 };
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
 use super::Change;
+use super::networks::{Network, Placed};
 
 /// A one-time join token. Only a hash of its secret is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,16 @@ pub struct State {
     pub by_node: OrdMap<NodeId, OrdSet<ContainerId>>,
     /// Containers without a node that are not being removed.
     pub unplaced: OrdSet<ContainerId>,
+    /// Networks.
+    pub networks: OrdMap<Vni, Arc<Network>>,
+    /// Networks by tenant and name.
+    pub network_names: OrdMap<(TenantId, Name), Vni>,
+    /// Who has which number on each network.
+    pub endpoints: OrdMap<Vni, OrdMap<HostNumber, ContainerId>>,
+    /// Those that are to be reachable, and on which node.
+    pub placed: OrdMap<Vni, Placed>,
+    /// How many of them each node has.
+    pub network_nodes: OrdMap<Vni, OrdMap<NodeId, u32>>,
     /// Nodes.
     pub nodes: OrdMap<NodeId, Arc<NodeRecord>>,
     /// Nodes by name.
@@ -118,6 +129,8 @@ pub enum Stored {
     Service(ServiceRecord),
     /// A container.
     Container(ContainerRecord),
+    /// A network.
+    Network(Network),
     /// A node.
     Node(NodeRecord),
 }
@@ -181,6 +194,7 @@ impl State {
             Stored::Image(i) => Change::PutImage(i),
             Stored::Service(s) => Change::PutService(s),
             Stored::Container(c) => Change::PutContainer(c),
+            Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
         });
     }

@@ -127,3 +127,43 @@ async fn a_watch_misses_nothing_and_says_when_it_would() {
         ErrorKind::Compacted
     );
 }
+
+#[test]
+fn r5_a_network_is_read_as_it_was_written_with_numbers_that_rest() {
+    use crate::allocate::Hosts;
+    use crate::cluster::{Network, State, keys};
+    use crate::controllers::endpoints::make;
+    let now = berth_common::model::UnixMillis(1_000);
+    let tenant = crate::controllers::fixtures::tenant_id(1);
+    let record = make(
+        &State::default(),
+        |_| false,
+        tenant,
+        "back".parse().unwrap(),
+        None,
+        now,
+    )
+    .unwrap();
+    let mut hosts = Hosts::default();
+    let one = hosts.take(record.subnets.hosts(), |_| false, now).unwrap();
+    hosts.give_back(one, now);
+    let network = Network { record, hosts };
+    let change = Change::PutNetwork(network.clone());
+    let Some(crate::store::Op::Put(key, value)) = keys::op(&change).unwrap() else {
+        panic!()
+    };
+    let entry = |value| crate::store::Entry {
+        key: key.clone(),
+        value,
+        revision: Revision(1),
+    };
+    let mut state = State::default();
+    state.restore(keys::read(&entry(Some(value))).unwrap().unwrap());
+    assert_eq!(*state.networks[&network.record.vni], network);
+    assert!(state.network(tenant, &"back".parse().unwrap()).is_some());
+    let gone = keys::change(&entry(None)).unwrap();
+    assert!(
+        matches!(gone, Change::DeleteNetwork(vni) if vni == network.record.vni),
+        "{gone:?}"
+    );
+}

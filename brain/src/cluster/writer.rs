@@ -297,10 +297,18 @@ fn publish(shared: &Shared, before: &State, after: State, committed: Committed) 
             Change::DeleteNode(node) => {
                 // Whoever serves this node sees its channel close.
                 shared.generations.write().remove(node);
+                shared.neighbours.write().remove(node);
                 shared.heard.write().remove(node);
                 shared.usage.forget(*node);
             }
             _ => {}
+        }
+    }
+    let concerned = super::networks::concerned(&committed.changes, before, &after);
+    if !concerned.is_empty() {
+        let all = shared.neighbours.read();
+        for tick in concerned.iter().filter_map(|node| all.get(node)) {
+            tick.send_modify(|n| *n += 1);
         }
     }
     let weight = committed.changes.len();

@@ -7,6 +7,7 @@ use berth_common::model::{
     ContainerRecord, NodeRecord, ObservedContainer, Phase, Reservation, Restart, RunState,
 };
 
+use super::endpoints::Networks;
 use super::{Input, NewEvent, NewIds, Plan};
 use crate::cluster::{Change, State};
 use crate::scheduler::View;
@@ -21,6 +22,8 @@ pub(super) struct Context<'a, 'n> {
     pub turned: BTreeMap<NodeId, bool>,
     view: Option<View<'a>>,
     released: Vec<(NodeId, Reservation)>,
+    /// Networks as this plan leaves them.
+    pub networks: Networks,
     new_id: &'a mut NewIds<'n>,
 }
 
@@ -34,6 +37,7 @@ impl<'a, 'n> Context<'a, 'n> {
             turned: BTreeMap::new(),
             view: None,
             released: Vec::new(),
+            networks: Networks::default(),
             new_id,
         }
     }
@@ -80,6 +84,9 @@ impl<'a, 'n> Context<'a, 'n> {
             return;
         }
         self.plan.changes.push(Change::DeleteContainer(container.id));
+        for endpoint in &container.endpoints {
+            self.give_back(*endpoint);
+        }
         if let Some(node) = container.node {
             match &mut self.view {
                 Some(view) => view.release(node, container.spec.reservation),
@@ -121,9 +128,12 @@ impl<'a, 'n> Context<'a, 'n> {
     }
 
     pub fn finish(mut self) -> Plan {
+        let networks: Vec<_> = self.changed_networks().collect();
+        self.plan.changes.splice(0..0, networks);
         // Removals before additions; the sort is stable, so the order is otherwise that of the decisions.
         self.plan.changes.sort_by_key(|change| match change {
             Change::DeleteContainer(_) | Change::DeleteToken(_) | Change::DeleteJoinToken(_) => 0,
+            Change::PutNetwork(_) => 0,
             Change::PutContainer(c) if c.removing => 1,
             _ => 2,
         });

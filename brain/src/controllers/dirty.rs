@@ -102,6 +102,11 @@ impl Dirty {
                     self.services.extend(missing.map(|c| c.service));
                 }
             }
+            // Numbers may have come free.
+            Change::DeleteNetwork(_) => self.freed = true,
+            Change::PutNetwork(network) => {
+                self.freed |= !before.networks.contains_key(&network.record.vni);
+            }
             Change::PutTenant(_)
             | Change::DeleteTenant(_)
             | Change::PutToken(_)

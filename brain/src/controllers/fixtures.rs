@@ -55,6 +55,7 @@ pub(crate) fn node(n: u64, kind: NodeKind, cores: u32, gib: u64) -> NodeRecord {
             snapshotter: "overlayfs".into(),
             disk_limit_hard: false,
             boot_id: String::new(),
+            underlay: None,
             warnings: vec![],
         },
         generation: Generation(0),

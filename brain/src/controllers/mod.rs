@@ -6,6 +6,7 @@
 pub mod commands;
 mod context;
 mod dirty;
+pub mod endpoints;
 pub mod nodes;
 mod rollout;
 pub mod services;

@@ -7,7 +7,7 @@ use berth_common::id::{ServiceId, TenantId};
 use berth_common::model::{ContainerRecord, ContainerSpec, Phase, RunState, UpdateOrder};
 
 use super::context::{complete, label};
-use super::services::{Live, Pass};
+use super::services::{Live, New, Pass};
 use crate::cluster::{Change, State};
 use crate::scheduler::Request;
 
@@ -38,8 +38,14 @@ impl Pass<'_, '_, '_> {
                 );
                 self.cx.container_event("moved", &current.record, text);
                 let (replica, run) = (current.record.replica, current.record.run);
-                self.remove(current);
-                self.add(replica, None, Some(node), None, run);
+                let endpoints = self.remove_for_successor(current);
+                self.add(New {
+                    replica,
+                    node: Some(node),
+                    run,
+                    endpoints,
+                    ..New::default()
+                });
             }
             Err(refusal) => {
                 if current
@@ -82,7 +88,13 @@ impl Pass<'_, '_, '_> {
             );
             self.cx.container_event("rollout", &current.record, text);
             self.keep(current);
-            self.add(replica, Some(old), Some(node), None, self.service.run);
+            self.add(New {
+                replica,
+                replaces: Some(old),
+                node: Some(node),
+                run: self.service.run,
+                ..New::default()
+            });
             flight.unsettled += 1;
             return;
         }
@@ -101,8 +113,15 @@ impl Pass<'_, '_, '_> {
             label(&current.record),
             self.node_name(&current)
         );
-        self.remove(current);
-        self.add(replica, Some(old), None, Some(waiting), self.service.run);
+        let endpoints = self.remove_for_successor(current);
+        self.add(New {
+            replica,
+            replaces: Some(old),
+            waiting: Some(waiting),
+            run: self.service.run,
+            endpoints,
+            ..New::default()
+        });
         flight.unsettled += 1;
     }
 
@@ -122,12 +141,20 @@ impl Pass<'_, '_, '_> {
         );
         self.cx.container_event("moved", &current.record, text);
         let (replica, old, run) = (current.record.replica, current.record.id, current.record.run);
-        if idle {
-            self.remove(current)
+        let endpoints = if idle {
+            self.remove_for_successor(current)
         } else {
-            self.keep(current)
-        }
-        self.add(replica, Some(old), Some(node), None, run);
+            self.keep(current);
+            Vec::new()
+        };
+        self.add(New {
+            replica,
+            replaces: Some(old),
+            node: Some(node),
+            run,
+            endpoints,
+            ..New::default()
+        });
         flight.unsettled += 1;
     }
 

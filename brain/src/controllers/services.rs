@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_common::id::{ContainerId, NodeId, ServiceId};
-use berth_common::model::{ContainerRecord, ContainerSpec, Phase, RunState, ServiceRecord, UpdateOrder};
+use berth_common::model::{
+    ContainerRecord, ContainerSpec, Endpoint, Phase, RunState, ServiceRecord, UpdateOrder,
+};
 
 use super::context::{Context, ended, failing, label};
+use super::endpoints::NoPlace;
 use super::rollout;
 use crate::cluster::Change;
 use crate::scheduler::{Refusal, Search};
@@ -26,6 +29,19 @@ pub(super) struct Live {
 struct Slot {
     current: Option<Live>,
     next: Option<Live>,
+}
+
+/// What is particular about a new container.
+#[derive(Default)]
+pub(super) struct New {
+    pub replica: u32,
+    pub replaces: Option<ContainerId>,
+    pub node: Option<NodeId>,
+    pub waiting: Option<String>,
+    /// What the service says, or, for one that only moves, what was said to the one before.
+    pub run: RunState,
+    /// Places on networks that it takes over.
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// The planning of one service.
@@ -311,6 +327,12 @@ impl<'a> Pass<'_, 'a, '_> {
         }
         match self.place() {
             Ok(node) => {
+                if let Err(no) = self.cx.address(&mut one.record) {
+                    let waiting = self.no_place(no);
+                    self.tell_waiting(one.record.waiting.as_deref(), &waiting);
+                    one.record.waiting = Some(waiting);
+                    return;
+                }
                 one.record.node = Some(node);
                 one.record.waiting = None;
                 let text = format!("placed on {}", self.cx.node_name(node));
@@ -325,6 +347,14 @@ impl<'a> Pass<'_, 'a, '_> {
                 one.record.waiting = Some(waiting);
             }
         }
+    }
+
+    /// Why a container has no place on a network, and to be looked at again when it may have.
+    fn no_place(&mut self, no: NoPlace) -> String {
+        if let Some(ms) = no.again_ms {
+            self.cx.recheck(self.service.id, self.cx.input.now.mono_ms + ms);
+        }
+        no.why
     }
 
     fn tell_waiting(&mut self, old: Option<&str>, new: &str) {
@@ -342,28 +372,43 @@ impl<'a> Pass<'_, 'a, '_> {
             self.place()
         } else {
             let waiting = "waits until the container it replaces has stopped".to_owned();
-            return self.add(replica, replaces, None, Some(waiting), self.service.run);
+            return self.add(New {
+                replica,
+                replaces,
+                waiting: Some(waiting),
+                run: self.service.run,
+                ..New::default()
+            });
         };
-        match placed {
-            Ok(node) => self.add(replica, replaces, Some(node), None, self.service.run),
+        let (node, waiting) = match placed {
+            Ok(node) => (Some(node), None),
             Err(refusal) => {
                 let waiting = refusal.to_string();
                 self.tell_waiting(None, &waiting);
-                self.add(replica, replaces, None, Some(waiting), self.service.run);
+                (None, Some(waiting))
             }
-        }
+        };
+        self.add(New {
+            replica,
+            replaces,
+            node,
+            waiting,
+            run: self.service.run,
+            ..New::default()
+        });
     }
 
-    /// A new container. `run`: what the service says, or, for one that only moves, what was said to it before.
-    pub fn add(
-        &mut self,
-        replica: u32,
-        replaces: Option<ContainerId>,
-        node: Option<NodeId>,
-        waiting: Option<String>,
-        run: RunState,
-    ) {
-        let record = ContainerRecord {
+    /// A new container.
+    pub fn add(&mut self, new: New) {
+        let New {
+            replica,
+            replaces,
+            node,
+            waiting,
+            run,
+            endpoints,
+        } = new;
+        let mut record = ContainerRecord {
             id: self.cx.fresh_id(),
             tenant: self.service.tenant,
             service: self.service.id,
@@ -377,10 +422,18 @@ impl<'a> Pass<'_, 'a, '_> {
             restarts_asked: self.service.restarts_asked,
             removing: false,
             replaces,
+            endpoints,
             created_at: self.cx.input.now.wall,
             revision: Default::default(),
         };
-        if let Some(node) = node {
+        if record.node.is_some()
+            && let Err(no) = self.cx.address(&mut record)
+        {
+            let waiting = self.no_place(no);
+            self.tell_waiting(None, &waiting);
+            (record.node, record.waiting) = (None, Some(waiting));
+        }
+        if let Some(node) = record.node {
             let text = format!("placed on {}", self.cx.node_name(node));
             self.cx.container_event("placed", &record, text);
         }
@@ -425,7 +478,23 @@ impl<'a> Pass<'_, 'a, '_> {
         remove(self.cx, record);
     }
 
-    pub fn keep(&mut self, one: Live) {
+    /// Removes a container for another that takes over its places on networks, and gives these.
+    pub fn remove_for_successor(&mut self, one: Live) -> Vec<Endpoint> {
+        let mut record = one.original.as_deref().unwrap_or(&one.record).clone();
+        let endpoints = std::mem::take(&mut record.endpoints);
+        remove(self.cx, &record);
+        endpoints
+    }
+
+    pub fn keep(&mut self, mut one: Live) {
+        // Of a brain that knew no networks yet.
+        if one.record.node.is_some()
+            && !self.cx.addressed(&one.record)
+            && let Err(no) = self.cx.address(&mut one.record)
+        {
+            let why = self.no_place(no);
+            self.tell_waiting(Some(&why), &why);
+        }
         if one.original.as_deref() != Some(&one.record) {
             self.cx.plan.changes.push(Change::PutContainer(one.record));
         }

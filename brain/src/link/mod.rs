@@ -7,6 +7,7 @@ mod desired;
 pub mod gateway;
 mod hello;
 mod join;
+mod neighbours;
 mod parts;
 mod requests;
 mod seen;

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Membership;
 use super::desired::{Outbox, Verdict};
 use super::hello::{Hello, MAX_TEXT, bounded, greeting, judge, reject, who};
+use super::neighbours::NeighboursOutbox;
 use super::parts::{Observation, Parts};
 use super::requests::{self, Asker};
 use super::seen::Seen;
@@ -40,6 +41,8 @@ const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 const FACTS_PAUSE: Duration = Duration::from_secs(1);
 /// Events of one node that are kept in a second.
 const EVENTS_A_SECOND: u32 = 20;
+/// How long changes of a node's neighbours are gathered before they are sent.
+const CROWD: Duration = Duration::from_millis(20);
 /// A whole set is sent again at most this often.
 const RESEND_PAUSE: Duration = Duration::from_millis(500);
 /// Pause before a node that could not keep a desired set, for example on a full disk, is asked again.
@@ -345,9 +348,12 @@ impl Session<'_> {
         // Told once, however often it is tried again.
         let mut told = None;
         let mut changed = self.shared.cluster.node_changed(node);
+        let mut around = self.shared.cluster.neighbours_changed(node);
         let mut outbox = Outbox::default();
+        let mut neighbours = NeighboursOutbox::default();
         loop {
             changed.borrow_and_update();
+            around.borrow_and_update();
             let state = self.shared.cluster.snapshot();
             if !state.nodes.contains_key(&node) {
                 let end = self.removed();
@@ -360,12 +366,24 @@ impl Session<'_> {
                 }
                 return Err(end);
             }
+            let near = neighbours.next(&state, node);
             let update = outbox.next(desired_set(&state, node));
             drop(state);
+            // First who is there, so that what starts now finds it.
+            if let Some(near) = near {
+                transmit(&mut send, &BrainMessage::Neighbours(near)).await?;
+            }
             if let Some(update) = update {
                 transmit(&mut send, &BrainMessage::Desired(update)).await?;
             }
             tokio::select! {
+                tick = around.changed() => {
+                    if tick.is_err() {
+                        around = self.shared.cluster.neighbours_changed(node);
+                    }
+                    // Others' containers come and go in crowds, and one message for many of them is as good.
+                    let _ = timeout(CROWD, changed.changed()).await;
+                }
                 tick = changed.changed() => if tick.is_err() && self.shared.cluster.snapshot().nodes.contains_key(&node) {
                     // Removed and put back meanwhile, or the brain stops.
                     tokio::time::sleep(RESEND_PAUSE).await;

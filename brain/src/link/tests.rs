@@ -259,12 +259,16 @@ impl Agent {
         write_frame(&mut self.send, message).await.unwrap();
     }
 
+    /// What is said next; but for neighbours, which each connection begins with.
     async fn hear(&mut self) -> BrainMessage {
-        let message = read_frame(&mut self.receive, MAX_FRAME);
-        tokio::time::timeout(WAIT, message)
-            .await
-            .expect("an answer in time")
-            .unwrap()
+        loop {
+            let message = read_frame(&mut self.receive, MAX_FRAME);
+            let message = tokio::time::timeout(WAIT, message).await;
+            match message.expect("an answer in time").unwrap() {
+                BrainMessage::Neighbours(_) => {}
+                other => return other,
+            }
+        }
     }
 
     async fn order(&mut self) -> DesiredUpdate {

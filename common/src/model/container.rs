@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId};
-use crate::model::{Digest, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs, UnixMillis};
+use crate::model::{
+    Digest, Endpoint, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs, UnixMillis, default_networks,
+};
 
 /// Everything an agent needs to make one container. No field is optional in effect: what the user left out is filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,9 @@ pub struct ContainerSpec {
     /// Labels its node must carry.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_labels: BTreeMap<String, String>,
+    /// Networks it is on, the first with the default route.
+    #[serde(default = "default_networks")]
+    pub networks: Vec<Name>,
 }
 
 impl ContainerSpec {
@@ -127,6 +132,10 @@ pub struct ContainerRecord {
     /// The container it takes over from, which goes once this one runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<ContainerId>,
+    /// Its places on its networks. They are its own as long as it is there; one that takes over from a container that can't
+    /// run beside it takes its places, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
     /// When it was made.
     pub created_at: UnixMillis,
     /// Store revision of its last change.

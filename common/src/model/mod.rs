@@ -17,8 +17,13 @@ pub use container::{
     ContainerRecord, ContainerSpec, ExitInfo, ObservedContainer, Phase, RegistryCredential, RunState,
 };
 pub use image::{Digest, ImageRef, LoadedImage};
-pub use network::{HostNumber, Mac, NetworkError, Subnets, Vni, parse_cidr};
-pub use node::{Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken};
+pub use network::{
+    DEFAULT_NETWORK, Endpoint, HostNumber, Mac, NetworkError, NetworkRecord, Subnets, Vni, default_networks,
+    parse_cidr,
+};
+pub use node::{
+    Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken, Underlay,
+};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
 pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};
 pub use tenant::{Quota, Role, TenantRecord, TokenRecord};

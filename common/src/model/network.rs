@@ -10,6 +10,9 @@ use std::str::FromStr;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::id::{Name, Revision, TenantId};
+use crate::model::UnixMillis;
+
 /// Why something of a network is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
@@ -130,6 +133,44 @@ impl fmt::Debug for Mac {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct HostNumber(pub u32);
+
+/// A container's place on a network. All its addresses there follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Endpoint {
+    /// Which network.
+    #[cfg_attr(feature = "openapi", schema(value_type = u32))]
+    pub vni: Vni,
+    /// Which number on it.
+    #[cfg_attr(feature = "openapi", schema(value_type = u32))]
+    pub host: HostNumber,
+}
+
+/// A network as the brain keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// Its identifier on the wire, and in the brain: unique as long as it is there, and not soon given again.
+    pub vni: Vni,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Unique in the tenant.
+    pub name: Name,
+    /// Its addresses.
+    #[serde(flatten)]
+    pub subnets: Subnets,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// Store revision of its last change.
+    pub revision: Revision,
+}
+
+/// The network that a service is on unless it says otherwise; a tenant's is made when it is first needed.
+pub const DEFAULT_NETWORK: &str = "default";
+
+/// What a service that names no network is on.
+pub fn default_networks() -> Vec<Name> {
+    DEFAULT_NETWORK.parse().into_iter().collect()
+}
 
 /// A network's addresses: what is given out of them follows from a [`HostNumber`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Nodes: hosts with an agent.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,19 @@ impl Default for Overcommit {
 #[serde(transparent)]
 pub struct Architecture(pub String);
 
+/// Where a host's packets of other nodes' networks come from and go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Underlay {
+    /// Its address there.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub address: IpAddr,
+    /// The MTU there, bytes.
+    pub mtu: u32,
+    /// The UDP port that VXLAN is spoken on.
+    pub port: u16,
+}
+
 /// What an agent says about its host; sent in Hello and when it changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -87,6 +101,9 @@ pub struct NodeFacts {
     pub disk_limit_hard: bool,
     /// Kernel boot id, to tell a reboot from a reconnect.
     pub boot_id: String,
+    /// Where other nodes reach its networks; none of an agent that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<Underlay>,
     /// What this host can't do, in words.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, Revision, ServiceId, TenantId};
-use crate::model::{ContainerSpec, ImageRef, ResourceSpec, RunState, SpecError, UnixMillis, strict};
+use crate::model::{
+    ContainerSpec, ImageRef, ResourceSpec, RunState, SpecError, UnixMillis, default_networks, strict,
+};
 use crate::units::Bytes;
 
 /// What a user writes. Never modified by berth; what berth derives is kept apart.
@@ -78,6 +80,9 @@ pub struct ServiceSpec {
     /// No confinement. Only for tenants an administrator named.
     #[serde(default)]
     pub privileged: bool,
+    /// Networks its containers are on, the first with the default route; default `["default"]`. None: only the loopback.
+    #[serde(default = "default_networks")]
+    pub networks: Vec<Name>,
     /// How updates roll.
     #[serde(default)]
     pub update: UpdatePolicy,
@@ -233,6 +238,7 @@ impl ServiceSpec {
             cap_add: Vec::new(),
             cap_drop: Vec::new(),
             privileged: false,
+            networks: default_networks(),
             update: UpdatePolicy::default(),
         }
     }
@@ -263,6 +269,7 @@ impl ServiceSpec {
             cap_drop: self.cap_drop.clone(),
             privileged: self.privileged,
             node_labels: self.node_labels.clone(),
+            networks: self.networks.clone(),
         })
     }
 }

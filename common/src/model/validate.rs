@@ -38,6 +38,8 @@ pub const ADDABLE_CAPABILITIES: [&str; 8] = [
     "SYS_CHROOT",
 ];
 
+/// Most networks of one service.
+const MAX_NETWORKS: usize = 8;
 /// Most bytes of one word or value.
 const MAX_TEXT: usize = 32 * 1024;
 /// Most words of a command, and most variables.
@@ -68,7 +70,24 @@ impl ServiceSpec {
         self.check_tmpfs()?;
         self.check_stop()?;
         self.check_capabilities()?;
+        self.check_networks()?;
         self.check_policies()
+    }
+
+    fn check_networks(&self) -> Result<(), SpecError> {
+        if self.networks.len() > MAX_NETWORKS {
+            let count = self.networks.len();
+            return Err(err(
+                "/networks",
+                format!("{count} networks; at most {MAX_NETWORKS}"),
+            ));
+        }
+        let mut names: Vec<_> = self.networks.iter().collect();
+        names.sort_unstable();
+        match names.windows(2).find(|two| two[0] == two[1]) {
+            Some(two) => Err(err("/networks", format!("network {} is named twice", two[0]))),
+            None => Ok(()),
+        }
     }
 
     /// Entrypoint and command.

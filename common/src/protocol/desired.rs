@@ -3,7 +3,21 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, Generation, Name, NodeId, ServiceId, TenantId};
-use crate::model::{ContainerSpec, RegistryCredential, RunState};
+use crate::model::{ContainerSpec, HostNumber, RegistryCredential, RunState, Subnets, Vni};
+
+/// A container's place on one network, with all that its node needs to make it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredEndpoint {
+    /// The network.
+    pub vni: Vni,
+    /// Its name, for people.
+    pub network: Name,
+    /// Its addresses.
+    #[serde(flatten)]
+    pub subnets: Subnets,
+    /// The container's number on it.
+    pub host: HostNumber,
+}
 
 /// One container a node should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +41,9 @@ pub struct DesiredContainer {
     /// Grows with every restart that was asked for; the agent restarts when it is behind.
     #[serde(default)]
     pub restarts_asked: u32,
+    /// Its places on its networks, the first with the default route.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<DesiredEndpoint>,
 }
 
 /// A tenant's part of a node.
@@ -251,6 +268,7 @@ mod tests {
             spec: spec.container_spec().unwrap(),
             run: RunState::Running,
             restarts_asked: restarts,
+            endpoints: vec![],
         }
     }
 

@@ -13,12 +13,14 @@
 mod codec;
 mod desired;
 mod join;
+mod networks;
 mod streams;
 mod usage;
 
 pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame, write_frame};
-pub use desired::{Apply, DesiredContainer, DesiredSet, DesiredUpdate, TenantShare};
+pub use desired::{Apply, DesiredContainer, DesiredEndpoint, DesiredSet, DesiredUpdate, TenantShare};
 pub use join::{JoinReply, JoinRequest, JoinToken, TokenError};
+pub use networks::{Elsewhere, Gone, Neighbours, NeighboursUpdate, Reached, There};
 pub use streams::{
     BrainReply, BrainRequest, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, LogStream,
     NodeReply, NodeRequest, Progress,
@@ -137,6 +139,8 @@ pub enum BrainMessage {
     },
     /// A new desired set or a delta to one.
     Desired(DesiredUpdate),
+    /// Who else is on the node's networks, or what changed of it.
+    Neighbours(NeighboursUpdate),
     /// Proof of life when nothing else is sent.
     Ping,
     /// A message of a newer brain.

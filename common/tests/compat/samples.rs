@@ -74,6 +74,7 @@ pub fn facts() -> NodeFacts {
         snapshotter: "btrfs".to_owned(),
         disk_limit_hard: true,
         boot_id: "5f0c6a3e".to_owned(),
+        underlay: None,
         warnings: words(&["no swap accounting"]),
     }
 }
@@ -130,6 +131,16 @@ pub fn spec() -> ContainerSpec {
         cap_drop: words(&["CHOWN"]),
         privileged: true,
         node_labels: map("zone", "north"),
+        networks: default_networks(),
+    }
+}
+
+pub fn endpoint() -> DesiredEndpoint {
+    DesiredEndpoint {
+        vni: 7.try_into().unwrap(),
+        network: "back".parse().unwrap(),
+        subnets: Subnets::new("10.20.0.0/16".parse().unwrap(), "fd00:1::/64".parse().unwrap()).unwrap(),
+        host: HostNumber(258),
     }
 }
 
@@ -144,7 +155,49 @@ pub fn desired_container() -> DesiredContainer {
         spec: spec(),
         run: RunState::Stopped,
         restarts_asked: 2,
+        endpoints: Vec::new(),
     }
+}
+
+/// Of a brain that knows networks.
+pub fn on_networks() -> DesiredUpdate {
+    let mut container = desired_container();
+    container.spec.networks = vec!["back".parse().unwrap()];
+    container.endpoints = vec![endpoint()];
+    DesiredUpdate::Full {
+        set: DesiredSet {
+            node: node(),
+            generation: Generation(9),
+            tenants: vec![share()],
+            containers: vec![container],
+        },
+    }
+}
+
+/// Other nodes on a node's networks.
+pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
+    let (vni, other) = (7.try_into().unwrap(), NodeId::from_bytes([5; 10]));
+    let nodes = BTreeMap::from([(other, "192.0.2.7".parse().unwrap())]);
+    let networks = BTreeMap::from([(vni, BTreeMap::from([(HostNumber(3), other)]))]);
+    let full = NeighboursUpdate::Full {
+        neighbours: Neighbours {
+            nodes: nodes.clone(),
+            networks,
+        },
+    };
+    let delta = NeighboursUpdate::Delta {
+        nodes: Some(Reached::list(&nodes)),
+        added: vec![Elsewhere::new(vni, [(HostNumber(4), other)])],
+        gone: vec![Gone {
+            vni,
+            hosts: vec![HostNumber(3)],
+        }],
+        left: vec![8.try_into().unwrap()],
+    };
+    vec![
+        ("brain_neighbours_full", BrainMessage::Neighbours(full)),
+        ("brain_neighbours_delta", BrainMessage::Neighbours(delta)),
+    ]
 }
 
 pub fn share() -> TenantShare {

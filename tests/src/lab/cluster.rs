@@ -138,6 +138,11 @@ impl Operator for Cluster {
         POLL
     }
 
+    /// Emulated machines that share two cores.
+    fn patience(&self) -> u32 {
+        3
+    }
+
     fn try_berth(&self, args: &[&str]) -> Output {
         let mut argv = vec!["berth"];
         argv.extend(args);

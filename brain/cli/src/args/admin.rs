@@ -9,6 +9,37 @@ use clap::{Args, Subcommand};
 
 use super::value;
 
+/// `berth network …`.
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Make a network; containers of any node reach one another on it, other tenants' don't
+    #[command(after_help = "Examples:
+  berth network create back
+  berth network create back --cidr 10.20.0.0/16     other tenants may have the same, and hosts may use it")]
+    Create {
+        /// Unique in the tenant.
+        name: Name,
+        /// IPv4 addresses, /8 to /29; default: the first free /16 of 10.64.0.0/10. IPv6 addresses are always chosen.
+        #[arg(long)]
+        cidr: Option<String>,
+    },
+    /// List networks
+    #[command(visible_alias = "list", after_help = "Example:\n  berth network ls")]
+    Ls,
+    /// Show a network with everybody on it, and nodes between which it does not work
+    #[command(after_help = "Example:\n  berth network inspect default")]
+    Inspect {
+        /// Its name.
+        name: Name,
+    },
+    /// Remove a network that nobody is on
+    #[command(visible_alias = "remove", after_help = "Example:\n  berth network rm back")]
+    Rm {
+        /// Its name.
+        name: Name,
+    },
+}
+
 /// `berth node …`.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {

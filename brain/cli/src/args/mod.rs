@@ -7,7 +7,9 @@ pub mod value;
 use berth_common::id::Name;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use admin::{ContextCommand, ImageCommand, LoginArgs, NodeCommand, QuotaArgs, TenantCommand};
+pub use admin::{
+    ContextCommand, ImageCommand, LoginArgs, NetworkCommand, NodeCommand, QuotaArgs, TenantCommand,
+};
 pub use service::{ExecArgs, LogsArgs, RemoveArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
 
 /// Run containers on your nodes.
@@ -124,6 +126,9 @@ pub enum Command {
         /// Service, service.replica, or (the beginning of) a container's id.
         target: String,
     },
+    /// Make, list, inspect and remove networks
+    #[command(subcommand, visible_alias = "net")]
+    Network(NetworkCommand),
     /// List nodes, let hosts join, empty and remove nodes
     #[command(subcommand)]
     Node(NodeCommand),

@@ -100,6 +100,9 @@ pub struct SpecArgs {
     /// Label that the node must carry.
     #[arg(long, value_name = "K=V", value_parser = value::pair)]
     pub on: Vec<(String, String)>,
+    /// Network to be on, the first with the default route; none for none at all. Default: default.
+    #[arg(long, value_name = "NAME")]
+    pub network: Vec<String>,
     /// When to start a container again.
     #[arg(long, value_enum)]
     pub restart: Option<RestartArg>,

@@ -6,6 +6,7 @@ mod follow;
 mod image;
 mod live;
 mod logs;
+mod network;
 mod node;
 mod progress;
 mod service;
@@ -164,6 +165,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Stop { target } => service::act(&session, &target, "stop", "stops").await,
         Command::Start { target } => service::act(&session, &target, "start", "starts").await,
         Command::Restart { target } => service::act(&session, &target, "restart", "restarts").await,
+        Command::Network(command) => network::network(&session, command).await,
         Command::Node(command) => node::node(&session, command).await,
         Command::Top { once } => live::top(&session, once).await,
         Command::Events { follow, limit } => live::events(&session, follow, limit).await,

@@ -1,6 +1,6 @@
 //! Nodes, tenants, tokens, registries, contexts and events as tables.
 
-use berth_common::api::{EventView, NodeView, RegistryView, TokenView};
+use berth_common::api::{EventView, NetworkView, NodeView, RegistryView, TokenView};
 use berth_common::model::{NodeKind, NodeState, Quota, Role, TenantRecord, UnixMillis};
 
 use super::text::{age, clean, moment, span};
@@ -53,6 +53,32 @@ pub fn nodes(style: Style, items: &[NodeView]) -> String {
         "HEARD",
         "AGENT",
     ];
+    table(style, &header, rows)
+}
+
+/// `berth network ls`.
+pub fn networks(style: Style, now: UnixMillis, items: &[NetworkView]) -> String {
+    let rows = items
+        .iter()
+        .map(|view| {
+            vec![
+                cell(&view.name),
+                cell(&view.cidr),
+                cell(&view.cidr6),
+                cell(view.endpoints),
+                cell(view.nodes.len()),
+                cell(
+                    view.services
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(","),
+                ),
+                cell(age(now, view.created_at)),
+            ]
+        })
+        .collect();
+    let header = ["NAME", "IPV4", "IPV6", "ENDPOINTS", "NODES", "SERVICES", "AGE"];
     table(style, &header, rows)
 }
 

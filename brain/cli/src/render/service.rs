@@ -53,6 +53,7 @@ pub fn containers(style: Style, now: UnixMillis, items: &[ContainerView]) -> Str
                 cell(view.record.spec.image.familiar()),
                 style.state(&view.status),
                 cell(view.node_name.as_ref().map_or("-", |name| name.as_str())),
+                cell(view.addresses.first().map_or("-", |at| at.ipv4.as_str())),
                 cell(age(now, since)),
                 cell(observed.map_or(0, |o| o.restarts)),
                 cell(reason(view).unwrap_or_default()),
@@ -60,7 +61,7 @@ pub fn containers(style: Style, now: UnixMillis, items: &[ContainerView]) -> Str
         })
         .collect();
     let header = [
-        "NAME", "ID", "IMAGE", "STATUS", "NODE", "SINCE", "RESTARTS", "REASON",
+        "NAME", "ID", "IMAGE", "STATUS", "NODE", "ADDRESS", "SINCE", "RESTARTS", "REASON",
     ];
     table(style, &header, rows)
 }

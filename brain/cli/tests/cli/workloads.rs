@@ -36,7 +36,7 @@ fn ps_says_why_a_container_waits() {
     assert!(
         fake.run(&["ps"])
             .out
-            .contains("web.1   aaaaaaaaaaaaaaab   nginx:latest   running   h1     5m")
+            .contains("web.1   aaaaaaaaaaaaaaab   nginx:latest   running   h1     -         5m")
     );
 }
 

@@ -1,0 +1,486 @@
+//! Keeps this host's networks as they must be: what the desired set and the brain's neighbours say, against what the kernel has.
+//!
+//! Owns no wish. A network is brought up to date when something about it changes, and looked at every [`REPAIR_EVERY`] whatever
+//! happens: so what somebody else did to it lasts that long. A container is attached between the making of its process and its
+//! first instruction; one that lost its end is attached again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_common::id::ContainerId;
+use berth_common::model::{HostNumber, Underlay, Vni};
+use berth_common::protocol::{DesiredEndpoint, Neighbours, NeighboursUpdate};
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::generation::generation;
+use super::nft::Tables;
+use super::plan::{Entry, Overlay, Step, missing, plan};
+use super::ruleset::{self, ON_BRIDGE, ON_HOST, Table};
+use super::{Kernel, Namespace, NetworkError};
+use crate::ledger::write_atomically;
+use crate::link::dial;
+use crate::reconcile::Board;
+use crate::reconcile::apply::chain;
+
+/// Pause between looks at what nobody said has changed.
+pub const REPAIR_EVERY: Duration = Duration::from_secs(5);
+/// How long changes are gathered: they come in crowds.
+const CROWD: Duration = Duration::from_millis(5);
+/// Networks worked on at a time.
+const AT_ONCE: usize = 8;
+
+/// What gives a container its place on its networks.
+#[async_trait]
+pub trait Attach: Send + Sync + 'static {
+    /// Connects the namespace of a process to the networks that its container is on. "Already so" is success.
+    async fn attach(&self, container: ContainerId, pid: u32) -> Result<(), String>;
+}
+
+/// How this host's networks are reached.
+#[derive(Debug, Clone)]
+pub struct NetworkSettings {
+    /// The UDP port that nodes speak VXLAN on.
+    pub port: u16,
+    /// The host's address for it; none: the one that packets to the brain leave from.
+    pub address: Option<IpAddr>,
+    /// The brain's addresses, `host:port`.
+    pub brains: Vec<String>,
+    /// Where what is known of other nodes is kept.
+    pub file: PathBuf,
+}
+
+/// One network's state in the kernel, as far as it is known to be right.
+#[derive(Debug, Default)]
+struct Net {
+    applied: Option<Overlay>,
+    tables: Tables,
+    generation: Option<u32>,
+}
+
+/// This host's networks.
+#[derive(Debug)]
+pub struct Networks {
+    kernel: Kernel,
+    settings: NetworkSettings,
+    board: Arc<Board>,
+    /// None: nobody has said yet, so what the kernel has of other nodes stays.
+    neighbours: Mutex<Option<Neighbours>>,
+    unsaved: Mutex<bool>,
+    underlay: watch::Sender<Option<Underlay>>,
+    /// Containers' places, also of those that are not wanted any more and still run.
+    held: Mutex<BTreeMap<ContainerId, Vec<DesiredEndpoint>>>,
+    nets: Mutex<HashMap<Vni, Arc<tokio::sync::Mutex<Net>>>>,
+    host: tokio::sync::Mutex<Net>,
+    problems: Mutex<BTreeMap<String, String>>,
+    wake: Notify,
+}
+
+impl Networks {
+    /// From what is known of other nodes on disk. Touches nothing before [`Self::run`] or [`Attach::attach`].
+    pub fn new(kernel: Kernel, settings: NetworkSettings, board: Arc<Board>) -> Arc<Self> {
+        let known = std::fs::read(&settings.file).ok();
+        let neighbours = known.and_then(|text| serde_json::from_slice(&text).ok());
+        Arc::new(Self {
+            kernel,
+            settings,
+            board,
+            neighbours: Mutex::new(neighbours),
+            unsaved: Mutex::new(false),
+            underlay: watch::Sender::new(None),
+            held: Mutex::default(),
+            nets: Mutex::default(),
+            host: tokio::sync::Mutex::default(),
+            problems: Mutex::default(),
+            wake: Notify::new(),
+        })
+    }
+
+    /// What the brain says of other nodes.
+    pub fn hear(&self, update: NeighboursUpdate) {
+        let first = matches!(update, NeighboursUpdate::Full { .. });
+        let mut held = self.neighbours.lock();
+        // A change to what is not known leads nowhere; the brain begins each connection with everything.
+        if held.is_none() && !first {
+            return;
+        }
+        if held.get_or_insert_default().apply(update) {
+            *self.unsaved.lock() = true;
+        }
+        drop(held);
+        self.wake.notify_one();
+    }
+
+    /// Where other nodes reach this host's networks; none until it is known.
+    pub fn underlay(&self) -> watch::Receiver<Option<Underlay>> {
+        self.underlay.subscribe()
+    }
+
+    /// What is wrong, in words.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.lock().values().cloned().collect()
+    }
+
+    /// Looks after the networks for ever.
+    pub async fn run(self: Arc<Self>) {
+        let mut due = Instant::now();
+        let mut desired = self.board.endpoints();
+        loop {
+            let all = Instant::now() >= due;
+            if all {
+                due = Instant::now() + REPAIR_EVERY;
+                self.find_underlay().await;
+            }
+            desired.borrow_and_update();
+            self.round(all).await;
+            self.save().await;
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => continue,
+                () = self.wake.notified() => {}
+                changed = desired.changed() => if changed.is_err() { return },
+            }
+            tokio::time::sleep(CROWD).await;
+        }
+    }
+
+    /// Finds out where this host is reached, if it is not told.
+    pub async fn find_underlay(&self) {
+        let found = match self.settings.address {
+            Some(address) => Some(address),
+            None => self.toward_brain().await,
+        };
+        let mut problem = None;
+        let underlay = match found {
+            None => {
+                problem = Some(
+                    "this host has no address that leads to the brain, so it can't have networks yet"
+                        .to_owned(),
+                );
+                None
+            }
+            Some(address) => match self.kernel.mtu_at(address).await {
+                // A loopback has no bounds worth anything.
+                Ok(Some(mtu)) => Some(Underlay {
+                    address,
+                    mtu: if address.is_loopback() { 1500 } else { mtu },
+                    port: self.settings.port,
+                }),
+                Ok(None) => {
+                    problem = Some(format!(
+                        "no link of this host has the address {address}; set `underlay` to one that it has"
+                    ));
+                    None
+                }
+                Err(error) => {
+                    problem = Some(chain(&error));
+                    None
+                }
+            },
+        };
+        self.tell("underlay", problem);
+        if underlay.is_some() {
+            self.underlay.send_if_modified(|held| {
+                let changed = *held != underlay;
+                *held = underlay;
+                changed
+            });
+        }
+    }
+
+    async fn toward_brain(&self) -> Option<IpAddr> {
+        let mut loopback = None;
+        for brain in &self.settings.brains {
+            let Ok(Ok(remote)) = tokio::time::timeout(Duration::from_secs(2), dial::resolve(brain)).await
+            else {
+                continue;
+            };
+            match dial::local_address(remote) {
+                // The brain's own host: other nodes reach it where its packets to everywhere else leave from.
+                Some(address) if address.is_loopback() => loopback = loopback.or(Some(address)),
+                Some(address) => return Some(address),
+                None => {}
+            }
+        }
+        // An address for documentation (RFC 5737): nothing is sent there.
+        let elsewhere = dial::local_address(([192, 0, 2, 1], 9).into());
+        elsewhere.filter(|address| !address.is_unspecified()).or(loopback)
+    }
+
+    fn tell(&self, about: &str, problem: Option<String>) {
+        let mut problems = self.problems.lock();
+        match problem {
+            None => {
+                if problems.remove(about).is_some() {
+                    tracing::info!(about, "a network's problem is gone");
+                }
+            }
+            Some(why) if problems.get(about) != Some(&why) => {
+                tracing::warn!(about, "{why}");
+                problems.insert(about.to_owned(), why);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Takes in what is desired now; what still runs keeps its places. None: nobody knows what is desired.
+    fn refresh(&self) -> Option<BTreeSet<Vni>> {
+        let desired = self.board.endpoints().borrow().clone()?;
+        let running: BTreeSet<_> = self.board.running().into_iter().map(|c| c.id).collect();
+        let mut held = self.held.lock();
+        held.retain(|id, _| desired.contains_key(id) || running.contains(id));
+        for (id, endpoints) in desired.iter() {
+            held.insert(*id, endpoints.clone());
+        }
+        Some(held.values().flatten().map(|endpoint| endpoint.vni).collect())
+    }
+
+    /// A network as it must be here; none if nobody here is on it.
+    fn overlay(&self, vni: Vni) -> Result<Option<Overlay>, String> {
+        let held = self.held.lock();
+        let mut own = held
+            .values()
+            .flatten()
+            .filter(|endpoint| endpoint.vni == vni)
+            .peekable();
+        let Some(subnets) = own.peek().map(|endpoint| endpoint.subnets) else {
+            return Ok(None);
+        };
+        let local: BTreeSet<HostNumber> = own.map(|endpoint| endpoint.host).collect();
+        drop(held);
+        let Some(underlay) = *self.underlay.borrow() else {
+            return Err("this host's address for networks is not known yet".to_owned());
+        };
+        let neighbours = self.neighbours.lock();
+        let mut remote = neighbours
+            .as_ref()
+            .map(|known| known.reachable(vni))
+            .unwrap_or_default();
+        remote.retain(|host, _| !local.contains(host));
+        Ok(Some(Overlay {
+            vni,
+            subnets,
+            underlay: (underlay.address, underlay.mtu),
+            port: underlay.port,
+            local,
+            remote,
+        }))
+    }
+
+    fn net(&self, vni: Vni) -> Arc<tokio::sync::Mutex<Net>> {
+        Arc::clone(self.nets.lock().entry(vni).or_default())
+    }
+
+    async fn round(&self, all: bool) {
+        let Some(mut networks) = self.refresh() else {
+            return;
+        };
+        networks.extend(self.nets.lock().keys().copied());
+        if all {
+            match self.kernel.kept() {
+                Ok(kept) => networks.extend(kept),
+                Err(error) => self.tell("kept", Some(chain(&error))),
+            }
+        }
+        let work = futures::stream::iter(networks).for_each_concurrent(AT_ONCE, |vni| async move {
+            let net = self.net(vni);
+            let mut net = net.lock().await;
+            let settled = self.settle(vni, &mut net, all).await;
+            if matches!(settled, Ok(false)) {
+                self.nets.lock().remove(&vni);
+            }
+            self.tell(&format!("network {vni}"), settled.err());
+        });
+        work.await;
+        if let Err(why) = self.guard_host(all).await {
+            self.tell("host", Some(why));
+        } else {
+            self.tell("host", None);
+        }
+    }
+
+    /// Brings a network up to date; `look`: also where it is believed to be. Whether there is one.
+    async fn settle(&self, vni: Vni, net: &mut Net, look: bool) -> Result<bool, String> {
+        let wanted = self.overlay(vni)?;
+        if !look && net.applied == wanted {
+            return Ok(wanted.is_some());
+        }
+        net.applied = None;
+        let failed = |error: NetworkError| format!("network {vni} can't be kept: {}", chain(&error));
+        let seen = self.kernel.observe(vni).await.map_err(failed)?;
+        let mut steps = plan(wanted.as_ref(), seen.as_ref());
+        if self.neighbours.lock().is_none() {
+            steps.retain(|step| !is_of_others(step));
+        }
+        if !steps.is_empty() {
+            tracing::debug!(%vni, ?steps, "network");
+        }
+        self.kernel.apply(vni, &steps).await.map_err(failed)?;
+        let Some(overlay) = wanted else {
+            return Ok(false);
+        };
+        let namespace = self.kernel.namespace(vni).map_err(failed)?;
+        let namespace = namespace.ok_or_else(|| format!("network {vni} vanished while it was made"))?;
+        let scripts = vec![
+            (ON_BRIDGE, ruleset::endpoints(&overlay)),
+            (ON_HOST, ruleset::gateway()),
+        ];
+        filter(net, namespace, scripts).await?;
+        let seen = if steps.is_empty() {
+            seen
+        } else {
+            self.kernel.observe(vni).await.map_err(failed)?
+        };
+        let absent = missing(&overlay, &seen.unwrap_or_default());
+        if !absent.is_empty() {
+            self.attach_again(&overlay, &absent).await.map_err(failed)?;
+        }
+        net.applied = Some(overlay);
+        Ok(true)
+    }
+
+    /// Running containers that lost their end.
+    async fn attach_again(
+        &self,
+        overlay: &Overlay,
+        absent: &BTreeSet<HostNumber>,
+    ) -> Result<(), NetworkError> {
+        for running in self.board.running() {
+            let place = {
+                let held = self.held.lock();
+                let own = held.get(&running.id).into_iter().flatten().enumerate();
+                let mut lost = own.filter(|(_, e)| e.vni == overlay.vni && absent.contains(&e.host));
+                lost.next().map(|(place, endpoint)| (place, endpoint.host))
+            };
+            let Some((place, host)) = place else { continue };
+            // It may have ended a moment ago.
+            if let Some(namespace) = namespace_of(running.id, running.pid) {
+                self.kernel.attach(overlay, host, &namespace, place).await?;
+                tracing::info!(container = %running.id, vni = %overlay.vni, "attached again");
+            }
+        }
+        Ok(())
+    }
+
+    /// The host's own table: who may send it networks' packets.
+    async fn guard_host(&self, look: bool) -> Result<(), String> {
+        let mut net = self.host.lock().await;
+        let table = ruleset::on_underlay(self.settings.port);
+        let any = !self.nets.lock().is_empty();
+        let nodes: BTreeSet<IpAddr> = match &*self.neighbours.lock() {
+            Some(known) => known.nodes.values().copied().collect(),
+            // What is in force stays until somebody says who else there is.
+            None => return Ok(()),
+        };
+        if !any {
+            if net.generation.take().is_some() {
+                let namespace = Namespace::current().map_err(|error| error.to_string())?;
+                let gone = tokio::task::spawn_blocking(move || super::nft::remove(&namespace, table));
+                gone.await
+                    .map_err(|e| e.to_string())?
+                    .map_err(|error| chain(&error))?;
+                net.tables = Tables::default();
+            }
+            return Ok(());
+        }
+        let script = ruleset::host(&nodes, self.settings.port);
+        if !look && net.tables.script(table) == Some(&script) {
+            return Ok(());
+        }
+        let namespace = self
+            .kernel
+            .host()
+            .try_clone()
+            .map_err(|error| error.to_string())?;
+        filter(&mut net, namespace, vec![(table, script)]).await
+    }
+
+    async fn save(&self) {
+        if !std::mem::take(&mut *self.unsaved.lock()) {
+            return;
+        }
+        let known = self.neighbours.lock().clone();
+        let path = self.settings.file.clone();
+        let saved = tokio::task::spawn_blocking(move || -> Result<(), String> {
+            let text = serde_json::to_vec(&known).map_err(|error| error.to_string())?;
+            // Without fsync: what a power cut takes the brain says again, and until then nothing of others is touched.
+            write_atomically(&path, &text, false).map_err(|error| chain(&error))
+        });
+        if let Ok(Err(why)) = saved.await {
+            tracing::warn!(why, "what is known of other nodes' networks can't be kept");
+        }
+    }
+}
+
+#[async_trait]
+impl Attach for Networks {
+    async fn attach(&self, container: ContainerId, pid: u32) -> Result<(), String> {
+        self.refresh();
+        let endpoints = self.held.lock().get(&container).cloned().unwrap_or_default();
+        if endpoints.is_empty() {
+            return Ok(());
+        }
+        let namespace =
+            Namespace::of_process(pid).map_err(|error| format!("its namespace can't be opened: {error}"))?;
+        for (place, endpoint) in endpoints.iter().enumerate() {
+            let net = self.net(endpoint.vni);
+            let mut net = net.lock().await;
+            let name = &endpoint.network;
+            self.settle(endpoint.vni, &mut net, false)
+                .await
+                .map_err(|why| format!("network {name}: {why}"))?;
+            let Some(overlay) = &net.applied else {
+                return Err(format!("network {name} is not wanted here any more"));
+            };
+            let attached = self
+                .kernel
+                .attach(overlay, endpoint.host, &namespace, place)
+                .await;
+            attached.map_err(|error| format!("network {name}: {}", chain(&error)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads tables unless they are in force and nobody touched any since.
+async fn filter(net: &mut Net, namespace: Namespace, scripts: Vec<(Table, String)>) -> Result<(), String> {
+    let same = scripts
+        .iter()
+        .all(|(table, script)| net.tables.script(*table) == Some(script));
+    let (mut tables, known) = (std::mem::take(&mut net.tables), net.generation.take());
+    let work = tokio::task::spawn_blocking(move || {
+        let now = generation(&namespace).ok();
+        if same && now.is_some() && now == known {
+            return (tables, now, Ok(()));
+        }
+        for (table, script) in &scripts {
+            if let Err(error) = tables.ensure(&namespace, *table, script) {
+                return (tables, None, Err(chain(&error)));
+            }
+        }
+        let now = generation(&namespace).ok();
+        (tables, now, Ok(()))
+    });
+    let (tables, now, done) = work.await.map_err(|error| error.to_string())?;
+    (net.tables, net.generation) = (tables, now);
+    done
+}
+
+/// Whether a step takes away what is known of other nodes.
+fn is_of_others(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Delete(Entry::Neighbour(..) | Entry::Forward(_, None) | Entry::Tunnel(..))
+    )
+}
+
+/// The network namespace of a container's process, if it is still that.
+fn namespace_of(id: ContainerId, pid: u32) -> Option<Namespace> {
+    let namespace = Namespace::of_process(pid).ok()?;
+    crate::container::holds(id, pid).then_some(namespace)
+}

@@ -1,0 +1,198 @@
+//! Containers' places on networks: given in the write that seats a container, given back in the one that deletes it.
+//!
+//! What is chosen goes into the same plan as what it is for, so nothing is given twice and nothing leaks, whenever the brain dies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::{Name, TenantId};
+use berth_common::model::{
+    ContainerRecord, DEFAULT_NETWORK, Endpoint, HostNumber, NetworkRecord, Subnets, UnixMillis, Vni,
+};
+use ipnet::Ipv4Net;
+
+use super::context::Context;
+use crate::allocate::{self, Hosts};
+use crate::cluster::{Change, Network, State};
+
+/// Where networks that nobody chose addresses for lie.
+const POOL: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 64, 0, 0), 10);
+/// Their size.
+const PREFIX: u8 = 16;
+
+/// Why a container can't be on a network (R9).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NoPlace {
+    pub why: String,
+    /// When it may be otherwise, milliseconds from now.
+    pub again_ms: Option<u64>,
+}
+
+/// Networks as one plan leaves them.
+#[derive(Debug, Default)]
+pub(super) struct Networks {
+    changed: BTreeMap<Vni, Network>,
+    made: BTreeMap<(TenantId, Name), Vni>,
+    given: BTreeSet<(Vni, HostNumber)>,
+}
+
+/// A new network of a tenant, with addresses that none of its others has.
+///
+/// # Errors
+/// In words, where there is no room.
+pub fn make(
+    state: &State,
+    taken: impl Fn(Vni) -> bool,
+    tenant: TenantId,
+    name: Name,
+    wanted: Option<Ipv4Net>,
+    now: UnixMillis,
+) -> Result<NetworkRecord, String> {
+    // Revisions only grow, so an identifier comes again only after millions of writes.
+    let last = u32::try_from(state.revision.0 % u64::from(u32::from(Vni::MAX))).unwrap_or(0) + 1;
+    let last = Vni::try_from(last).map_err(|error| error.to_string())?;
+    let vni = allocate::vni(last, taken).map_err(|error| error.to_string())?;
+    let v4 = match wanted {
+        Some(v4) => v4,
+        None => {
+            let others: Vec<_> = state.networks_of(tenant).map(|n| n.record.subnets.v4()).collect();
+            allocate::subnet(POOL, PREFIX, &others).map_err(|error| error.to_string())?
+        }
+    };
+    let subnets = Subnets::new(v4, allocate::ula(tenant, vni)).map_err(|error| error.to_string())?;
+    Ok(NetworkRecord {
+        vni,
+        tenant,
+        name,
+        subnets,
+        created_at: now,
+        revision: Default::default(),
+    })
+}
+
+impl Context<'_, '_> {
+    /// Gives a container a place on each of its networks that it has none on, and takes back those on others.
+    ///
+    /// # Errors
+    /// [`NoPlace`]; the record is as it was then.
+    pub(super) fn address(&mut self, container: &mut ContainerRecord) -> Result<(), NoPlace> {
+        let wanted: Vec<Vni> = container
+            .spec
+            .networks
+            .iter()
+            .map(|name| self.network(container.tenant, name))
+            .collect::<Result<_, _>>()?;
+        let held: BTreeSet<Vni> = container.endpoints.iter().map(|endpoint| endpoint.vni).collect();
+        if held.len() == wanted.len() && wanted.iter().all(|vni| held.contains(vni)) {
+            return Ok(());
+        }
+        let mut new = Vec::new();
+        for vni in wanted.iter().filter(|vni| !held.contains(vni)) {
+            match self.number(*vni) {
+                Ok(host) => new.push(Endpoint { vni: *vni, host }),
+                Err(no) => {
+                    for endpoint in new {
+                        self.give_back(endpoint);
+                    }
+                    return Err(no);
+                }
+            }
+        }
+        let (kept, left): (Vec<_>, Vec<_>) = std::mem::take(&mut container.endpoints)
+            .into_iter()
+            .partition(|e| wanted.contains(&e.vni));
+        for endpoint in left {
+            self.give_back(endpoint);
+        }
+        container.endpoints = kept.into_iter().chain(new).collect();
+        Ok(())
+    }
+
+    /// Whether a container has all its places.
+    pub(super) fn addressed(&self, container: &ContainerRecord) -> bool {
+        let named = |endpoint: &Endpoint| self.state.networks.get(&endpoint.vni).map(|n| &n.record.name);
+        let held: BTreeSet<_> = container.endpoints.iter().filter_map(named).collect();
+        held.len() == container.spec.networks.len()
+            && container.spec.networks.iter().all(|name| held.contains(name))
+    }
+
+    /// A network by name; the default one is made if it is not there.
+    fn network(&mut self, tenant: TenantId, name: &Name) -> Result<Vni, NoPlace> {
+        let key = (tenant, name.clone());
+        let found = self
+            .networks
+            .made
+            .get(&key)
+            .or_else(|| self.state.network_names.get(&key));
+        if let Some(vni) = found {
+            return Ok(*vni);
+        }
+        let no = |why| NoPlace { why, again_ms: None };
+        if name.as_str() != DEFAULT_NETWORK {
+            return Err(no(format!(
+                "there is no network {name}; make it with `berth network create {name}`"
+            )));
+        }
+        let taken = |vni| self.state.networks.contains_key(&vni) || self.networks.changed.contains_key(&vni);
+        let made = make(self.state, taken, tenant, name.clone(), None, self.input.now.wall);
+        let record = made.map_err(|why| no(format!("network {name} can't be made: {why}")))?;
+        let vni = record.vni;
+        let text = format!("{} and {}", record.subnets.v4(), record.subnets.v6());
+        self.event("network-created", Some(tenant), format!("network {name}"), text);
+        let hosts = Hosts::default();
+        self.networks.changed.insert(vni, Network { record, hosts });
+        self.networks.made.insert(key, vni);
+        Ok(vni)
+    }
+
+    fn changed(&mut self, vni: Vni) -> Option<&mut Network> {
+        if !self.networks.changed.contains_key(&vni) {
+            let network = (**self.state.networks.get(&vni)?).clone();
+            self.networks.changed.insert(vni, network);
+        }
+        self.networks.changed.get_mut(&vni)
+    }
+
+    fn number(&mut self, vni: Vni) -> Result<HostNumber, NoPlace> {
+        let (now, state) = (self.input.now.wall, self.state);
+        let given = std::mem::take(&mut self.networks.given);
+        let held = state.endpoints.get(&vni);
+        let taken = |host: HostNumber| {
+            given.contains(&(vni, host)) || held.is_some_and(|held| held.contains_key(&host))
+        };
+        let number = self.changed(vni).map(|network| {
+            let range = network.record.subnets.hosts();
+            let number = network.hosts.take(range, taken, now);
+            number.map_err(|full| NoPlace {
+                why: format!("network {}: {full}", network.record.name),
+                again_ms: match full {
+                    allocate::Full::Resting { seconds, .. } => Some(seconds * 1_000),
+                    allocate::Full::InUse(_) => None,
+                },
+            })
+        });
+        self.networks.given = given;
+        let gone = || NoPlace {
+            why: format!("network {vni} is gone"),
+            again_ms: None,
+        };
+        let host = number.ok_or_else(gone)??;
+        self.networks.given.insert((vni, host));
+        Ok(host)
+    }
+
+    /// Gives a place back; it rests before anybody gets it.
+    pub(super) fn give_back(&mut self, endpoint: Endpoint) {
+        let now = self.input.now.wall;
+        self.networks.given.remove(&(endpoint.vni, endpoint.host));
+        if let Some(network) = self.changed(endpoint.vni) {
+            network.hosts.give_back(endpoint.host, now);
+        }
+    }
+
+    /// The networks that this plan changes.
+    pub(super) fn changed_networks(&mut self) -> impl Iterator<Item = Change> + use<> {
+        std::mem::take(&mut self.networks.changed)
+            .into_values()
+            .map(Change::PutNetwork)
+    }
+}

@@ -1,0 +1,263 @@
+//! Who else is on a node's networks: a full picture when the link comes up, then what changed.
+//!
+//! Apart from the desired set, since it changes with every container of any node: it makes no new generation, is written to no
+//! store, and an agent that lost it keeps what its kernel has until the next full picture.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+use crate::model::{HostNumber, Vni};
+
+/// Endpoints of one network on other nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// Which network.
+    pub vni: Vni,
+    /// Nodes, and which endpoints are there.
+    pub nodes: Vec<There>,
+}
+
+/// Endpoints on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct There {
+    /// The node.
+    pub node: NodeId,
+    /// The endpoints.
+    pub hosts: Vec<HostNumber>,
+}
+
+/// Where a node's networks are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    /// The node.
+    pub node: NodeId,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+impl Reached {
+    /// Nodes with their addresses, as a list.
+    pub fn list(nodes: &BTreeMap<NodeId, IpAddr>) -> Vec<Self> {
+        let pairs = nodes.iter();
+        pairs
+            .map(|(node, address)| Self {
+                node: *node,
+                address: *address,
+            })
+            .collect()
+    }
+}
+
+/// Endpoints of one network that are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Which network.
+    pub vni: Vni,
+    /// Which endpoints.
+    pub hosts: Vec<HostNumber>,
+}
+
+/// What a node needs to know of others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Given", into = "Given")]
+pub struct Neighbours {
+    /// Nodes it has networks in common with, and where they are reached.
+    pub nodes: BTreeMap<NodeId, IpAddr>,
+    /// The networks that it has endpoints on, with those of other nodes.
+    pub networks: BTreeMap<Vni, BTreeMap<HostNumber, NodeId>>,
+}
+
+/// As sent and stored: lists, to whose members a newer version may add, grouped, since a node has many endpoints.
+#[derive(Serialize, Deserialize)]
+struct Given {
+    #[serde(default)]
+    nodes: Vec<Reached>,
+    #[serde(default)]
+    networks: Vec<Elsewhere>,
+}
+
+impl From<Given> for Neighbours {
+    fn from(given: Given) -> Self {
+        let mut networks: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for elsewhere in given.networks {
+            networks
+                .entry(elsewhere.vni)
+                .or_default()
+                .extend(elsewhere.endpoints());
+        }
+        let nodes = given.nodes.into_iter().map(|at| (at.node, at.address));
+        Self {
+            nodes: nodes.collect(),
+            networks,
+        }
+    }
+}
+
+impl From<Neighbours> for Given {
+    fn from(held: Neighbours) -> Self {
+        let networks = held.networks.into_iter();
+        Self {
+            nodes: Reached::list(&held.nodes),
+            networks: networks
+                .map(|(vni, endpoints)| Elsewhere::new(vni, endpoints))
+                .collect(),
+        }
+    }
+}
+
+impl Elsewhere {
+    /// Groups endpoints by node.
+    pub fn new(vni: Vni, endpoints: impl IntoIterator<Item = (HostNumber, NodeId)>) -> Self {
+        let mut on: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (host, node) in endpoints {
+            on.entry(node).or_default().push(host);
+        }
+        let nodes = on.into_iter().map(|(node, hosts)| There { node, hosts });
+        Self {
+            vni,
+            nodes: nodes.collect(),
+        }
+    }
+
+    fn endpoints(self) -> impl Iterator<Item = (HostNumber, NodeId)> {
+        let nodes = self.nodes.into_iter();
+        nodes.flat_map(|there| there.hosts.into_iter().map(move |host| (host, there.node)))
+    }
+}
+
+/// A change to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "form", rename_all = "snake_case")]
+pub enum NeighboursUpdate {
+    /// Everything.
+    Full {
+        /// It.
+        neighbours: Neighbours,
+    },
+    /// What changed since the last update on this connection.
+    Delta {
+        /// The nodes, where they changed: all of them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nodes: Option<Vec<Reached>>,
+        /// Endpoints that are new or elsewhere, by network; a network named for the first time is a new one.
+        #[serde(default)]
+        added: Vec<Elsewhere>,
+        /// Endpoints that are gone.
+        #[serde(default)]
+        gone: Vec<Gone>,
+        /// Networks that the node has nothing on any more.
+        #[serde(default)]
+        left: Vec<Vni>,
+    },
+    /// A form of a newer brain: nothing is changed by it.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Neighbours {
+    /// Takes an update; whether anything changed.
+    pub fn apply(&mut self, update: NeighboursUpdate) -> bool {
+        let before = self.clone();
+        match update {
+            NeighboursUpdate::Full { neighbours } => *self = neighbours,
+            NeighboursUpdate::Delta {
+                nodes,
+                added,
+                gone,
+                left,
+            } => {
+                for vni in left {
+                    self.networks.remove(&vni);
+                }
+                for Gone { vni, hosts } in gone {
+                    let endpoints = self.networks.entry(vni).or_default();
+                    for host in hosts {
+                        endpoints.remove(&host);
+                    }
+                }
+                for new in added {
+                    self.networks.entry(new.vni).or_default().extend(new.endpoints());
+                }
+                if let Some(nodes) = nodes {
+                    self.nodes = nodes.into_iter().map(|at| (at.node, at.address)).collect();
+                }
+            }
+            NeighboursUpdate::Unknown => {}
+        }
+        *self != before
+    }
+
+    /// Where the endpoints of a network are reached; one whose node nobody can reach is left out.
+    pub fn reachable(&self, vni: Vni) -> BTreeMap<HostNumber, IpAddr> {
+        let endpoints = self.networks.get(&vni).into_iter().flatten();
+        endpoints
+            .filter_map(|(host, node)| Some((*host, *self.nodes.get(node)?)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 10])
+    }
+    fn vni(n: u32) -> Vni {
+        Vni::try_from(n).unwrap()
+    }
+
+    #[test]
+    fn changes_lead_to_the_whole() {
+        let mut held = Neighbours::default();
+        let at = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let full = Neighbours {
+            nodes: BTreeMap::from([(node(1), at(1))]),
+            networks: BTreeMap::from([
+                (vni(7), BTreeMap::from([(HostNumber(2), node(1))])),
+                (vni(8), BTreeMap::new()),
+            ]),
+        };
+        assert!(held.apply(NeighboursUpdate::Full {
+            neighbours: full.clone()
+        }));
+        assert!(!held.apply(NeighboursUpdate::Full { neighbours: full }));
+        assert!(held.apply(NeighboursUpdate::Delta {
+            nodes: Some(Reached::list(&BTreeMap::from([
+                (node(1), at(1)),
+                (node(2), at(2))
+            ]))),
+            added: vec![Elsewhere::new(
+                vni(7),
+                [(HostNumber(3), node(2)), (HostNumber(4), node(9))]
+            )],
+            gone: vec![Gone {
+                vni: vni(7),
+                hosts: vec![HostNumber(2)]
+            }],
+            left: vec![vni(8)],
+        }));
+        assert_eq!(held.networks.keys().collect::<Vec<_>>(), [&vni(7)]);
+        assert_eq!(
+            held.reachable(vni(7)),
+            BTreeMap::from([(HostNumber(3), at(2))]),
+            "node 9 is nowhere"
+        );
+        let text = serde_json::to_string(&held).unwrap();
+        assert_eq!(serde_json::from_str::<Neighbours>(&text).unwrap(), held);
+        // As it comes over the link: inside two enums with tags.
+        let message = crate::protocol::BrainMessage::Neighbours(NeighboursUpdate::Full {
+            neighbours: held.clone(),
+        });
+        let text = serde_json::to_string(&message).unwrap();
+        assert_eq!(
+            serde_json::from_str::<crate::protocol::BrainMessage>(&text).unwrap(),
+            message
+        );
+        let unknown: NeighboursUpdate = serde_json::from_str(r#"{"form":"newer"}"#).unwrap();
+        assert!(!held.apply(unknown));
+    }
+}

@@ -1,0 +1,69 @@
+//! Several hosts on one wire, each a network namespace with its own containerd and agent, and the brain on one more.
+
+use crate::cluster::{Agent, Brain};
+use crate::containerd::Version;
+use crate::host::{Host, Lan};
+use crate::operator::Operator as _;
+
+/// They. Order matters: agents go before their hosts, the brain before its network.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The agents, `h1` first.
+    pub agents: Vec<Agent>,
+    /// The brain.
+    pub brain: Brain,
+    /// The agents' hosts.
+    pub hosts: Vec<Host>,
+    _brain_host: Host,
+    /// The wire.
+    pub lan: Lan,
+    /// Everybody's folders.
+    pub dir: tempfile::TempDir,
+}
+
+impl Fleet {
+    /// So many nodes, all ready, with the example image loaded. A node is lost after four seconds.
+    pub fn new(nodes: usize) -> Self {
+        let dir = tempfile::tempdir().expect("folder");
+        let lan = Lan::new();
+        let brain_host = Host::new("brain");
+        lan.attach(&brain_host, "eth0", 1);
+        let address = format!("{}:7443", lan.address(1));
+        let brain = Brain::start_with(
+            &dir.path().join("brain"),
+            Some(&brain_host),
+            &address,
+            "lease_secs = 4",
+        );
+        let (mut agents, mut hosts) = (Vec::new(), Vec::new());
+        for n in 1..=nodes {
+            let host = Host::new(&format!("h{n}-"));
+            lan.attach(&host, "eth0", 10 + n as u8);
+            let name = format!("h{n}");
+            let token = brain.json(&["node", "token"])["token"]
+                .as_str()
+                .expect("token")
+                .to_owned();
+            let extra = format!("cgroup_parent = \"berth-{}-{name}.slice\"", std::process::id());
+            agents.push(Agent::join(
+                &token,
+                &dir.path().join(&name),
+                &name,
+                Some(&host),
+                Version::System,
+                &extra,
+            ));
+            hosts.push(host);
+            brain.wait_node(&name, "ready", 20);
+        }
+        brain.load_example();
+        Self {
+            agents,
+            brain,
+            hosts,
+            _brain_host: brain_host,
+            lan,
+            dir,
+        }
+    }
+}
