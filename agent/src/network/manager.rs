@@ -318,7 +318,9 @@ impl Networks {
             steps.retain(|step| !is_of_others(step));
         }
         if !steps.is_empty() {
-            tracing::debug!(%vni, ?steps, "network");
+            // The first say what it is about; a large network has thousands.
+            let (first, count) = (&steps[..steps.len().min(4)], steps.len());
+            tracing::debug!(%vni, count, ?first, "changing a network");
         }
         self.kernel.apply(vni, &steps).await.map_err(failed)?;
         let Some(overlay) = wanted else {

@@ -277,3 +277,96 @@ async fn one_container_is_told_by_itself_until_its_service_is() {
     assert_eq!(run("web.1").await, ("running".to_owned(), 1));
     assert_eq!(run("web.2").await, ("running".to_owned(), 2));
 }
+
+#[tokio::test]
+async fn r6_networks_are_made_listed_and_removed_each_tenant_for_itself() {
+    let b = Bench::new().await;
+    let path = "/v1/tenants/shop/networks";
+    let made = b
+        .ok(
+            "shop",
+            "POST",
+            path,
+            json!({ "name": "back", "cidr": "10.20.0.0/16" }),
+        )
+        .await;
+    assert_eq!(
+        (&made["gateway"], &made["endpoints"]),
+        (&json!("10.20.0.1"), &json!(0))
+    );
+    assert!(made["cidr6"].as_str().unwrap().starts_with("fd"), "{made}");
+    for (body, kind, field) in [
+        (json!({ "name": "back" }), ErrorKind::AlreadyExists, "/name"),
+        (
+            json!({ "name": "b", "cidr": "10.20.7.0/24" }),
+            ErrorKind::AlreadyExists,
+            "/cidr",
+        ),
+        (
+            json!({ "name": "b", "cidr": "10.21.0.7/16" }),
+            ErrorKind::Invalid,
+            "/cidr",
+        ),
+        (
+            json!({ "name": "b", "cidr": "169.254.0.0/16" }),
+            ErrorKind::Invalid,
+            "/cidr",
+        ),
+        (
+            json!({ "name": "b", "cidr": "x".repeat(5_000) }),
+            ErrorKind::Invalid,
+            "/cidr",
+        ),
+    ] {
+        let problem = b.send("shop", "POST", path, body.clone()).await.problem();
+        assert_eq!(
+            (problem.kind, problem.field.as_deref()),
+            (kind, Some(field)),
+            "{body}: {problem}"
+        );
+        assert!(problem.detail.len() < 300);
+    }
+    // Another tenant may have the same addresses, and sees nothing of the first.
+    let other = "/v1/tenants/default/networks";
+    let same = b
+        .ok(
+            "default",
+            "POST",
+            other,
+            json!({ "name": "back", "cidr": "10.20.0.0/16" }),
+        )
+        .await;
+    assert_ne!(same["vni"], made["vni"]);
+    assert_ne!(same["cidr6"], made["cidr6"]);
+    assert_eq!(b.call("default", "GET", path).await.status, 404);
+    assert_eq!(
+        b.call("default", "GET", &format!("{path}/back")).await.status,
+        404
+    );
+    let listed = b.ok("default", "GET", other, Value::Null).await;
+    assert_eq!(listed["items"].as_array().unwrap().len(), 1);
+
+    // A service on a network that is not there is refused before anything changes; one that is used stays.
+    let services = "/v1/tenants/shop/services";
+    let spec = |network: &str| json!({ "name": "web", "image": "example:1", "networks": [network] });
+    let problem = b.send("shop", "POST", services, spec("front")).await.problem();
+    assert_eq!(problem.field.as_deref(), Some("/networks"));
+    assert!(problem.cure.unwrap().contains("berth network create front"));
+    let twice = json!({ "name": "web", "image": "example:1", "networks": ["back", "back"] });
+    assert_eq!(
+        b.send("shop", "POST", services, twice).await.problem().kind,
+        ErrorKind::Invalid
+    );
+    b.ok("shop", "POST", services, spec("back")).await;
+    let kept = b.call("shop", "DELETE", &format!("{path}/back")).await.problem();
+    assert!(kept.detail.contains("service web is on network back"), "{kept}");
+    b.call("shop", "DELETE", &format!("{services}/web")).await;
+    assert_eq!(
+        b.call("shop", "DELETE", &format!("{path}/back")).await.status,
+        204
+    );
+    assert_eq!(
+        b.call("shop", "DELETE", &format!("{path}/back")).await.status,
+        404
+    );
+}

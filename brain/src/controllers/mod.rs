@@ -17,6 +17,8 @@ mod cases;
 #[cfg(test)]
 pub(crate) mod fixtures;
 #[cfg(test)]
+mod network_cases;
+#[cfg(test)]
 mod node_cases;
 #[cfg(test)]
 mod sim;

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{ContainerId, Generation, NodeId, Revision, ServiceId};
 use berth_common::model::{
-    ExitInfo, NodeKind, NodeRecord, ObservedContainer, Phase, Restart, RunState, ServiceRecord, TenantRecord,
-    UnixMillis,
+    Endpoint, ExitInfo, NodeKind, NodeRecord, ObservedContainer, Phase, Restart, RunState, ServiceRecord,
+    TenantRecord, UnixMillis,
 };
 
 use super::fixtures::{container_id, tenant_id};
 use super::{Dirty, Input, NewEvent, Now, Plan, plan};
+use crate::allocate::QUARANTINE_MS;
 use crate::cluster::{Change, Connection, State};
 
 pub(super) const TICK_MS: u64 = 500;
@@ -38,6 +39,8 @@ pub(super) struct World {
     pub patient_until_ms: u64,
     ids: u64,
     pending: Option<(u64, Dirty)>,
+    /// Places that nobody has any more, and since when.
+    given_back: BTreeMap<Endpoint, u64>,
 }
 
 impl World {
@@ -51,6 +54,7 @@ impl World {
             patient_until_ms: 0,
             ids: 0,
             pending: None,
+            given_back: BTreeMap::new(),
         };
         for n in 1..=2 {
             world.commit(vec![Change::PutTenant(TenantRecord {
@@ -143,6 +147,53 @@ impl World {
         self.events.extend(plan.events);
         self.apply(plan.changes);
         self.check_rules(&before);
+        self.check_places(&before);
+    }
+
+    /// R6: nobody's address is anybody else's, nor was a moment ago.
+    fn check_places(&mut self, before: &State) {
+        let (state, now) = (&self.state, self.now);
+        let mut held = BTreeMap::new();
+        for c in state.containers.values() {
+            for endpoint in &c.endpoints {
+                let other = held.insert(*endpoint, c.id);
+                assert_eq!(other, None, "R6: {endpoint:?} is given twice");
+                assert_eq!(state.endpoints[&endpoint.vni][&endpoint.host], c.id);
+                assert!(state.networks.contains_key(&endpoint.vni));
+            }
+            if c.node.is_some() && !c.removing {
+                assert_eq!(
+                    c.endpoints.len(),
+                    c.spec.networks.len(),
+                    "a seated container without a place"
+                );
+            }
+            if let Some(old) = before
+                .containers
+                .get(&c.id)
+                .filter(|old| !old.endpoints.is_empty())
+            {
+                assert!(
+                    c.removing || old.endpoints == c.endpoints,
+                    "a container's address changed"
+                );
+            }
+        }
+        let count: usize = state.endpoints.values().map(imbl::OrdMap::len).sum();
+        assert_eq!(count, held.len(), "an address leaked");
+        for endpoint in held.keys() {
+            let at = self.given_back.remove(endpoint);
+            assert!(
+                at.is_none_or(|at| now - at >= QUARANTINE_MS),
+                "R6: {endpoint:?} did not rest"
+            );
+        }
+        let gone = before
+            .containers
+            .values()
+            .flat_map(|c| &c.endpoints)
+            .filter(|e| !held.contains_key(e));
+        self.given_back.extend(gone.map(|endpoint| (*endpoint, now)));
     }
 
     fn serving(&self, state: &State, service: &ServiceRecord) -> BTreeSet<u32> {

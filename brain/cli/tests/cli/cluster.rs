@@ -168,3 +168,27 @@ fn images_are_loaded_and_pulled() {
         "{ran:?}"
     );
 }
+
+#[test]
+fn networks_are_made_shown_and_removed() {
+    let fake = Fake::start();
+    let made = fake.run(&["network", "create", "back", "--cidr", "10.20.0.0/16"]);
+    assert_eq!(
+        (made.code, made.out.as_str()),
+        (0, "back: made, 10.20.0.0/16 and fd00:7::/64\n"),
+        "{made:?}"
+    );
+    let listed = fake.run(&["net", "ls"]);
+    assert!(
+        listed
+            .out
+            .contains("back   10.20.0.0/16   fd00:7::/64   2           2       web        5m"),
+        "{listed:?}"
+    );
+    let shown = fake.run(&["network", "inspect", "back"]);
+    assert!(shown.out.contains("different sites"), "{shown:?}");
+    let quiet = fake.run(&["network", "rm", "back", "-q"]);
+    assert_eq!((quiet.code, quiet.out.as_str()), (0, "back\n"), "{quiet:?}");
+    let bad = fake.run(&["run", "nginx", "--network", "Back"]);
+    assert!(bad.code == 2 && bad.err.contains("--network"), "{bad:?}");
+}

@@ -279,6 +279,12 @@ async fn exec(upgrade: WebSocketUpgrade) -> Response {
     })
 }
 
+fn network() -> Value {
+    json!({"name": "back", "tenant_name": "default", "vni": 7, "cidr": "10.20.0.0/16", "cidr6": "fd00:7::/64",
+        "gateway": "10.20.0.1", "endpoints": 2, "nodes": ["h1", "h2"], "services": ["web"],
+        "problems": ["nodes h1 and h2 are at different sites"], "created_at": now() - 300_000, "revision": 1})
+}
+
 async fn usage() -> Response {
     let amount = json!({"cpu": 2000, "memory": 1_u64 << 31, "disk": 1_u64 << 34});
     axum::Json(json!({"nodes": [{"node": ID, "name": "h1", "capacity": amount, "allocatable": amount,
@@ -353,6 +359,14 @@ fn router(seen: Seen) -> Router {
         )
         .route("/containers/{c}/logs", get(logs))
         .route("/containers/{c}/exec", get(exec))
+        .route(
+            "/networks",
+            get(|| async { page(vec![network()]) }).post(|| async { axum::Json(network()) }),
+        )
+        .route(
+            "/networks/{name}",
+            get(|| async { axum::Json(network()) }).delete(|| async { StatusCode::NO_CONTENT }),
+        )
         .route("/images", post(load))
         .route("/images/pull", post(pull));
     let nodes = Arc::new(Mutex::new(3_u32));
