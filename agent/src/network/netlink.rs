@@ -10,7 +10,7 @@ use berth_common::model::Vni;
 use futures::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::{InfoBridgePort, LinkMessage};
+use netlink_packet_route::link::{InfoBridgePort, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Error, Handle, LinkBridgePort, LinkUnspec};
 
@@ -81,7 +81,10 @@ impl Within {
     }
 
     pub(super) async fn links(&self) -> Result<Vec<LinkMessage>> {
-        let found = self.handle.link().get().execute().try_collect().await;
+        // Counters are most of an answer, and nobody here reads them.
+        let request = self.handle.link().get();
+        let request = request.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        let found = request.execute().try_collect().await;
         found.map_err(|source| failed("listing links", source))
     }
 
