@@ -149,6 +149,7 @@ pub struct Agent {
 fn beside_others() -> String {
     let free = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
     let port = free.expect("a free port").port();
+    crate::reaper::guard_table(port);
     format!("underlay = \"127.0.0.1\"\nvxlan_port = {port}\n")
 }
 

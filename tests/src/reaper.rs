@@ -47,9 +47,14 @@ pub fn guard_netns(name: &str) {
     tell(&format!("netns {name}"));
 }
 
+/// The table of packet filters that an agent with this VXLAN port keeps in the machine's own namespace goes with the test.
+pub fn guard_table(port: u16) {
+    tell(&format!("table {port}"));
+}
+
 /// What the reaper does: reads until the test is gone, then cleans up.
 pub fn reap(input: impl std::io::BufRead) {
-    let (mut dirs, mut namespaces) = (Vec::new(), Vec::new());
+    let (mut dirs, mut namespaces, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     let temporary = std::env::temp_dir();
     for line in input.lines().map_while(Result::ok) {
         match line.split_once(' ') {
@@ -66,6 +71,7 @@ pub fn reap(input: impl std::io::BufRead) {
                 }
             }
             Some(("netns", name)) => namespaces.push(name.to_owned()),
+            Some(("table", port)) => tables.extend(port.parse::<u16>()),
             _ => {}
         }
     }
@@ -86,6 +92,14 @@ pub fn reap(input: impl std::io::BufRead) {
             signal(pid, Signal::SIGKILL);
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+    for port in tables {
+        // Another than the usual port has a table of its own, see `ruleset::Table::title`; there may be none.
+        let name = format!("berth_{port}");
+        let _ = Command::new("nft")
+            .args(["delete", "table", "inet", &name])
+            .stderr(Stdio::null())
+            .status();
     }
     for dir in &dirs {
         unmount_below(dir);
