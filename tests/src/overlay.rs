@@ -84,9 +84,11 @@ impl World {
             underlay: (self.address(here), 1500),
             port: 4789,
             local: on(true).map(|(number, _)| HostNumber(*number)).collect(),
-            remote: on(false)
-                .map(|(number, host)| (HostNumber(*number), self.address(*host)))
-                .collect(),
+            remote: Some(
+                on(false)
+                    .map(|(number, host)| (HostNumber(*number), self.address(*host)))
+                    .collect(),
+            ),
         }
     }
 

@@ -157,7 +157,7 @@ fn containers_of_all_hosts_reach_one_another_and_keep_their_addresses_whatever_i
     );
     assert!(reaches(a, b, b.ipv4) && reaches(b, a, a.ipv6));
 
-    // Nothing is left of what nobody is on.
+    // Nothing is left of what nobody is on, also where the agent that made it was killed meanwhile.
     f.brain.berth(&["service", "rm", "web"]);
     let gone = eventually(Duration::from_secs(60), || {
         let kept = |n: usize| {
@@ -175,6 +175,20 @@ fn containers_of_all_hosts_reach_one_another_and_keep_their_addresses_whatever_i
             .all(|n| kept(n) == 0 && tables(n).is_empty())
             .then_some(())
     });
+    assert!(gone.is_some(), "{}", f.agents[0].log());
+    // Nor of an agent that was killed between the end of its networks and that of its table.
+    f.agents[0].kill9();
+    f.hosts[0].nft("add table inet berth");
+    f.agents[0].restart();
+    let tables = || {
+        f.hosts[0]
+            .command("nft")
+            .args(["list", "tables"])
+            .output()
+            .expect("nft")
+            .stdout
+    };
+    let gone = eventually(Duration::from_secs(30), || tables().is_empty().then_some(()));
     assert!(gone.is_some(), "{}", f.agents[0].log());
     f.brain.berth(&["network", "rm", "default"]);
     assert!(f.brain.items(&["network", "ls"]).is_empty());
@@ -194,7 +208,6 @@ fn r6_tenants_with_the_same_addresses_do_not_reach_each_other() {
             "--cidr",
             "10.20.0.0/16",
         ]);
-        f.brain.berth(&["--tenant", tenant, "image", "ls"]);
     }
     let of = |tenant: &str| {
         let running = f.brain.items(&["--tenant", tenant, "ps"]);
@@ -296,7 +309,8 @@ fn a_meddled_network_is_right_again_within_seconds_and_a_moved_containers_addres
         ("a flushed ruleset", flush),
     ] {
         let space = network().expect("a network");
-        let (_, text) = sh(&space, meddle);
+        let (done, text) = sh(&space, meddle);
+        assert!(done, "{what} could not be tried: {text}");
         let mended = eventually(Duration::from_secs(40), || {
             let (_, rules) = sh(&network()?, "nft list tables");
             let right = rules.contains("bridge berth") && rules.contains("inet berth");

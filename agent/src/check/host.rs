@@ -99,6 +99,14 @@ fn user_namespaces(there: bool, max: &str) -> Finding {
     }
 }
 
+/// Whether the kernel could load a module; nothing is loaded.
+fn loadable(module: &str) -> bool {
+    let dry_run = std::process::Command::new("modprobe")
+        .args(["-n", "-q", module])
+        .status();
+    dry_run.is_ok_and(|status| status.success())
+}
+
 fn overlayfs(snapshotter: &str, filesystems: &str) -> Finding {
     const CHECK: &str = "overlayfs";
     if snapshotter == "btrfs" {
@@ -110,10 +118,7 @@ fn overlayfs(snapshotter: &str, filesystems: &str) -> Finding {
     {
         return Finding::ok(CHECK, "overlay file systems");
     }
-    let dry_run = std::process::Command::new("modprobe")
-        .args(["-n", "-q", "overlay"])
-        .status();
-    if dry_run.is_ok_and(|status| status.success()) {
+    if loadable("overlay") {
         return Finding::ok(CHECK, "overlay file systems, loaded when first used");
     }
     Finding::fail(
@@ -229,10 +234,7 @@ fn vxlan() -> Finding {
     if Path::new("/sys/module/vxlan").exists() {
         return Finding::ok(CHECK, "VXLAN devices");
     }
-    let dry_run = std::process::Command::new("modprobe")
-        .args(["-n", "-q", "vxlan"])
-        .status();
-    if dry_run.is_ok_and(|status| status.success()) {
+    if loadable("vxlan") {
         return Finding::ok(CHECK, "VXLAN devices, loaded when first used");
     }
     // One that is built into the kernel says nothing of itself.

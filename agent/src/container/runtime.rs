@@ -140,7 +140,9 @@ pub enum RuntimeError {
     #[error("container {0} does not exist here")]
     Missing(ContainerId),
     /// It can't be connected to its networks; it was not started.
-    #[error("container {container} can't be connected: {why}")]
+    #[error(
+        "container {container} can't be connected: {why}; `berth-agent check` on its host says what is missing there"
+    )]
     NotConnected {
         /// Which.
         container: ContainerId,

@@ -299,7 +299,10 @@ impl Inner {
     /// Takes a folder away that keeps containerd from making the process: it knows no task of it, and a shim goes first.
     async fn clear(&self, id: ContainerId, left: PathBuf) -> Result<(), RuntimeError> {
         if self.task(id).await?.is_some() {
-            return Ok(());
+            return Err(self.again(
+                id,
+                "it has a process although its folder is in the way of making one",
+            ));
         }
         let (socket, namespace) = (
             self.containerd.socket().to_owned(),

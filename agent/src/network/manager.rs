@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_common::id::ContainerId;
 use berth_common::model::{HostNumber, Underlay, Vni};
-use berth_common::protocol::{DesiredEndpoint, Neighbours, NeighboursUpdate};
+use berth_common::protocol::{Neighbours, NeighboursUpdate};
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -21,8 +21,9 @@ use tokio::time::Instant;
 
 use super::generation::generation;
 use super::nft::Tables;
-use super::plan::{Entry, Overlay, Step, missing, plan};
+use super::plan::{Overlay, missing, plan};
 use super::ruleset::{self, ON_BRIDGE, ON_HOST, Table};
+use super::wanted::Wanted;
 use super::{Kernel, Namespace, NetworkError};
 use crate::ledger::write_atomically;
 use crate::link::dial;
@@ -64,6 +65,14 @@ struct Net {
     generation: Option<u32>,
 }
 
+/// The host's own table.
+#[derive(Debug, Default)]
+struct Guard {
+    net: Net,
+    /// There is none, as far as is known: an agent that was killed may have left one.
+    absent: bool,
+}
+
 /// This host's networks.
 #[derive(Debug)]
 pub struct Networks {
@@ -74,10 +83,9 @@ pub struct Networks {
     neighbours: Mutex<Option<Neighbours>>,
     unsaved: Mutex<bool>,
     underlay: watch::Sender<Option<Underlay>>,
-    /// Containers' places, also of those that are not wanted any more and still run.
-    held: Mutex<BTreeMap<ContainerId, Vec<DesiredEndpoint>>>,
+    wanted: Mutex<Wanted>,
     nets: Mutex<HashMap<Vni, Arc<tokio::sync::Mutex<Net>>>>,
-    host: tokio::sync::Mutex<Net>,
+    host: tokio::sync::Mutex<Guard>,
     problems: Mutex<BTreeMap<String, String>>,
     wake: Notify,
 }
@@ -85,8 +93,11 @@ pub struct Networks {
 impl Networks {
     /// From what is known of other nodes on disk. Touches nothing before [`Self::run`] or [`Attach::attach`].
     pub fn new(kernel: Kernel, settings: NetworkSettings, board: Arc<Board>) -> Arc<Self> {
-        let known = std::fs::read(&settings.file).ok();
-        let neighbours = known.and_then(|text| serde_json::from_slice(&text).ok());
+        let neighbours = known(&settings.file).unwrap_or_else(|why| {
+            let file = settings.file.display();
+            tracing::warn!(%file, why, "what was known of other nodes' networks is lost; it stays as it is until the brain says it again");
+            None
+        });
         Arc::new(Self {
             kernel,
             settings,
@@ -94,7 +105,7 @@ impl Networks {
             neighbours: Mutex::new(neighbours),
             unsaved: Mutex::new(false),
             underlay: watch::Sender::new(None),
-            held: Mutex::default(),
+            wanted: Mutex::default(),
             nets: Mutex::default(),
             host: tokio::sync::Mutex::default(),
             problems: Mutex::default(),
@@ -228,48 +239,28 @@ impl Networks {
         }
     }
 
-    /// Takes in what is desired now; what still runs keeps its places. None: nobody knows what is desired.
+    /// Takes in what is desired now. None: nobody knows what is desired.
     fn refresh(&self) -> Option<BTreeSet<Vni>> {
         let desired = self.board.endpoints().borrow().clone()?;
         let running: BTreeSet<_> = self.board.running().into_iter().map(|c| c.id).collect();
-        let mut held = self.held.lock();
-        held.retain(|id, _| desired.contains_key(id) || running.contains(id));
-        for (id, endpoints) in desired.iter() {
-            held.insert(*id, endpoints.clone());
-        }
-        Some(held.values().flatten().map(|endpoint| endpoint.vni).collect())
+        let mut wanted = self.wanted.lock();
+        wanted.take(&desired, &running);
+        Some(wanted.networks())
     }
 
     /// A network as it must be here; none if nobody here is on it.
     fn overlay(&self, vni: Vni) -> Result<Option<Overlay>, String> {
-        let held = self.held.lock();
-        let mut own = held
-            .values()
-            .flatten()
-            .filter(|endpoint| endpoint.vni == vni)
-            .peekable();
-        let Some(subnets) = own.peek().map(|endpoint| endpoint.subnets) else {
+        let wanted = self.wanted.lock();
+        if !wanted.networks().contains(&vni) {
             return Ok(None);
+        }
+        let Some(at) = *self.underlay.borrow() else {
+            return Err(
+                "this host's own address is not known yet; see whether a route leads to the brain, or set `underlay` in agent.toml"
+                    .to_owned(),
+            );
         };
-        let local: BTreeSet<HostNumber> = own.map(|endpoint| endpoint.host).collect();
-        drop(held);
-        let Some(underlay) = *self.underlay.borrow() else {
-            return Err("this host's address for networks is not known yet".to_owned());
-        };
-        let neighbours = self.neighbours.lock();
-        let mut remote = neighbours
-            .as_ref()
-            .map(|known| known.reachable(vni))
-            .unwrap_or_default();
-        remote.retain(|host, _| !local.contains(host));
-        Ok(Some(Overlay {
-            vni,
-            subnets,
-            underlay: (underlay.address, underlay.mtu),
-            port: underlay.port,
-            local,
-            remote,
-        }))
+        Ok(wanted.overlay(vni, at, self.neighbours.lock().as_ref()))
     }
 
     fn net(&self, vni: Vni) -> Arc<tokio::sync::Mutex<Net>> {
@@ -294,14 +285,12 @@ impl Networks {
             if matches!(settled, Ok(false)) {
                 self.nets.lock().remove(&vni);
             }
-            self.tell(&format!("network {vni}"), settled.err());
+            let name = self.wanted.lock().name(vni);
+            let problem = settled.err().map(|why| format!("{name} can't be kept: {why}"));
+            self.tell(&format!("network {vni}"), problem);
         });
         work.await;
-        if let Err(why) = self.guard_host(all).await {
-            self.tell("host", Some(why));
-        } else {
-            self.tell("host", None);
-        }
+        self.tell("host", self.guard_host(all).await.err());
     }
 
     /// Brings a network up to date; `look`: also where it is believed to be. Whether there is one.
@@ -311,12 +300,9 @@ impl Networks {
             return Ok(wanted.is_some());
         }
         net.applied = None;
-        let failed = |error: NetworkError| format!("network {vni} can't be kept: {}", chain(&error));
+        let failed = |error: NetworkError| chain(&error);
         let seen = self.kernel.observe(vni).await.map_err(failed)?;
-        let mut steps = plan(wanted.as_ref(), seen.as_ref());
-        if self.neighbours.lock().is_none() {
-            steps.retain(|step| !is_of_others(step));
-        }
+        let steps = plan(wanted.as_ref(), seen.as_ref());
         if !steps.is_empty() {
             // The first say what it is about; a large network has thousands.
             let (first, count) = (&steps[..steps.len().min(4)], steps.len());
@@ -327,7 +313,7 @@ impl Networks {
             return Ok(false);
         };
         let namespace = self.kernel.namespace(vni).map_err(failed)?;
-        let namespace = namespace.ok_or_else(|| format!("network {vni} vanished while it was made"))?;
+        let namespace = namespace.ok_or_else(|| "it vanished while it was made".to_owned())?;
         let scripts = vec![
             (ON_BRIDGE, ruleset::endpoints(&overlay)),
             (ON_HOST, ruleset::gateway()),
@@ -353,12 +339,7 @@ impl Networks {
         absent: &BTreeSet<HostNumber>,
     ) -> Result<(), NetworkError> {
         for running in self.board.running() {
-            let place = {
-                let held = self.held.lock();
-                let own = held.get(&running.id).into_iter().flatten().enumerate();
-                let mut lost = own.filter(|(_, e)| e.vni == overlay.vni && absent.contains(&e.host));
-                lost.next().map(|(place, endpoint)| (place, endpoint.host))
-            };
+            let place = self.wanted.lock().lost(running.id, overlay.vni, absent);
             let Some((place, host)) = place else { continue };
             // It may have ended a moment ago.
             if let Some(namespace) = namespace_of(running.id, running.pid) {
@@ -369,37 +350,35 @@ impl Networks {
         Ok(())
     }
 
-    /// The host's own table: who may send it networks' packets.
+    /// The host's own table: who may send it networks' packets. It goes with the last network.
     async fn guard_host(&self, look: bool) -> Result<(), String> {
-        let mut net = self.host.lock().await;
+        let mut guard = self.host.lock().await;
         let table = ruleset::on_underlay(self.settings.port);
-        let any = !self.nets.lock().is_empty();
+        let host = || self.kernel.host().try_clone().map_err(|error| error.to_string());
+        if self.nets.lock().is_empty() {
+            if !guard.absent {
+                let namespace = host()?;
+                let gone = tokio::task::spawn_blocking(move || super::nft::remove(&namespace, table));
+                let gone = gone.await.map_err(|error| error.to_string())?;
+                gone.map_err(|error| chain(&error))?;
+                *guard = Guard {
+                    absent: true,
+                    ..Guard::default()
+                };
+            }
+            return Ok(());
+        }
         let nodes: BTreeSet<IpAddr> = match &*self.neighbours.lock() {
             Some(known) => known.nodes.values().copied().collect(),
             // What is in force stays until somebody says who else there is.
             None => return Ok(()),
         };
-        if !any {
-            if net.generation.take().is_some() {
-                let namespace = Namespace::current().map_err(|error| error.to_string())?;
-                let gone = tokio::task::spawn_blocking(move || super::nft::remove(&namespace, table));
-                gone.await
-                    .map_err(|e| e.to_string())?
-                    .map_err(|error| chain(&error))?;
-                net.tables = Tables::default();
-            }
-            return Ok(());
-        }
         let script = ruleset::host(&nodes, self.settings.port);
-        if !look && net.tables.script(table) == Some(&script) {
+        if !look && guard.net.tables.script(table) == Some(&script) {
             return Ok(());
         }
-        let namespace = self
-            .kernel
-            .host()
-            .try_clone()
-            .map_err(|error| error.to_string())?;
-        filter(&mut net, namespace, vec![(table, script)]).await
+        guard.absent = false;
+        filter(&mut guard.net, host()?, vec![(table, script)]).await
     }
 
     async fn save(&self) {
@@ -423,7 +402,7 @@ impl Networks {
 impl Attach for Networks {
     async fn attach(&self, container: ContainerId, pid: u32) -> Result<(), String> {
         self.refresh();
-        let endpoints = self.held.lock().get(&container).cloned().unwrap_or_default();
+        let endpoints = self.wanted.lock().of(container).to_vec();
         if endpoints.is_empty() {
             return Ok(());
         }
@@ -473,12 +452,14 @@ async fn filter(net: &mut Net, namespace: Namespace, scripts: Vec<(Table, String
     done
 }
 
-/// Whether a step takes away what is known of other nodes.
-fn is_of_others(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::Delete(Entry::Neighbour(..) | Entry::Forward(_, None) | Entry::Tunnel(..))
-    )
+/// What is known on disk of other nodes; none if nothing was ever kept, or a power cut took it.
+fn known(file: &Path) -> Result<Option<Neighbours>, String> {
+    match std::fs::read(file) {
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| error.to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The network namespace of a container's process, if it is still that.

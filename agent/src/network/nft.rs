@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
 use super::namespace::Namespace;
-use super::ruleset::Table;
+use super::ruleset::{self, Table};
 
 /// Why a table is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +66,7 @@ impl Tables {
 /// # Errors
 /// [`NftError`].
 pub fn remove(namespace: &Namespace, table: Table) -> Result<(), NftError> {
-    let (family, name) = (table.family, table.title());
-    let script = format!("table {family} {name} {{}}\ndelete table {family} {name}\n");
-    nft(namespace, table, load(), script).map(drop)
+    nft(namespace, table, load(), ruleset::without(table)).map(drop)
 }
 
 /// A table as the kernel has it, without its counters; none if there is no such table.

@@ -33,8 +33,8 @@ pub struct Overlay {
     pub port: u16,
     /// Endpoints of containers here.
     pub local: BTreeSet<HostNumber>,
-    /// Endpoints elsewhere, and the node they are on.
-    pub remote: BTreeMap<HostNumber, IpAddr>,
+    /// Endpoints elsewhere, and the node they are on. None while nobody has said: what is there of them stays.
+    pub remote: Option<BTreeMap<HostNumber, IpAddr>>,
 }
 
 /// A link in a network's namespace.
@@ -172,7 +172,11 @@ impl Overlay {
             Entry::Address(net.address6(gateway).into(), net.v6().prefix_len()),
         ]);
         let here = self.local.iter().map(|host| (*host, None));
-        let there = self.remote.iter().map(|(host, node)| (*host, Some(*node)));
+        let there = self
+            .remote
+            .iter()
+            .flatten()
+            .map(|(host, node)| (*host, Some(*node)));
         for (host, node) in there.chain(here) {
             let mac = net.mac(host);
             entries.extend([
@@ -225,7 +229,8 @@ pub fn plan(wanted: Option<&Overlay>, seen: Option<&Seen>) -> Vec<Step> {
     let keys: BTreeSet<_> = entries.iter().map(key).collect();
     let too_much = there
         .difference(&entries)
-        .filter(|entry| !keys.contains(&key(entry)));
+        .filter(|entry| !keys.contains(&key(entry)))
+        .filter(|entry| wanted.remote.is_some() || !may_be_elsewhere(entry));
     steps.extend(too_much.map(|entry| Step::Delete(*entry)));
 
     // The bridge first: the others become its ports.
@@ -279,6 +284,14 @@ fn can_become(link: &Link, want: &Link) -> bool {
         ) => (vni, local, port) == (vni2, local2, port2),
         _ => false,
     }
+}
+
+/// Whether an entry can be of an endpoint on another node.
+const fn may_be_elsewhere(entry: &Entry) -> bool {
+    matches!(
+        entry,
+        Entry::Neighbour(..) | Entry::Forward(_, None) | Entry::Tunnel(..)
+    )
 }
 
 /// What two entries have in common of which only one can be.

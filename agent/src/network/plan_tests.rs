@@ -15,11 +15,13 @@ fn overlay(local: &[u32], remote: &[(u32, u8)]) -> Overlay {
         underlay: ([192, 0, 2, 1].into(), 1500),
         port: 4789,
         local: local.iter().map(|n| HostNumber(*n)).collect(),
-        remote: remote
-            .iter()
-            .filter(|(n, _)| !local.contains(n))
-            .map(|(n, node)| (HostNumber(*n), IpAddr::from([192, 0, 2, *node])))
-            .collect(),
+        remote: Some(
+            remote
+                .iter()
+                .filter(|(n, _)| !local.contains(n))
+                .map(|(n, node)| (HostNumber(*n), IpAddr::from([192, 0, 2, *node])))
+                .collect(),
+        ),
     }
 }
 
@@ -88,6 +90,24 @@ fn same_key(a: &Entry, b: &Entry) -> bool {
         (Entry::Forward(a, _), Entry::Forward(b, _)) | (Entry::Tunnel(a, _), Entry::Tunnel(b, _)) => a == b,
         _ => a == b,
     }
+}
+
+#[test]
+fn what_nobody_has_said_of_other_nodes_stays_and_all_else_is_repaired() {
+    let right = settle(&overlay(&[2], &[(3, 7)]), None);
+    let mut unknown = overlay(&[2], &[]);
+    unknown.remote = None;
+    assert_eq!(plan(Some(&unknown), Some(&right)), []);
+    let mut meddled = right.clone();
+    meddled
+        .entries
+        .retain(|entry| !matches!(entry, Entry::Address(..)));
+    assert_eq!(
+        kernel(Some(meddled.clone()), &plan(Some(&unknown), Some(&meddled))),
+        Some(right.clone())
+    );
+    // Once it is known that there is nobody, they go.
+    assert!(!plan(Some(&overlay(&[2], &[])), Some(&right)).is_empty());
 }
 
 /// Attaches what the plan can't make.

@@ -144,10 +144,15 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
     text
 }
 
-/// A script that replaces a table begins by making sure that there is one to delete: so it works the first time, too.
-fn begin(table: Table) -> String {
+/// Takes a table away; it makes sure first that there is one to delete, so none is fine.
+pub fn without(table: Table) -> String {
     let (family, name) = (table.family, table.title());
-    format!("table {family} {name} {{}}\ndelete table {family} {name}\ntable {family} {name} {{\n")
+    format!("table {family} {name} {{}}\ndelete table {family} {name}\n")
+}
+
+/// A script that replaces a table begins by taking the old one away, in the same transaction.
+fn begin(table: Table) -> String {
+    format!("{}table {} {} {{\n", without(table), table.family, table.title())
 }
 
 fn set(text: &mut String, name: &str, kind: &str, elements: &[impl Display]) {

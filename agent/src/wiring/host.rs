@@ -64,7 +64,7 @@ pub fn open(
         logs: Arc::new(LogFolders(config.state_dir.join("logs"))),
         snapshotter,
         disk_limit_hard,
-        network: Some((kernel(config)?, network_settings(config)?)),
+        network: Some((kernel(config)?, network_settings(config))),
     })
 }
 
@@ -77,20 +77,14 @@ pub fn kernel(config: &Config) -> anyhow::Result<Kernel> {
     Ok(Kernel::new(host, config.run_dir.join("networks")))
 }
 
-fn network_settings(config: &Config) -> anyhow::Result<NetworkSettings> {
-    let address = match config.underlay.as_str() {
-        "auto" => None,
-        text => Some(
-            text.parse()
-                .with_context(|| format!("underlay = {text:?}: neither `auto` nor an IP address"))?,
-        ),
-    };
-    Ok(NetworkSettings {
+fn network_settings(config: &Config) -> NetworkSettings {
+    NetworkSettings {
         port: config.vxlan_port,
-        address,
+        // Reading the settings has refused all but an address and `auto`.
+        address: config.underlay.parse().ok(),
         brains: config.brain.clone(),
         file: config.state_dir.join("networks.json"),
-    })
+    }
 }
 
 /// The containerd runtime.

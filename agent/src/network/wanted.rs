@@ -1,0 +1,151 @@
+//! Which networks this node must have: from what is desired, what runs, and who else there is. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::ContainerId;
+use berth_common::model::{HostNumber, Underlay, Vni};
+use berth_common::protocol::{DesiredEndpoint, Neighbours};
+
+use super::plan::Overlay;
+use crate::reconcile::Endpoints;
+
+/// Containers' places on networks, also of those that are not wanted any more and still run: they end in order.
+#[derive(Debug, Default)]
+pub struct Wanted(Endpoints);
+
+impl Wanted {
+    /// Takes in what is desired now, and forgets what neither is nor runs.
+    pub fn take(&mut self, desired: &Endpoints, running: &BTreeSet<ContainerId>) {
+        self.0.retain(|id, _| running.contains(id));
+        self.0
+            .extend(desired.iter().map(|(id, places)| (*id, places.clone())));
+    }
+
+    /// A container's places, the first with the default route.
+    pub fn of(&self, container: ContainerId) -> &[DesiredEndpoint] {
+        self.0.get(&container).map_or(&[], Vec::as_slice)
+    }
+
+    /// Networks that somebody here is on.
+    pub fn networks(&self) -> BTreeSet<Vni> {
+        self.0.values().flatten().map(|place| place.vni).collect()
+    }
+
+    /// What a network is called, for people.
+    pub fn name(&self, vni: Vni) -> String {
+        let place = self.0.values().flatten().find(|place| place.vni == vni);
+        place.map_or_else(
+            || format!("the network with VNI {vni}"),
+            |place| format!("network {} (VNI {vni})", place.network),
+        )
+    }
+
+    /// A network as it must be here; none if nobody here is on it. `neighbours`: none while nobody has said who else there is.
+    pub fn overlay(&self, vni: Vni, at: Underlay, neighbours: Option<&Neighbours>) -> Option<Overlay> {
+        let own: Vec<_> = self
+            .0
+            .values()
+            .flatten()
+            .filter(|place| place.vni == vni)
+            .collect();
+        let subnets = own.first()?.subnets;
+        let local: BTreeSet<HostNumber> = own.iter().map(|place| place.host).collect();
+        let remote = neighbours.map(|known| {
+            let mut remote: BTreeMap<_, _> = known.reachable(vni);
+            // What came here a moment ago may still be told as elsewhere.
+            remote.retain(|host, _| !local.contains(host));
+            remote
+        });
+        Some(Overlay {
+            vni,
+            subnets,
+            underlay: (at.address, at.mtu),
+            port: at.port,
+            local,
+            remote,
+        })
+    }
+
+    /// Which of a container's places on a network are among `absent`: as which of its networks, and which number there.
+    pub fn lost(
+        &self,
+        container: ContainerId,
+        vni: Vni,
+        absent: &BTreeSet<HostNumber>,
+    ) -> Option<(usize, HostNumber)> {
+        let mut places = self.of(container).iter().enumerate();
+        let lost = places.find(|(_, place)| place.vni == vni && absent.contains(&place.host));
+        lost.map(|(nth, place)| (nth, place.host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::id::NodeId;
+    use berth_common::model::Subnets;
+
+    use super::*;
+
+    fn vni(n: u32) -> Vni {
+        Vni::try_from(n).unwrap()
+    }
+
+    fn id(n: u8) -> ContainerId {
+        ContainerId::from_bytes([n; 10])
+    }
+
+    fn place(net: u32, host: u32) -> DesiredEndpoint {
+        DesiredEndpoint {
+            vni: vni(net),
+            network: "back".parse().unwrap(),
+            subnets: Subnets::new("10.80.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()).unwrap(),
+            host: HostNumber(host),
+        }
+    }
+
+    #[test]
+    fn what_still_runs_keeps_its_places_and_what_does_not_loses_them() {
+        let mut wanted = Wanted::default();
+        let desired = Endpoints::from([
+            (id(1), vec![place(7, 2)]),
+            (id(2), vec![place(8, 2), place(7, 3)]),
+        ]);
+        wanted.take(&desired, &BTreeSet::new());
+        assert_eq!(wanted.networks(), [vni(7), vni(8)].into());
+        assert_eq!(wanted.name(vni(7)), "network back (VNI 7)");
+        // Both are not wanted any more; one still runs.
+        wanted.take(&Endpoints::new(), &[id(2)].into());
+        assert_eq!((wanted.of(id(1)).len(), wanted.of(id(2)).len()), (0, 2));
+        assert_eq!(
+            wanted.lost(id(2), vni(7), &[HostNumber(3)].into()),
+            Some((1, HostNumber(3)))
+        );
+        assert_eq!(wanted.lost(id(2), vni(8), &[HostNumber(3)].into()), None);
+        wanted.take(&Endpoints::new(), &BTreeSet::new());
+        assert!(wanted.networks().is_empty());
+    }
+
+    #[test]
+    fn an_endpoint_is_here_or_elsewhere_and_unknown_is_not_nobody() {
+        let mut wanted = Wanted::default();
+        wanted.take(&Endpoints::from([(id(1), vec![place(7, 2)])]), &BTreeSet::new());
+        let at = Underlay {
+            address: [192, 0, 2, 1].into(),
+            mtu: 1500,
+            port: 4789,
+        };
+        let node = NodeId::from_bytes([9; 10]);
+        let known = Neighbours {
+            nodes: [(node, [192, 0, 2, 9].into())].into(),
+            networks: [(vni(7), [(HostNumber(2), node), (HostNumber(3), node)].into())].into(),
+        };
+        let overlay = wanted.overlay(vni(7), at, Some(&known)).unwrap();
+        assert_eq!(overlay.local, [HostNumber(2)].into());
+        assert_eq!(
+            overlay.remote,
+            Some([(HostNumber(3), [192, 0, 2, 9].into())].into())
+        );
+        assert_eq!(wanted.overlay(vni(7), at, None).unwrap().remote, None);
+        assert_eq!(wanted.overlay(vni(8), at, Some(&known)), None);
+    }
+}
