@@ -2,10 +2,10 @@
 
 use axum::extract::{Path, Query, State as Extract};
 use axum::http::StatusCode;
-use berth_common::api::{CreateNetwork, EndpointView, Listing, NetworkView};
+use berth_common::api::{CreateNetwork, Listing, NetworkView};
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{Name, clip};
-use berth_common::model::{DEFAULT_NETWORK, Subnets, TenantRecord, parse_cidr};
+use berth_common::id::{Name, TenantId, clip};
+use berth_common::model::{DEFAULT_NETWORK, NetworkError, Subnets, TenantRecord, Vni, parse_cidr};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -20,6 +20,9 @@ use crate::controllers::endpoints::make;
 
 /// Most networks of one tenant: each is a namespace, a bridge and a VXLAN device on every node that it touches.
 const MAX_NETWORKS: usize = 200;
+
+/// Most pairs of nodes that are told as apart.
+const MAX_PROBLEMS: usize = 50;
 
 /// Routes of this module.
 pub fn routes() -> OpenApiRouter<ApiState> {
@@ -79,26 +82,21 @@ fn view(state: &State, network: &Network, whole: bool) -> NetworkView {
         revision: record.revision,
     };
     if whole {
-        let held = state.endpoints_of(record.vni);
-        shown.containers = held
-            .filter_map(|(host, id)| {
-                let container = state.containers.get(&id)?;
-                let place = container
-                    .endpoints
-                    .iter()
-                    .find(|e| e.vni == record.vni && e.host == host)?;
-                views::endpoint(state, container, *place)
-            })
+        let on_it = state
+            .endpoints_of(record.vni)
+            .filter_map(|(_, id)| state.containers.get(&id));
+        let places = on_it.flat_map(|container| views::endpoints(state, container));
+        shown.containers = places.filter(|place| place.network == record.name).collect();
+        let pairs = nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(at, one)| nodes[at + 1..].iter().map(move |other| (one, other)));
+        shown.problems = pairs
+            .filter_map(|(one, other)| reach::apart(one, other))
+            .take(MAX_PROBLEMS)
             .collect();
-        for (at, one) in nodes.iter().enumerate() {
-            shown.problems.extend(
-                nodes[at + 1..]
-                    .iter()
-                    .filter_map(|other| reach::apart(one, other)),
-            );
-        }
+        // A node that nobody reaches says so once.
         shown.problems.dedup();
-        shown.problems.truncate(50);
     }
     shown
 }
@@ -134,11 +132,11 @@ async fn create(
     Extract(api): Extract<ApiState>,
     Json(body): Json<CreateNetwork>,
 ) -> Result<(StatusCode, Json<NetworkView>), ApiError> {
-    let bad = |error: berth_common::model::NetworkError| Problem::invalid(error.to_string()).field("/cidr");
+    let bad = |error: NetworkError| Problem::invalid(error.to_string()).field("/cidr");
     let wanted = body.cidr.as_deref().map(parse_cidr).transpose().map_err(bad)?;
     if let Some(v4) = wanted {
         // What follows from the tenant and the identifier is never at fault.
-        Subnets::new(v4, allocate::ula(scope.tenant.id, berth_common::model::Vni::MIN)).map_err(bad)?;
+        Subnets::new(v4, allocate::ula(scope.tenant.id, Vni::MIN)).map_err(bad)?;
     }
     let name = body.name.clone();
     let tenant = scope.tenant.clone();
@@ -251,7 +249,7 @@ async fn remove(
 ///
 /// # Errors
 /// Names the first that is missing.
-pub fn judge(state: &State, tenant: berth_common::id::TenantId, networks: &[Name]) -> Result<(), Problem> {
+pub fn judge(state: &State, tenant: TenantId, networks: &[Name]) -> Result<(), Problem> {
     let missing = |name: &&Name| name.as_str() != DEFAULT_NETWORK && state.network(tenant, name).is_none();
     match networks.iter().find(missing) {
         None => Ok(()),
@@ -259,11 +257,4 @@ pub fn judge(state: &State, tenant: berth_common::id::TenantId, networks: &[Name
             .field("/networks")
             .cure(format!("make it first: berth network create {name}"))),
     }
-}
-
-/// Addresses of a container, as lists show them.
-pub fn endpoints(state: &State, container: &berth_common::model::ContainerRecord) -> Vec<EndpointView> {
-    let held = container.endpoints.iter();
-    held.filter_map(|endpoint| views::endpoint(state, container, *endpoint))
-        .collect()
 }

@@ -3,7 +3,7 @@
 use berth_common::api::{ContainerView, EndpointView, NodeView, ServiceView, TokenView};
 use berth_common::id::{Name, NodeId, TenantId};
 use berth_common::model::{
-    ContainerRecord, Endpoint, NodeKind, NodeRecord, NodeState, Phase, ServiceRecord, TokenRecord,
+    ContainerRecord, NodeKind, NodeRecord, NodeState, Phase, ServiceRecord, TokenRecord,
 };
 
 use crate::cluster::{Cluster, State};
@@ -71,20 +71,18 @@ pub fn container_name(record: &ContainerRecord) -> String {
     format!("{}.{}", record.service_name, record.replica)
 }
 
-/// A container's place on a network; none where the network is gone.
-pub fn endpoint(state: &State, container: &ContainerRecord, endpoint: Endpoint) -> Option<EndpointView> {
-    let network = &state.networks.get(&endpoint.vni)?.record;
-    let subnets = &network.subnets;
-    Some(EndpointView {
+/// A container's addresses, its first network first.
+pub fn endpoints(state: &State, container: &ContainerRecord) -> Vec<EndpointView> {
+    let node = container.node.and_then(|id| state.nodes.get(&id));
+    let places = state.places(container).map(|(endpoint, network)| EndpointView {
         network: network.name.clone(),
         container: container_name(container),
-        node_name: container
-            .node
-            .and_then(|id| Some(state.nodes.get(&id)?.name.clone())),
-        ipv4: subnets.address(endpoint.host).to_string(),
-        ipv6: subnets.address6(endpoint.host).to_string(),
-        mac: subnets.mac(endpoint.host).to_string(),
-    })
+        node_name: node.map(|node| node.name.clone()),
+        ipv4: network.subnets.address(endpoint.host).to_string(),
+        ipv6: network.subnets.address6(endpoint.host).to_string(),
+        mac: network.subnets.mac(endpoint.host).to_string(),
+    });
+    places.collect()
 }
 
 /// A container with what its agent sees.
@@ -101,7 +99,7 @@ pub fn container(state: &State, cluster: &Cluster, record: &ContainerRecord) -> 
         observed,
         status,
         reason,
-        addresses: super::networks::endpoints(state, record),
+        addresses: endpoints(state, record),
         record: record.clone(),
     }
 }

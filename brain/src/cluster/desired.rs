@@ -6,21 +6,16 @@ use berth_common::protocol::{DesiredContainer, DesiredEndpoint, DesiredSet, Tena
 
 use super::State;
 
-/// A container's places, in the order in which its service names the networks.
 fn endpoints(state: &State, container: &ContainerRecord) -> Vec<DesiredEndpoint> {
-    let held = container.endpoints.iter().filter_map(|endpoint| {
-        let network = state.networks.get(&endpoint.vni)?;
-        Some(DesiredEndpoint {
+    let places = state
+        .places(container)
+        .map(|(endpoint, network)| DesiredEndpoint {
             vni: endpoint.vni,
-            network: network.record.name.clone(),
-            subnets: network.record.subnets,
+            network: network.name.clone(),
+            subnets: network.subnets,
             host: endpoint.host,
-        })
-    });
-    let mut held: Vec<_> = held.collect();
-    let place = |name| container.spec.networks.iter().position(|n| *n == name);
-    held.sort_by_key(|endpoint| place(endpoint.network.clone()));
-    held
+        });
+    places.collect()
 }
 
 /// The desired set of a node: its containers that are not being removed, and their tenants. Empty for an unknown node.

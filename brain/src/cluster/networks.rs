@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use berth_common::id::{ContainerId, Name, NodeId, TenantId};
-use berth_common::model::{ContainerRecord, HostNumber, NetworkRecord, NodeRecord, Vni};
+use berth_common::model::{ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, NodeRecord, Vni};
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +32,8 @@ pub const SITE: &str = "site";
 /// Where a node is, as far as networks are concerned: its owner if it is private, and its site.
 fn site(node: &NodeRecord) -> (Option<TenantId>, Option<&str>) {
     let owner = match node.kind {
-        berth_common::model::NodeKind::Private { tenant } => Some(tenant),
-        berth_common::model::NodeKind::Shared => None,
+        NodeKind::Private { tenant } => Some(tenant),
+        NodeKind::Shared => None,
     };
     (owner, node.labels.get(SITE).map(String::as_str))
 }
@@ -56,14 +56,13 @@ pub fn apart(a: &NodeRecord, b: &NodeRecord) -> Option<String> {
     if let Some(why) = reached(a).or_else(|| reached(b)) {
         return Some(why);
     }
-    let (of_a, of_b) = (a.facts.underlay, b.facts.underlay);
     if site(a) != site(b) {
         return Some(format!(
             "nodes {} and {} are at different sites, and traffic between sites is not encrypted yet",
             a.name, b.name
         ));
     }
-    match (of_a, of_b) {
+    match (a.facts.underlay, b.facts.underlay) {
         (Some(one), Some(other)) if one.port != other.port => Some(format!(
             "nodes {} and {} use different VXLAN ports, {} and {}",
             a.name, b.name, one.port, other.port
@@ -129,40 +128,71 @@ impl State {
     pub(super) fn index_endpoints(&mut self, container: &ContainerRecord, there: bool) {
         // One that is being removed is reachable until its node says that it is gone: what it does ends in order.
         let on = container.node;
-        for endpoint in &container.endpoints {
-            let mut held = self.endpoints.get(&endpoint.vni).cloned().unwrap_or_default();
-            let mut placed = self.placed.get(&endpoint.vni).cloned().unwrap_or_default();
-            let mut nodes = self.network_nodes.get(&endpoint.vni).cloned().unwrap_or_default();
+        for Endpoint { vni, host } in &container.endpoints {
             if there {
-                held.insert(endpoint.host, container.id);
+                self.endpoints
+                    .entry(*vni)
+                    .or_default()
+                    .insert(*host, container.id);
                 if let Some(node) = on {
-                    placed.insert(endpoint.host, node);
-                    *nodes.entry(node).or_insert(0) += 1;
+                    self.placed.entry(*vni).or_default().insert(*host, node);
+                    *self
+                        .network_nodes
+                        .entry(*vni)
+                        .or_default()
+                        .entry(node)
+                        .or_default() += 1;
                 }
-            } else if held.get(&endpoint.host) == Some(&container.id) {
-                held.remove(&endpoint.host);
-                if let Some(node) = on {
-                    placed.remove(&endpoint.host);
-                    let left = nodes.get(&node).map_or(0, |count| count.saturating_sub(1));
-                    if left == 0 {
-                        nodes.remove(&node);
-                    } else {
-                        nodes.insert(node, left);
-                    }
+                continue;
+            }
+            // Its successor may have it already.
+            let held = self.endpoints.get(vni).and_then(|held| held.get(host));
+            if held != Some(&container.id) {
+                continue;
+            }
+            take(&mut self.endpoints, *vni, host);
+            if let Some(node) = on {
+                take(&mut self.placed, *vni, host);
+                let count = self
+                    .network_nodes
+                    .get_mut(vni)
+                    .and_then(|nodes| nodes.get_mut(&node));
+                let left = count.map_or(0, |count| {
+                    *count -= 1;
+                    *count
+                });
+                if left == 0 {
+                    take(&mut self.network_nodes, *vni, &node);
                 }
             }
-            put(&mut self.endpoints, endpoint.vni, held, OrdMap::is_empty);
-            put(&mut self.placed, endpoint.vni, placed, OrdMap::is_empty);
-            put(&mut self.network_nodes, endpoint.vni, nodes, OrdMap::is_empty);
         }
+    }
+
+    /// A container's places with their networks, in the order in which its service names them.
+    pub fn places<'a>(
+        &'a self,
+        container: &'a ContainerRecord,
+    ) -> impl Iterator<Item = (Endpoint, &'a NetworkRecord)> {
+        let named = container
+            .spec
+            .networks
+            .iter()
+            .filter_map(|name| self.network(container.tenant, name));
+        named.filter_map(|network| {
+            let mut held = container.endpoints.iter();
+            let endpoint = held.find(|endpoint| endpoint.vni == network.record.vni)?;
+            Some((*endpoint, &network.record))
+        })
     }
 }
 
-fn put<V: Clone>(map: &mut OrdMap<Vni, V>, key: Vni, value: V, empty: impl Fn(&V) -> bool) {
-    if empty(&value) {
-        map.remove(&key);
-    } else {
-        map.insert(key, value);
+/// Takes one entry out of a map of maps, with the inner map when it was the last.
+fn take<K: Ord + Clone, V: Clone>(maps: &mut OrdMap<Vni, OrdMap<K, V>>, vni: Vni, key: &K) {
+    if let Some(map) = maps.get_mut(&vni) {
+        map.remove(key);
+        if map.is_empty() {
+            maps.remove(&vni);
+        }
     }
 }
 
@@ -196,11 +226,8 @@ pub fn concerned(changes: &[Change], before: &State, after: &State) -> BTreeSet<
             _ => {}
         }
     }
-    let nodes = |state: &State| -> Vec<NodeId> {
-        networks
-            .iter()
-            .flat_map(|vni| state.nodes_on(*vni).collect::<Vec<_>>())
-            .collect()
-    };
-    nodes(before).into_iter().chain(nodes(after)).collect()
+    let both = networks
+        .iter()
+        .flat_map(|vni| before.nodes_on(*vni).chain(after.nodes_on(*vni)));
+    both.collect()
 }

@@ -102,8 +102,7 @@ impl Dirty {
                     self.services.extend(missing.map(|c| c.service));
                 }
             }
-            // Numbers may have come free.
-            Change::DeleteNetwork(_) => self.freed = true,
+            // Whoever waits for one of this name; numbers come free with their containers.
             Change::PutNetwork(network) => {
                 self.freed |= !before.networks.contains_key(&network.record.vni);
             }
@@ -117,6 +116,7 @@ impl Dirty {
             | Change::DeleteRegistry(..)
             | Change::PutImage(_)
             | Change::DeleteImage(..)
+            | Change::DeleteNetwork(_)
             | Change::RunningSince(..) => {}
         }
     }

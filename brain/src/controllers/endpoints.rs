@@ -2,6 +2,7 @@
 //!
 //! What is chosen goes into the same plan as what it is for, so nothing is given twice and nothing leaks, whenever the brain dies.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{Name, TenantId};
@@ -33,6 +34,35 @@ pub(super) struct Networks {
     changed: BTreeMap<Vni, Network>,
     made: BTreeMap<(TenantId, Name), Vni>,
     given: BTreeSet<(Vni, HostNumber)>,
+}
+
+impl Networks {
+    fn number(&mut self, state: &State, vni: Vni, now: UnixMillis) -> Result<HostNumber, NoPlace> {
+        let network = changed(&mut self.changed, state, vni).ok_or_else(|| NoPlace {
+            why: format!("network {vni} is gone"),
+            again_ms: None,
+        })?;
+        let (given, held) = (&self.given, state.endpoints.get(&vni));
+        let taken = |host| given.contains(&(vni, host)) || held.is_some_and(|held| held.contains_key(&host));
+        let host = network.hosts.take(network.record.subnets.hosts(), taken, now);
+        let host = host.map_err(|full| NoPlace {
+            why: format!("network {}: {full}", network.record.name),
+            again_ms: match full {
+                allocate::Full::Resting { seconds, .. } => Some(seconds * 1_000),
+                allocate::Full::InUse(_) => None,
+            },
+        })?;
+        self.given.insert((vni, host));
+        Ok(host)
+    }
+}
+
+/// A network as the plan has it so far, to be changed.
+fn changed<'a>(all: &'a mut BTreeMap<Vni, Network>, state: &State, vni: Vni) -> Option<&'a mut Network> {
+    match all.entry(vni) {
+        Entry::Occupied(held) => Some(held.into_mut()),
+        Entry::Vacant(free) => Some(free.insert((**state.networks.get(&vni)?).clone())),
+    }
 }
 
 /// A new network of a tenant, with addresses that none of its others has.
@@ -87,7 +117,7 @@ impl Context<'_, '_> {
         }
         let mut new = Vec::new();
         for vni in wanted.iter().filter(|vni| !held.contains(vni)) {
-            match self.number(*vni) {
+            match self.networks.number(self.state, *vni, self.input.now.wall) {
                 Ok(host) => new.push(Endpoint { vni: *vni, host }),
                 Err(no) => {
                     for endpoint in new {
@@ -105,14 +135,6 @@ impl Context<'_, '_> {
         }
         container.endpoints = kept.into_iter().chain(new).collect();
         Ok(())
-    }
-
-    /// Whether a container has all its places.
-    pub(super) fn addressed(&self, container: &ContainerRecord) -> bool {
-        let named = |endpoint: &Endpoint| self.state.networks.get(&endpoint.vni).map(|n| &n.record.name);
-        let held: BTreeSet<_> = container.endpoints.iter().filter_map(named).collect();
-        held.len() == container.spec.networks.len()
-            && container.spec.networks.iter().all(|name| held.contains(name))
     }
 
     /// A network by name; the default one is made if it is not there.
@@ -144,47 +166,11 @@ impl Context<'_, '_> {
         Ok(vni)
     }
 
-    fn changed(&mut self, vni: Vni) -> Option<&mut Network> {
-        if !self.networks.changed.contains_key(&vni) {
-            let network = (**self.state.networks.get(&vni)?).clone();
-            self.networks.changed.insert(vni, network);
-        }
-        self.networks.changed.get_mut(&vni)
-    }
-
-    fn number(&mut self, vni: Vni) -> Result<HostNumber, NoPlace> {
-        let (now, state) = (self.input.now.wall, self.state);
-        let given = std::mem::take(&mut self.networks.given);
-        let held = state.endpoints.get(&vni);
-        let taken = |host: HostNumber| {
-            given.contains(&(vni, host)) || held.is_some_and(|held| held.contains_key(&host))
-        };
-        let number = self.changed(vni).map(|network| {
-            let range = network.record.subnets.hosts();
-            let number = network.hosts.take(range, taken, now);
-            number.map_err(|full| NoPlace {
-                why: format!("network {}: {full}", network.record.name),
-                again_ms: match full {
-                    allocate::Full::Resting { seconds, .. } => Some(seconds * 1_000),
-                    allocate::Full::InUse(_) => None,
-                },
-            })
-        });
-        self.networks.given = given;
-        let gone = || NoPlace {
-            why: format!("network {vni} is gone"),
-            again_ms: None,
-        };
-        let host = number.ok_or_else(gone)??;
-        self.networks.given.insert((vni, host));
-        Ok(host)
-    }
-
     /// Gives a place back; it rests before anybody gets it.
     pub(super) fn give_back(&mut self, endpoint: Endpoint) {
         let now = self.input.now.wall;
         self.networks.given.remove(&(endpoint.vni, endpoint.host));
-        if let Some(network) = self.changed(endpoint.vni) {
+        if let Some(network) = changed(&mut self.networks.changed, self.state, endpoint.vni) {
             network.hosts.give_back(endpoint.host, now);
         }
     }

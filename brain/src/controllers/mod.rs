@@ -9,6 +9,7 @@ mod dirty;
 pub mod endpoints;
 pub mod nodes;
 mod rollout;
+mod seating;
 pub mod services;
 pub mod view;
 

@@ -147,3 +147,36 @@ fn r9_a_network_that_is_not_there_is_told_and_found_when_it_comes() {
     w.run(20);
     assert_eq!(places(&w, 1)[0].1.len(), 2, "{:?}", waits(&w, 1));
 }
+
+#[test]
+fn r9_what_an_older_brain_started_is_connected_while_it_runs_or_says_why_not() {
+    let mut w = world(2, 8);
+    network(&mut w, "back", "10.9.0.0/29");
+    put(&mut w, 1, "web", 0, 1);
+    edit(&mut w, 1, |s| {
+        s.spec.networks = names(&["back"]);
+        s.spec.replicas = 1;
+    });
+    w.run(20);
+    let forget = |w: &mut World, more: Vec<Change>| {
+        let mut one = (**w.state.containers_of(service_id(1)).next().unwrap()).clone();
+        one.endpoints.clear();
+        let id = one.id;
+        w.commit([vec![Change::PutContainer(one)], more].concat());
+        (*w.state.containers[&id]).clone()
+    };
+    let one = forget(&mut w, vec![]);
+    assert_eq!((one.endpoints.len(), &one.waiting), (1, &None));
+    let vni = one.endpoints[0].vni;
+    let one = forget(&mut w, vec![Change::DeleteNetwork(vni)]);
+    let why = one.waiting.unwrap_or_default();
+    assert!(
+        one.node.is_some() && why.contains("berth network create back"),
+        "{why}"
+    );
+    assert!(w.events.iter().any(|e| e.kind == "waiting" && e.text == why));
+    let told = w.events.len();
+    w.run(20);
+    edit(&mut w, 1, |s| s.spec.labels = [("a".into(), "b".into())].into());
+    assert_eq!(w.events.len(), told, "told once");
+}

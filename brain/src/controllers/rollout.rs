@@ -7,7 +7,8 @@ use berth_common::id::{ServiceId, TenantId};
 use berth_common::model::{ContainerRecord, ContainerSpec, Phase, RunState, UpdateOrder};
 
 use super::context::{complete, label};
-use super::services::{Live, New, Pass};
+use super::seating::New;
+use super::services::{Live, Pass};
 use crate::cluster::{Change, State};
 use crate::scheduler::Request;
 

@@ -7,21 +7,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use berth_common::id::{ContainerId, NodeId, ServiceId};
-use berth_common::model::{
-    ContainerRecord, ContainerSpec, Endpoint, Phase, RunState, ServiceRecord, UpdateOrder,
-};
+use berth_common::id::{ContainerId, ServiceId};
+use berth_common::model::{ContainerRecord, ContainerSpec, Phase, RunState, ServiceRecord};
 
-use super::context::{Context, ended, failing, label};
-use super::endpoints::NoPlace;
+use super::context::{Context, ended, failing};
 use super::rollout;
-use crate::cluster::Change;
+use super::seating::remove;
 use crate::scheduler::{Refusal, Search};
 
 /// A container with what this plan makes of it.
 pub(super) struct Live {
     pub record: ContainerRecord,
-    original: Option<Arc<ContainerRecord>>,
+    pub original: Option<Arc<ContainerRecord>>,
 }
 
 /// One replica's place.
@@ -31,28 +28,15 @@ struct Slot {
     next: Option<Live>,
 }
 
-/// What is particular about a new container.
-#[derive(Default)]
-pub(super) struct New {
-    pub replica: u32,
-    pub replaces: Option<ContainerId>,
-    pub node: Option<NodeId>,
-    pub waiting: Option<String>,
-    /// What the service says, or, for one that only moves, what was said to the one before.
-    pub run: RunState,
-    /// Places on networks that it takes over.
-    pub endpoints: Vec<Endpoint>,
-}
-
 /// The planning of one service.
 pub(super) struct Pass<'p, 'a, 'n> {
     pub cx: &'p mut Context<'a, 'n>,
     pub service: &'a ServiceRecord,
     pub want: ContainerSpec,
-    search: Option<Search>,
+    pub search: Option<Search>,
     /// The first refusal of this pass: equal containers find no room either.
-    refused: Option<Box<Refusal>>,
-    told_waiting: bool,
+    pub refused: Option<Box<Refusal>>,
+    pub told_waiting: bool,
 }
 
 /// Plans one service, or what is left of one.
@@ -93,19 +77,6 @@ pub(super) fn plan_service(cx: &mut Context<'_, '_>, id: ServiceId) {
         told_waiting: false,
     }
     .run(live);
-}
-
-fn remove(cx: &mut Context<'_, '_>, container: &ContainerRecord) {
-    if container.node.is_none() {
-        cx.delete(container);
-    } else {
-        let record = ContainerRecord {
-            removing: true,
-            waiting: None,
-            ..container.clone()
-        };
-        cx.plan.changes.push(Change::PutContainer(record));
-    }
 }
 
 impl<'a> Pass<'_, 'a, '_> {
@@ -298,205 +269,5 @@ impl<'a> Pass<'_, 'a, '_> {
         one.record
             .node
             .map_or_else(String::new, |node| self.cx.node_name(node))
-    }
-
-    /// Seats a container that has no node, or says why not.
-    fn seat(&mut self, one: &mut Live) {
-        let predecessor = one
-            .record
-            .replaces
-            .and_then(|old| self.cx.state.containers.get(&old))
-            .filter(|old| {
-                old.removing
-                    && !self.cx.deleted.contains(&old.id)
-                    && old.node.is_some_and(|node| !self.cx.lost(node))
-            });
-        let before = predecessor.map(|old| {
-            (
-                label(old),
-                old.node.map_or_else(String::new, |n| self.cx.node_name(n)),
-            )
-        });
-        if let Some((name, node)) = &before
-            && self.service.spec.update.order == UpdateOrder::StopFirst
-        {
-            one.record.waiting = Some(format!(
-                "waits until {name} on {node} has stopped, which it replaces"
-            ));
-            return;
-        }
-        match self.place() {
-            Ok(node) => {
-                if let Err(no) = self.cx.address(&mut one.record) {
-                    let waiting = self.no_place(no);
-                    self.tell_waiting(one.record.waiting.as_deref(), &waiting);
-                    one.record.waiting = Some(waiting);
-                    return;
-                }
-                one.record.node = Some(node);
-                one.record.waiting = None;
-                let text = format!("placed on {}", self.cx.node_name(node));
-                self.cx.container_event("placed", &one.record, text);
-            }
-            Err(refusal) => {
-                let waiting = match before {
-                    None => refusal.to_string(),
-                    Some((name, node)) => format!("{refusal}; {name} on {node} is still stopping"),
-                };
-                self.tell_waiting(one.record.waiting.as_deref(), &waiting);
-                one.record.waiting = Some(waiting);
-            }
-        }
-    }
-
-    /// Why a container has no place on a network, and to be looked at again when it may have.
-    fn no_place(&mut self, no: NoPlace) -> String {
-        if let Some(ms) = no.again_ms {
-            self.cx.recheck(self.service.id, self.cx.input.now.mono_ms + ms);
-        }
-        no.why
-    }
-
-    fn tell_waiting(&mut self, old: Option<&str>, new: &str) {
-        if !self.told_waiting && old != Some(new) {
-            self.told_waiting = true;
-            let subject = format!("service {}", self.service.spec.name);
-            self.cx
-                .event("waiting", Some(self.service.tenant), subject, new.to_owned());
-        }
-    }
-
-    /// A new container, placed at once where that is possible and `now` allows.
-    pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
-        let placed = if now {
-            self.place()
-        } else {
-            let waiting = "waits until the container it replaces has stopped".to_owned();
-            return self.add(New {
-                replica,
-                replaces,
-                waiting: Some(waiting),
-                run: self.service.run,
-                ..New::default()
-            });
-        };
-        let (node, waiting) = match placed {
-            Ok(node) => (Some(node), None),
-            Err(refusal) => {
-                let waiting = refusal.to_string();
-                self.tell_waiting(None, &waiting);
-                (None, Some(waiting))
-            }
-        };
-        self.add(New {
-            replica,
-            replaces,
-            node,
-            waiting,
-            run: self.service.run,
-            ..New::default()
-        });
-    }
-
-    /// A new container.
-    pub fn add(&mut self, new: New) {
-        let New {
-            replica,
-            replaces,
-            node,
-            waiting,
-            run,
-            endpoints,
-        } = new;
-        let mut record = ContainerRecord {
-            id: self.cx.fresh_id(),
-            tenant: self.service.tenant,
-            service: self.service.id,
-            service_name: self.service.spec.name.clone(),
-            replica,
-            node,
-            waiting,
-            spec: self.want.clone(),
-            service_generation: self.service.generation,
-            run,
-            restarts_asked: self.service.restarts_asked,
-            removing: false,
-            replaces,
-            endpoints,
-            created_at: self.cx.input.now.wall,
-            revision: Default::default(),
-        };
-        if record.node.is_some()
-            && let Err(no) = self.cx.address(&mut record)
-        {
-            let waiting = self.no_place(no);
-            self.tell_waiting(None, &waiting);
-            (record.node, record.waiting) = (None, Some(waiting));
-        }
-        if let Some(node) = record.node {
-            let text = format!("placed on {}", self.cx.node_name(node));
-            self.cx.container_event("placed", &record, text);
-        }
-        self.cx.plan.changes.push(Change::PutContainer(record));
-    }
-
-    pub fn place(&mut self) -> Result<NodeId, Box<Refusal>> {
-        if let Some(refusal) = &self.refused {
-            return Err(refusal.clone());
-        }
-        self.prepare();
-        let search = self.search.as_mut().expect("prepared just before");
-        let placed = search.place(self.cx.view());
-        if let Err(refusal) = &placed {
-            self.refused = Some(refusal.clone());
-        }
-        placed
-    }
-
-    /// Whether the successor would find room once `current` is gone, on its node or already elsewhere.
-    pub fn room_after(&mut self, current: &Live) -> bool {
-        self.prepare();
-        let search = self.search.as_ref().expect("prepared just before");
-        let view = self.cx.view();
-        let there = current
-            .record
-            .node
-            .is_some_and(|node| search.fits_after(view, node, current.record.spec.reservation));
-        there || search.possible(view).is_ok()
-    }
-
-    fn prepare(&mut self) {
-        if self.search.is_none() {
-            let request = rollout::request(self.cx.state, self.service.id, self.service.tenant, &self.want);
-            self.search = Some(Search::new(self.cx.view(), &request));
-        }
-    }
-
-    pub fn remove(&mut self, one: Live) {
-        // What was passed on to it no longer matters: it goes as it was.
-        let record = one.original.as_deref().unwrap_or(&one.record);
-        remove(self.cx, record);
-    }
-
-    /// Removes a container for another that takes over its places on networks, and gives these.
-    pub fn remove_for_successor(&mut self, one: Live) -> Vec<Endpoint> {
-        let mut record = one.original.as_deref().unwrap_or(&one.record).clone();
-        let endpoints = std::mem::take(&mut record.endpoints);
-        remove(self.cx, &record);
-        endpoints
-    }
-
-    pub fn keep(&mut self, mut one: Live) {
-        // Of a brain that knew no networks yet.
-        if one.record.node.is_some()
-            && !self.cx.addressed(&one.record)
-            && let Err(no) = self.cx.address(&mut one.record)
-        {
-            let why = self.no_place(no);
-            self.tell_waiting(Some(&why), &why);
-        }
-        if one.original.as_deref() != Some(&one.record) {
-            self.cx.plan.changes.push(Change::PutContainer(one.record));
-        }
     }
 }

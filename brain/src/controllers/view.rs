@@ -132,7 +132,11 @@ pub fn container_status(
         Phase::Pending => say("pending", seen.reason.clone()),
         Phase::Pulling => say("pulling", seen.reason.clone()),
         Phase::Creating => say("creating", seen.reason.clone()),
-        Phase::Running => say("running", seen.reason.clone()),
+        // One that runs without one of its networks.
+        Phase::Running => say(
+            "running",
+            seen.reason.clone().or_else(|| container.waiting.clone()),
+        ),
         Phase::Stopping => say("stopping", seen.reason.clone()),
         Phase::Backoff => say("backoff", Some(failure(seen))),
         Phase::Exited if container.run == RunState::Stopped => say("stopped", seen.reason.clone()),

@@ -114,7 +114,7 @@ pub struct ContainerRecord {
     pub replica: u32,
     /// Where it runs; none while it waits for a node. Never changes once set.
     pub node: Option<NodeId>,
-    /// Why it waits, per cause, when it has no node (R9).
+    /// Why it waits, per cause, when it has no node, or runs without one of its networks (R9).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
     /// What it is made from.

@@ -1,0 +1,232 @@
+//! Making, seating and removing a service's containers: each step changes at most one record, with its places on networks.
+
+use berth_common::id::{ContainerId, NodeId};
+use berth_common::model::{ContainerRecord, Endpoint, RunState, UpdateOrder};
+
+use super::context::{Context, label};
+use super::rollout;
+use super::services::{Live, Pass};
+use crate::cluster::Change;
+use crate::scheduler::{Refusal, Search};
+
+/// What is particular about a new container.
+#[derive(Default)]
+pub(super) struct New {
+    pub replica: u32,
+    pub replaces: Option<ContainerId>,
+    pub node: Option<NodeId>,
+    pub waiting: Option<String>,
+    /// What the service says, or, for one that only moves, what was said to the one before.
+    pub run: RunState,
+    /// Places on networks that it takes over.
+    pub endpoints: Vec<Endpoint>,
+}
+
+pub(super) fn remove(cx: &mut Context<'_, '_>, container: &ContainerRecord) {
+    if container.node.is_none() {
+        cx.delete(container);
+    } else {
+        let record = ContainerRecord {
+            removing: true,
+            waiting: None,
+            ..container.clone()
+        };
+        cx.plan.changes.push(Change::PutContainer(record));
+    }
+}
+
+impl Pass<'_, '_, '_> {
+    /// Seats a container that has no node, or says why not.
+    pub fn seat(&mut self, one: &mut Live) {
+        let predecessor = one
+            .record
+            .replaces
+            .and_then(|old| self.cx.state.containers.get(&old))
+            .filter(|old| {
+                old.removing
+                    && !self.cx.deleted.contains(&old.id)
+                    && old.node.is_some_and(|node| !self.cx.lost(node))
+            });
+        let before = predecessor.map(|old| {
+            (
+                label(old),
+                old.node.map_or_else(String::new, |n| self.cx.node_name(n)),
+            )
+        });
+        if let Some((name, node)) = &before
+            && self.service.spec.update.order == UpdateOrder::StopFirst
+        {
+            one.record.waiting = Some(format!(
+                "waits until {name} on {node} has stopped, which it replaces"
+            ));
+            return;
+        }
+        match self.place() {
+            Ok(node) => {
+                if !self.connect(&mut one.record) {
+                    return;
+                }
+                one.record.node = Some(node);
+                let text = format!("placed on {}", self.cx.node_name(node));
+                self.cx.container_event("placed", &one.record, text);
+            }
+            Err(refusal) => {
+                let waiting = match before {
+                    None => refusal.to_string(),
+                    Some((name, node)) => format!("{refusal}; {name} on {node} is still stopping"),
+                };
+                self.tell_waiting(one.record.waiting.as_deref(), &waiting);
+                one.record.waiting = Some(waiting);
+            }
+        }
+    }
+
+    /// Gives a container its places on networks, or says why not and looks again when it may be otherwise.
+    fn connect(&mut self, container: &mut ContainerRecord) -> bool {
+        let Err(no) = self.cx.address(container) else {
+            container.waiting = None;
+            return true;
+        };
+        if let Some(ms) = no.again_ms {
+            self.cx.recheck(self.service.id, self.cx.input.now.mono_ms + ms);
+        }
+        self.tell_waiting(container.waiting.as_deref(), &no.why);
+        container.waiting = Some(no.why);
+        false
+    }
+
+    fn tell_waiting(&mut self, old: Option<&str>, new: &str) {
+        if !self.told_waiting && old != Some(new) {
+            self.told_waiting = true;
+            let subject = format!("service {}", self.service.spec.name);
+            self.cx
+                .event("waiting", Some(self.service.tenant), subject, new.to_owned());
+        }
+    }
+
+    /// A new container, placed at once where that is possible and `now` allows.
+    pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
+        let placed = if now {
+            self.place()
+        } else {
+            let waiting = "waits until the container it replaces has stopped".to_owned();
+            return self.add(New {
+                replica,
+                replaces,
+                waiting: Some(waiting),
+                run: self.service.run,
+                ..New::default()
+            });
+        };
+        let (node, waiting) = match placed {
+            Ok(node) => (Some(node), None),
+            Err(refusal) => {
+                let waiting = refusal.to_string();
+                self.tell_waiting(None, &waiting);
+                (None, Some(waiting))
+            }
+        };
+        self.add(New {
+            replica,
+            replaces,
+            node,
+            waiting,
+            run: self.service.run,
+            ..New::default()
+        });
+    }
+
+    /// A new container.
+    pub fn add(&mut self, new: New) {
+        let New {
+            replica,
+            replaces,
+            node,
+            waiting,
+            run,
+            endpoints,
+        } = new;
+        let mut record = ContainerRecord {
+            id: self.cx.fresh_id(),
+            tenant: self.service.tenant,
+            service: self.service.id,
+            service_name: self.service.spec.name.clone(),
+            replica,
+            node,
+            waiting,
+            spec: self.want.clone(),
+            service_generation: self.service.generation,
+            run,
+            restarts_asked: self.service.restarts_asked,
+            removing: false,
+            replaces,
+            endpoints,
+            created_at: self.cx.input.now.wall,
+            revision: Default::default(),
+        };
+        if record.node.is_some() && !self.connect(&mut record) {
+            record.node = None;
+        }
+        if let Some(node) = record.node {
+            let text = format!("placed on {}", self.cx.node_name(node));
+            self.cx.container_event("placed", &record, text);
+        }
+        self.cx.plan.changes.push(Change::PutContainer(record));
+    }
+
+    pub fn place(&mut self) -> Result<NodeId, Box<Refusal>> {
+        if let Some(refusal) = &self.refused {
+            return Err(refusal.clone());
+        }
+        self.prepare();
+        let search = self.search.as_mut().expect("prepared just before");
+        let placed = search.place(self.cx.view());
+        if let Err(refusal) = &placed {
+            self.refused = Some(refusal.clone());
+        }
+        placed
+    }
+
+    /// Whether the successor would find room once `current` is gone, on its node or already elsewhere.
+    pub fn room_after(&mut self, current: &Live) -> bool {
+        self.prepare();
+        let search = self.search.as_ref().expect("prepared just before");
+        let view = self.cx.view();
+        let there = current
+            .record
+            .node
+            .is_some_and(|node| search.fits_after(view, node, current.record.spec.reservation));
+        there || search.possible(view).is_ok()
+    }
+
+    fn prepare(&mut self) {
+        if self.search.is_none() {
+            let request = rollout::request(self.cx.state, self.service.id, self.service.tenant, &self.want);
+            self.search = Some(Search::new(self.cx.view(), &request));
+        }
+    }
+
+    pub fn remove(&mut self, one: Live) {
+        // What was passed on to it no longer matters: it goes as it was.
+        let record = one.original.as_deref().unwrap_or(&one.record);
+        remove(self.cx, record);
+    }
+
+    /// Removes a container for another that takes over its places on networks, and gives these.
+    pub fn remove_for_successor(&mut self, one: Live) -> Vec<Endpoint> {
+        let mut record = one.original.as_deref().unwrap_or(&one.record).clone();
+        let endpoints = std::mem::take(&mut record.endpoints);
+        remove(self.cx, &record);
+        endpoints
+    }
+
+    pub fn keep(&mut self, mut one: Live) {
+        // One of a brain that knew no networks yet gets its places while it runs; where it can't, it runs on without and says so.
+        if one.record.node.is_some() {
+            self.connect(&mut one.record);
+        }
+        if one.original.as_deref() != Some(&one.record) {
+            self.cx.plan.changes.push(Change::PutContainer(one.record));
+        }
+    }
+}
