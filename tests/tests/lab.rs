@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_tests::lab::{Lab, Quality};
+use berth_tests::lab::{Lab, PATIENCE, Quality};
 
 #[test]
 fn machines_are_real_hosts_apart_from_each_other() {
@@ -54,12 +54,9 @@ fn machines_are_real_hosts_apart_from_each_other() {
     assert!(slow.parse::<f64>().is_ok_and(|ms| ms >= 100.0), "{slow} ms");
     one.netem("");
     one.carrier(false);
-    one.eventually(
-        "test $(cat /sys/class/net/eth0/carrier) = 0",
-        Duration::from_secs(10),
-    );
+    one.eventually("test $(cat /sys/class/net/eth0/carrier) = 0", PATIENCE);
     one.carrier(true);
-    one.eventually("ping -c 1 -W 1 host2", Duration::from_secs(10));
+    one.eventually("ping -c 1 -W 1 host2", PATIENCE);
 }
 
 #[test]
@@ -100,8 +97,5 @@ fn power_cuts_keep_what_was_synced_and_clocks_do_what_they_are_told() {
     );
     assert_eq!(host.ok("cat /root/synced; hostname"), "synced\nhost1");
     assert_ne!(host.sh("cat /root/lost").0, 0, "what was not synced is gone");
-    host.eventually(
-        "ip -4 -br addr show eth0 | grep -q 10.77.0.11/24",
-        Duration::from_secs(20),
-    );
+    host.eventually("ip -4 -br addr show eth0 | grep -q 10.77.0.11/24", PATIENCE);
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use berth_tests::lab::Machine;
 use berth_tests::lab::cluster::{Cluster, pids};
+use berth_tests::lab::{Machine, PATIENCE};
 use berth_tests::operator::Operator as _;
 
-const SOON: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(300);
 
 fn programs(host: &Machine) -> usize {
     host.ok("ps axo args= | grep -c '^sh -c trap' || true")
@@ -123,7 +123,7 @@ fn meddling_with_a_host_is_repaired_or_reported() {
         host.push(&newer.join(program), &format!("/usr/bin/{program}"), 0o755);
     }
     host.ok("systemctl restart containerd");
-    let told = berth_tests::lab::eventually(Duration::from_secs(100), || {
+    let told = berth_tests::lab::eventually(PATIENCE, || {
         let node = c.json(&["node", "inspect", "host1"]);
         node["facts"]["runtime"]
             .as_str()

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use berth_tests::lab::cluster::{Cluster, pids};
-use berth_tests::lab::{Content, Debian, Machine, Template};
+use berth_tests::lab::{Content, Debian, Machine, PATIENCE, Template};
 use berth_tests::operator::Operator as _;
 
-const INSTALL: Duration = Duration::from_secs(180);
+const INSTALL: Duration = Duration::from_secs(500);
 
 /// What a host is made of. Caches, logs and the package manager's own books may differ.
 fn inventory(host: &Machine) -> String {
@@ -21,7 +21,7 @@ fn inventory(host: &Machine) -> String {
         echo == groups; find /sys/fs/cgroup -type d -name 'berth*'
         echo == units; systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}' | grep -v -e '^run-' -e '\\.mount'
         echo == programs; ps axo comm= | grep -e berth -e containerd | sort",
-        Duration::from_secs(60),
+        PATIENCE,
     )
 }
 

@@ -1,9 +1,7 @@
 //! Limits on cgroup v2 under systemd, by what they do rather than by what is written.
 
-use std::time::Duration;
-
-use berth_tests::lab::Machine;
 use berth_tests::lab::cluster::{Cluster, pids};
+use berth_tests::lab::{Machine, PATIENCE};
 use berth_tests::operator::Operator as _;
 
 const NODE: &str = "/sys/fs/cgroup/berth.slice/berth-containers.service/node";
@@ -28,9 +26,7 @@ fn run(c: &Cluster, name: &str, options: &[&str], script: &str) -> String {
 }
 
 fn running(c: &Cluster, name: &str) -> String {
-    let found = c.wait_for(Duration::from_secs(60), |all| {
-        all.iter().any(|x| x["service_name"] == name)
-    });
+    let found = c.wait_for(PATIENCE, |all| all.iter().any(|x| x["service_name"] == name));
     let all = found.unwrap_or_else(|why| panic!("{name}: {why}"));
     let its = all.iter().find(|x| x["service_name"] == name).expect("found");
     its["id"].as_str().expect("id").to_owned()
@@ -95,10 +91,7 @@ fn cpu_limits(c: &Cluster, host: &Machine) {
     // Live: the same process gets more.
     let before = pids(&c.running());
     c.berth(&["service", "update", "quota", "--cpus", "0.6"]);
-    host.eventually(
-        &format!("grep -q '^60000 ' {NODE}/*/{quota}/cpu.max"),
-        Duration::from_secs(20),
-    );
+    host.eventually(&format!("grep -q '^60000 ' {NODE}/*/{quota}/cpu.max"), PATIENCE);
     let used = cpu(host, &[&quota], 6)[0] / 6e6;
     assert!((0.42..0.7).contains(&used), "{used} of 0.6 cores");
     assert_eq!(pids(&c.running()), before, "no restart");
@@ -123,7 +116,7 @@ fn cpu_limits(c: &Cluster, host: &Machine) {
         "shares of 1 to 4 came out as 1 to {ratio}"
     );
     // Waiting for CPU is pressure, and usage tells whose.
-    let pressed = berth_tests::lab::eventually(Duration::from_secs(30), || {
+    let pressed = berth_tests::lab::eventually(PATIENCE, || {
         let top = c.json(&["top", "--once"]);
         let containers = top["containers"].as_array()?.clone();
         let light = containers.iter().find(|x| x["name"] == "light.1")?;
@@ -141,7 +134,7 @@ fn memory_limits(c: &Cluster, host: &Machine) {
     let high = run(c, "high", &["--memory", "160MiB", "--memory-high", "40MiB"], grow);
     host.eventually(
         &format!("awk '$1==\"high\" && $2>0 {{ok=1}} END {{exit !ok}}' {NODE}/*/{high}/memory.events"),
-        Duration::from_secs(40),
+        PATIENCE,
     );
     let events = file(host, &high, "memory.events");
     let current: u64 = file(host, &high, "memory.current").trim().parse().expect("bytes");
@@ -151,7 +144,7 @@ fn memory_limits(c: &Cluster, host: &Machine) {
     // Over the limit: one OOM kill, the container ends and says why; the host does not notice.
     let args = ["--memory", "48MiB", "--restart", "never"];
     run(c, "hungry", &args, "sleep 4; exec tail /dev/zero");
-    let said = berth_tests::lab::eventually(Duration::from_secs(60), || {
+    let said = berth_tests::lab::eventually(PATIENCE, || {
         let ps = c.berth(&["ps", "hungry"]);
         ps.contains("out of memory").then_some(ps)
     });
@@ -175,7 +168,7 @@ fn pids_and_io(c: &Cluster, host: &Machine) {
     );
     host.eventually(
         &format!("awk '$1==\"max\" && $2>0 {{ok=1}} END {{exit !ok}}' {NODE}/*/{bomb}/pids.events"),
-        Duration::from_secs(40),
+        PATIENCE,
     );
     let peak: u64 = host
         .ok(&format!("cat {NODE}/*/{bomb}/pids.current"))
@@ -200,10 +193,7 @@ fn pids_and_io(c: &Cluster, host: &Machine) {
         // uptime, idle, bytes, twice
         (numbers[5] - numbers[2]) / (numbers[3] - numbers[0])
     };
-    host.eventually(
-        &format!("test -n \"$(cat {NODE}/*/{writer}/io.stat)\""),
-        Duration::from_secs(30),
-    );
+    host.eventually(&format!("test -n \"$(cat {NODE}/*/{writer}/io.stat)\""), PATIENCE);
     let limited = rate(12);
     assert!(
         (1.0e6..5.5e6).contains(&limited),
@@ -213,7 +203,7 @@ fn pids_and_io(c: &Cluster, host: &Machine) {
     c.berth(&["service", "update", "writer", "--write-bps", "100MiB"]);
     host.eventually(
         &format!("grep -q wbps=104857600 {NODE}/*/{writer}/io.max"),
-        Duration::from_secs(20),
+        PATIENCE,
     );
     let free = rate(6);
     assert!(free > limited * 2.0, "{free} after, {limited} before");
@@ -325,7 +315,7 @@ fn systemd(c: &Cluster, host: &Machine) {
     host.ok(&format!("kill -STOP {agent}"));
     host.eventually(
         &format!("new=$(systemctl show -p MainPID --value berth-agent); test $new != {agent} -a $new != 0 && systemctl is-active -q berth-agent"),
-        Duration::from_secs(60),
+        PATIENCE,
     );
     let log = host.ok("journalctl -u berth-agent --no-pager | grep -c -i 'watchdog timeout'");
     assert_eq!(log, "1");

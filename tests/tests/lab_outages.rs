@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use berth_tests::lab::cluster::{Cluster, pids, places};
-use berth_tests::lab::{Content, Debian, Machine, Template};
+use berth_tests::lab::{Content, Debian, Machine, PATIENCE, Template};
 use berth_tests::operator::Operator as _;
 
-const BACK: Duration = Duration::from_secs(120);
+const BACK: Duration = Duration::from_secs(400);
 
 /// Longer than a host takes to boot: what comes back by itself is not replaced.
-const PATIENT: &str = "lease_secs = 90\n";
+const PATIENT: &str = "lease_secs = 300\n";
 
 /// Some replicas on every host.
 fn replicas_on(c: &Cluster, count: usize) -> Vec<serde_json::Value> {
@@ -114,7 +114,7 @@ fn run_job(c: &Cluster) {
 }
 
 fn ran_once(c: &Cluster) {
-    let log = berth_tests::lab::eventually(Duration::from_secs(30), || {
+    let log = berth_tests::lab::eventually(PATIENCE, || {
         let out = c.try_berth(&["logs", "once"]);
         out.status
             .success()
@@ -199,9 +199,8 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
     let before = places(&running);
     give_token(c.lab.host(1), c.lab.host(2));
     let mut writer = c.lab.host(2).spawn(WRITER);
-    let wrote = berth_tests::lab::eventually(Duration::from_secs(60), || {
-        (writer.so_far().lines().count() >= 5).then_some(())
-    });
+    let wrote =
+        berth_tests::lab::eventually(PATIENCE, || (writer.so_far().lines().count() >= 5).then_some(()));
     assert!(wrote.is_some(), "{}", writer.so_far());
     c.lab.host_mut(1).crash();
     std::thread::sleep(Duration::from_secs(1));
@@ -216,7 +215,7 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
             "{tenant} was acknowledged and is lost"
         );
     }
-    let resumed = berth_tests::lab::eventually(Duration::from_secs(60), || {
+    let resumed = berth_tests::lab::eventually(PATIENCE, || {
         (writer.so_far().lines().count() > acknowledged.lines().count()).then_some(())
     });
     assert!(resumed.is_some(), "writes go on");

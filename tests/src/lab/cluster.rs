@@ -108,7 +108,7 @@ impl Cluster {
     /// Waits until a tenant's only container runs; its id.
     pub fn only_container_of(&self, tenant: &str) -> String {
         let args = ["ps", "--tenant", tenant];
-        let found = eventually(Duration::from_secs(90), || {
+        let found = eventually(PATIENCE, || {
             let items = self.items(&args);
             let runs = items.len() == 1 && items[0]["observed"]["phase"] == "running";
             runs.then(|| items[0]["id"].as_str().unwrap_or("").to_owned())
@@ -140,7 +140,7 @@ impl Operator for Cluster {
 
     /// Emulated machines that share two cores.
     fn patience(&self) -> u32 {
-        3
+        5
     }
 
     fn try_berth(&self, args: &[&str]) -> Output {

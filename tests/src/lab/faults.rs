@@ -41,7 +41,7 @@ impl Machine {
         let boot_id = "cat /proc/sys/kernel/random/boot_id";
         let before = self.ok(boot_id);
         let _ = self.try_sh("systemctl reboot --no-block", PATIENCE);
-        let back = eventually(Duration::from_secs(180), || {
+        let back = eventually(PATIENCE, || {
             let up = self.channel().answers(Duration::from_millis(300));
             let now = up.then(|| self.try_sh(boot_id, Duration::from_secs(3)).ok())??;
             (String::from_utf8_lossy(&now.stdout).trim() != before).then_some(())

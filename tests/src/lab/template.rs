@@ -99,7 +99,7 @@ fn make(new: &Path, image: &Image, emulator: &Emulator, files: &[(PathBuf, Strin
     machine.ok_within(
         "systemctl daemon-reload; systemctl is-system-running --wait >/dev/null; systemctl --failed --no-legend | grep . && exit 1
         journalctl --rotate -q; journalctl --vacuum-time=1s -q; sync; fstrim / || true; exit 0",
-        Duration::from_secs(180),
+        Duration::from_secs(600),
     );
     let disk = machine.disk();
     machine.save(&new.join("state"));
