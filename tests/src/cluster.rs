@@ -112,6 +112,21 @@ impl Brain {
         command
     }
 
+    /// A service of small containers that sleep and end when they are told to; `more`: further options of `berth run`.
+    pub fn run_sleepers(&self, name: &str, replicas: usize, more: &[&str]) {
+        let replicas = replicas.to_string();
+        let mut args = vec!["run", "example:1", "--name", name, "-d", "--replicas", &replicas];
+        args.extend(["--memory", "16MiB", "--disk", "8MiB", "--stop-grace", "1s"]);
+        args.extend(more);
+        args.extend([
+            "--",
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; while true; do sleep 0.2; done",
+        ]);
+        self.berth(&args);
+    }
+
     /// Loads the example image as `example:1` for the default tenant.
     pub fn load_example(&self) {
         self.load_example_for("default");

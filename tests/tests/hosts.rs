@@ -4,35 +4,12 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
 
-use berth_tests::cluster::{Agent, Brain};
+use berth_tests::cluster::Agent;
 use berth_tests::containerd::Version;
 use berth_tests::fleet::Fleet;
 use berth_tests::host::{Host, Lan};
 use berth_tests::operator::Operator as _;
 use berth_tests::process::{alive, eventually};
-
-fn run_sleepers(brain: &Brain, name: &str, replicas: usize) {
-    let count = replicas.to_string();
-    brain.berth(&[
-        "run",
-        "example:1",
-        "--name",
-        name,
-        "-d",
-        "--replicas",
-        &count,
-        "--memory",
-        "16MiB",
-        "--disk",
-        "8MiB",
-        "--stop-grace",
-        "1s",
-        "--",
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; while true; do sleep 0.2; done",
-    ]);
-}
 
 fn node_of(container: &serde_json::Value) -> String {
     container["node_name"].as_str().unwrap_or("").to_owned()
@@ -41,7 +18,7 @@ fn node_of(container: &serde_json::Value) -> String {
 #[test]
 fn a_lost_nodes_containers_are_replaced_and_a_returning_node_stops_its_own() {
     let c = Fleet::new(2);
-    run_sleepers(&c.brain, "web", 4);
+    c.brain.run_sleepers("web", 4, &[]);
     let before = c.brain.wait_running(4, 30);
     let on_h2: Vec<u32> = before
         .iter()
@@ -85,7 +62,7 @@ fn a_lost_nodes_containers_are_replaced_and_a_returning_node_stops_its_own() {
 #[test]
 fn drain_moves_replicas_one_by_one_and_never_below() {
     let c = Fleet::new(2);
-    run_sleepers(&c.brain, "web", 4);
+    c.brain.run_sleepers("web", 4, &[]);
     c.brain.wait_running(4, 30);
     let mut drain = c.brain.berth_command(&["node", "drain", "h1"]);
     let mut child = drain
@@ -110,11 +87,11 @@ fn drain_moves_replicas_one_by_one_and_never_below() {
     assert!(child.wait().expect("drain").success());
     c.brain.wait_running(4, 10);
     // Nothing comes back until the node is allowed again.
-    run_sleepers(&c.brain, "more", 2);
+    c.brain.run_sleepers("more", 2, &[]);
     let running = c.brain.wait_running(6, 30);
     assert!(running.iter().all(|x| node_of(x) == "h2"));
     c.brain.berth(&["node", "uncordon", "h1"]);
-    run_sleepers(&c.brain, "again", 2);
+    c.brain.run_sleepers("again", 2, &[]);
     let running = c.brain.wait_running(8, 30);
     assert!(running.iter().any(|x| node_of(x) == "h1"));
 }
@@ -153,7 +130,7 @@ fn a_private_node_behind_nat_does_everything_over_one_outbound_connection() {
     c.brain.wait_node("home", "ready", 20);
 
     // R6: only its tenant's containers use it.
-    run_sleepers(&c.brain, "public", 6);
+    c.brain.run_sleepers("public", 6, &[]);
     let public = c.brain.wait_running(6, 40);
     assert!(
         public.iter().all(|x| node_of(x) == "h1"),

@@ -17,39 +17,43 @@ pub fn run(count: usize, span: Duration) -> anyhow::Result<()> {
     brain.wait_node("h1", "ready", 20);
     brain.load_example();
     let replicas = count.to_string();
-    brain.berth(&[
-        "run",
-        "example:1",
-        "--name",
-        "idle",
-        "-d",
-        "--replicas",
-        &replicas,
-        "--cpus",
-        "0.1",
-        "--reserve-cpu",
-        "1m",
-        "--memory",
-        "8MiB",
-        "--disk",
-        "2MiB",
-        "--",
-        "sleep",
-        "1000000",
-    ]);
-    brain.wait_running(count, 180);
-    std::thread::sleep(Duration::from_secs(5));
-    let before = (cpu_seconds(agent.pid()), cpu_seconds(brain.pid()));
-    std::thread::sleep(span);
-    let percent = |now: f64, then: f64| (now - then) / span.as_secs_f64() * 100.0;
-    println!(
-        "idle: agent with {count} containers: {:.1} MiB RSS, {:.2} % of a core; brain with one node: {:.1} MiB RSS, {:.2} %",
-        rss_mib(agent.pid()),
-        percent(cpu_seconds(agent.pid()), before.0),
-        rss_mib(brain.pid()),
-        percent(cpu_seconds(brain.pid()), before.1),
-    );
-    brain.berth(&["service", "rm", "idle"]);
-    brain.wait_running(0, 120);
+    for (network, of) in [("default", "a network"), ("none", "no network")] {
+        brain.berth(&[
+            "run",
+            "example:1",
+            "--name",
+            "idle",
+            "-d",
+            "--network",
+            network,
+            "--replicas",
+            &replicas,
+            "--cpus",
+            "0.1",
+            "--reserve-cpu",
+            "1m",
+            "--memory",
+            "8MiB",
+            "--disk",
+            "2MiB",
+            "--",
+            "sleep",
+            "1000000",
+        ]);
+        brain.wait_running(count, 180);
+        std::thread::sleep(Duration::from_secs(5));
+        let before = (cpu_seconds(agent.pid()), cpu_seconds(brain.pid()));
+        std::thread::sleep(span);
+        let percent = |now: f64, then: f64| (now - then) / span.as_secs_f64() * 100.0;
+        println!(
+            "idle: agent with {count} containers on {of}: {:.1} MiB RSS, {:.2} % of a core; brain with one node: {:.1} MiB RSS, {:.2} %",
+            rss_mib(agent.pid()),
+            percent(cpu_seconds(agent.pid()), before.0),
+            rss_mib(brain.pid()),
+            percent(cpu_seconds(brain.pid()), before.1),
+        );
+        brain.berth(&["service", "rm", "idle"]);
+        brain.wait_running(0, 120);
+    }
     Ok(())
 }

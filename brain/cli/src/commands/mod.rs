@@ -84,6 +84,18 @@ impl Session {
         })
     }
 
+    /// Deletes an object and says so; its name alone when quiet.
+    async fn remove(&self, client: &Client, url: reqwest::Url, name: &str) -> Result<(), Failure> {
+        client
+            .call::<(), serde::de::IgnoredAny>(reqwest::Method::DELETE, url, None)
+            .await?;
+        if self.global.quiet {
+            return print(&format!("{name}\n"));
+        }
+        self.note(&format!("{name}: removed"));
+        Ok(())
+    }
+
     /// An inspection: JSON for programs, YAML for people.
     fn inspect<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
         self.show(value, |_, _| render::yaml(value))

@@ -3,7 +3,7 @@
 use berth_common::api::{CreateNetwork, NetworkView};
 use reqwest::Method;
 
-use super::{Session, print};
+use super::Session;
 use crate::args::NetworkCommand;
 use crate::failure::Failure;
 use crate::render;
@@ -31,14 +31,7 @@ pub async fn network(session: &Session, command: NetworkCommand) -> Result<(), F
         }
         NetworkCommand::Rm { name } => {
             let url = client.tenant_url(&["networks", name.as_str()], &[]);
-            client
-                .call::<(), serde::de::IgnoredAny>(Method::DELETE, url, None)
-                .await?;
-            if session.global.quiet {
-                return print(&format!("{name}\n"));
-            }
-            session.note(&format!("{name}: removed"));
-            Ok(())
+            session.remove(&client, url, name.as_str()).await
         }
     }
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use berth_common::api::{CreateJoinToken, CreatedJoinToken, NodeView};
 use reqwest::Method;
 
+use super::Session;
 use super::progress::Line;
-use super::{Session, print};
 use crate::args::NodeCommand;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -62,14 +62,7 @@ pub async fn node(session: &Session, command: NodeCommand) -> Result<(), Failure
         } => drain(session, &client, &node, timeout, detach).await,
         NodeCommand::Rm { node, force } => {
             let url = client.url(&["nodes", &node], &[("force", force.to_string())]);
-            client
-                .call::<(), serde::de::IgnoredAny>(Method::DELETE, url, None)
-                .await?;
-            if session.global.quiet {
-                return print(&format!("{node}\n"));
-            }
-            session.note(&format!("{node}: removed"));
-            Ok(())
+            session.remove(&client, url, &node).await
         }
     }
 }

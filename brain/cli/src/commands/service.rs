@@ -132,14 +132,7 @@ pub async fn service(session: &Session, command: ServiceCommand) -> Result<(), F
         }
         ServiceCommand::Rm { names } => {
             for name in names {
-                client
-                    .call::<(), serde::de::IgnoredAny>(Method::DELETE, one(&name), None)
-                    .await?;
-                if session.global.quiet {
-                    print(&format!("{name}\n"))?;
-                } else {
-                    session.note(&format!("{name}: removed"));
-                }
+                session.remove(&client, one(&name), name.as_str()).await?;
             }
             Ok(())
         }

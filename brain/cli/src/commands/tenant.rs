@@ -6,7 +6,7 @@ use reqwest::{Method, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Session, print};
+use super::Session;
 use crate::args::{QuotaArgs, TenantCommand};
 use crate::client::Client;
 use crate::failure::Failure;
@@ -115,14 +115,7 @@ pub async fn tenant(session: &Session, command: TenantCommand) -> Result<(), Fai
         }
         TenantCommand::Rm { name } => {
             let url = client.url(&["tenants", name.as_str()], &[]);
-            client
-                .call::<(), serde::de::IgnoredAny>(Method::DELETE, url, None)
-                .await?;
-            if session.global.quiet {
-                return print(&format!("{name}\n"));
-            }
-            session.note(&format!("{name}: removed"));
-            Ok(())
+            session.remove(&client, url, name.as_str()).await
         }
     }
 }
