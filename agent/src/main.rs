@@ -236,7 +236,7 @@ async fn wipe(config: &Config, images: bool) -> anyhow::Result<ExitCode> {
     let told = |id| println!("deleted container {id}");
     let mut wiped = wipe::containers(&*host.facilities.runtime, &host.facilities.cgroups, told).await?;
     if let Some((kernel, settings)) = &host.network {
-        wipe::networks(kernel, settings.port, &mut wiped);
+        wipe::networks(kernel, settings.port, &settings.switched, &mut wiped);
     }
     if images {
         wipe::images(&host::containerd(config), &mut wiped).await;

@@ -1,5 +1,11 @@
 //! Several hosts on one wire, each a network namespace with its own containerd and agent, and the brain on one more.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use berth_agent::network::Namespace;
+use serde_json::Value;
+
 use crate::cluster::{Agent, Brain};
 use crate::containerd::Version;
 use crate::host::{Host, Lan};
@@ -66,4 +72,42 @@ impl Fleet {
             dir,
         }
     }
+}
+
+/// A container as its operator sees it, and its network namespace.
+#[derive(Debug)]
+pub struct Inside {
+    /// Its node's name.
+    pub node: String,
+    /// Its first IPv4 address.
+    pub ipv4: IpAddr,
+    /// Its first IPv6 address.
+    pub ipv6: IpAddr,
+    /// Its hardware address on that network.
+    pub mac: String,
+    /// Its network namespace.
+    pub space: Namespace,
+}
+
+impl Inside {
+    /// A running container, as `berth ps -o json` has it.
+    pub fn of(container: &Value) -> Self {
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let address = &container["addresses"][0];
+        let pid = container["observed"]["pid"].as_u64().expect("pid");
+        Self {
+            node: text(&container["node_name"]),
+            ipv4: text(&address["ipv4"]).parse().expect("address"),
+            ipv6: text(&address["ipv6"]).parse().expect("address"),
+            mac: text(&address["mac"]),
+            space: Namespace::of_process(pid as u32).expect("its namespace"),
+        }
+    }
+}
+
+/// Running containers by name.
+pub fn all(brain: &Brain) -> BTreeMap<String, Inside> {
+    let named = |c: &Value| c["name"].as_str().expect("name").to_owned();
+    let running = brain.running();
+    running.iter().map(|c| (named(c), Inside::of(c))).collect()
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use berth_agent::network::egress::Transit;
 use berth_agent::network::plan::{missing, plan};
 use berth_agent::network::{Kernel, Namespace, Overlay, Step};
 use berth_common::model::{HostNumber, Subnets, Vni};
@@ -81,6 +82,7 @@ impl World {
                 "fd00:be::/64".parse().expect("cidr"),
             )
             .expect("subnets"),
+            transit: Transit::free(|number| usize::from(number.address().octets()[3]) < 2 + vni as usize),
             underlay: (self.address(here), 1500),
             port: 4789,
             local: on(true).map(|(number, _)| HostNumber(*number)).collect(),
@@ -151,7 +153,11 @@ pub fn listen(within: &Namespace, address: IpAddr) -> TcpListener {
 
 /// Dials TCP port 80 from there.
 pub fn dial(within: &Namespace, address: IpAddr) -> std::io::Result<TcpStream> {
-    let to = SocketAddr::new(address, 80);
+    dial_at(within, SocketAddr::new(address, 80))
+}
+
+/// Dials a TCP port from there.
+pub fn dial_at(within: &Namespace, to: SocketAddr) -> std::io::Result<TcpStream> {
     within
         .within(move || TcpStream::connect_timeout(&to, Duration::from_millis(1500)))
         .expect("namespace")
@@ -171,11 +177,16 @@ pub fn speak(client: &mut TcpStream, server: &mut TcpStream) {
     assert_eq!(&word, b"berth");
 }
 
-/// Dials from one namespace into another and speaks; both ends, still open.
-pub fn talk(client: &Namespace, server: &Namespace, address: IpAddr) -> (TcpStream, TcpStream) {
-    let listener = listen(server, address);
-    let mut client = dial(client, address).unwrap_or_else(|e| panic!("{address}: {e}"));
+/// Dials a listener from a namespace and speaks; both ends, still open.
+pub fn talk_at(client: &Namespace, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let to = listener.local_addr().expect("address");
+    let mut client = dial_at(client, to).unwrap_or_else(|e| panic!("{to}: {e}"));
     let mut server = listener.accept().expect("a client").0;
     speak(&mut client, &mut server);
     (client, server)
+}
+
+/// Dials from one namespace into another and speaks; both ends, still open.
+pub fn talk(client: &Namespace, server: &Namespace, address: IpAddr) -> (TcpStream, TcpStream) {
+    talk_at(client, &listen(server, address))
 }

@@ -5,63 +5,11 @@ use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 use berth_agent::network::Namespace;
-use berth_tests::cluster::Brain;
-use berth_tests::fleet::Fleet;
+use berth_tests::fleet::{Fleet, Inside, all};
 use berth_tests::operator::Operator as _;
 use berth_tests::overlay::{dial, sh, speak, talk};
 use berth_tests::process::eventually;
 use serde_json::Value;
-
-/// A container as its operator sees it, and its network namespace.
-struct Inside {
-    node: String,
-    ipv4: IpAddr,
-    ipv6: IpAddr,
-    mac: String,
-    space: Namespace,
-}
-
-fn inside(container: &Value) -> Inside {
-    let text = |value: &Value| value.as_str().expect("text").to_owned();
-    let address = &container["addresses"][0];
-    let pid = container["observed"]["pid"].as_u64().expect("pid");
-    Inside {
-        node: text(&container["node_name"]),
-        ipv4: text(&address["ipv4"]).parse().expect("address"),
-        ipv6: text(&address["ipv6"]).parse().expect("address"),
-        mac: text(&address["mac"]),
-        space: Namespace::of_process(pid as u32).expect("its namespace"),
-    }
-}
-
-/// Running containers by name.
-fn all(brain: &Brain) -> BTreeMap<String, Inside> {
-    let named = |c: &Value| c["name"].as_str().expect("name").to_owned();
-    brain.running().iter().map(|c| (named(c), inside(c))).collect()
-}
-
-fn run(brain: &Brain, name: &str, replicas: &str, more: &[&str]) {
-    let mut args = vec![
-        "run",
-        "example:1",
-        "--name",
-        name,
-        "-d",
-        "--replicas",
-        replicas,
-        "--memory",
-        "16MiB",
-    ];
-    args.extend(["--disk", "8MiB", "--stop-grace", "1s"]);
-    args.extend(more);
-    args.extend([
-        "--",
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; while true; do sleep 0.2; done",
-    ]);
-    brain.berth(&args);
-}
 
 /// Networks' entries spread a moment after containers run.
 fn reaches(from: &Inside, to: &Inside, address: IpAddr) -> bool {
@@ -82,7 +30,7 @@ fn refused(from: &Inside, address: IpAddr) -> bool {
 #[test]
 fn containers_of_all_hosts_reach_one_another_and_keep_their_addresses_whatever_is_restarted() {
     let mut f = Fleet::new(2);
-    run(&f.brain, "web", "4", &[]);
+    f.brain.run_sleepers("web", 4, &[]);
     f.brain.wait_running(4, 90);
     let before = all(&f.brain);
     let nodes: std::collections::BTreeSet<_> = before.values().map(|c| c.node.as_str()).collect();
@@ -212,7 +160,7 @@ fn r6_tenants_with_the_same_addresses_do_not_reach_each_other() {
     let of = |tenant: &str| {
         let running = f.brain.items(&["--tenant", tenant, "ps"]);
         let up = running.iter().filter(|c| c["observed"]["phase"] == "running");
-        let named = |c: &Value| (c["name"].as_str().expect("name").to_owned(), inside(c));
+        let named = |c: &Value| (c["name"].as_str().expect("name").to_owned(), Inside::of(c));
         up.map(named).collect::<BTreeMap<_, _>>()
     };
     for tenant in ["red", "blue"] {
@@ -283,7 +231,7 @@ fn r6_tenants_with_the_same_addresses_do_not_reach_each_other() {
 #[test]
 fn a_meddled_network_is_right_again_within_seconds_and_a_moved_containers_address_goes_with_it() {
     let f = Fleet::new(3);
-    run(&f.brain, "web", "3", &[]);
+    f.brain.run_sleepers("web", 3, &[]);
     f.brain.wait_running(3, 90);
     let before = all(&f.brain);
     let (a, b) = (&before["web.1"], &before["web.2"]);

@@ -9,10 +9,12 @@ use berth_common::model::{HostNumber, Subnets, Vni};
 use netlink_packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 
+use super::egress::{Transit, UPLINK};
 use super::links::PORT_GUARD;
 use super::namespace::Namespace;
 use super::netlink::{NetworkError, Result, Within, entry, errno, failed, namespace_failed};
 use super::plan::{Entry, Link, Overlay, Seen, Step, inside, port_name};
+use super::uplink::pass_on;
 
 /// This host's networks.
 #[derive(Debug)]
@@ -57,10 +59,33 @@ impl Kernel {
         }
     }
 
-    fn within(&self, vni: Vni) -> Result<Within> {
+    fn needed(&self, vni: Vni) -> Result<Namespace> {
         let namespace = self.open(vni)?;
-        let namespace = namespace.ok_or_else(|| NetworkError::Missing(format!("network {vni}")))?;
-        Within::open(&namespace)
+        namespace.ok_or_else(|| NetworkError::Missing(format!("network {vni}")))
+    }
+
+    fn within(&self, vni: Vni) -> Result<Within> {
+        Within::open(&self.needed(vni)?)
+    }
+
+    /// The host's part of an uplink; nothing of any other link.
+    async fn set_host_end(&self, vni: Vni, link: &Link) -> Result<()> {
+        let Link::Uplink { number, mtu, .. } = link else {
+            return Ok(());
+        };
+        let number = number.ok_or_else(|| NetworkError::Missing(UPLINK.to_owned()))?;
+        Within::open(&self.host)?.set_host_end(number, *mtu).await?;
+        pass_on(&self.needed(vni)?)
+    }
+
+    /// A number that neither a link of this host has nor anybody else of whom `taken` says so.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked, or there is none.
+    pub async fn free_transit(&self, taken: impl Fn(Transit) -> bool) -> Result<Transit> {
+        let held = Within::open(&self.host)?.numbers().await?;
+        let free = Transit::free(|number| held.contains(&number) || taken(number));
+        free.ok_or(NetworkError::Full)
     }
 
     /// What is there of a network; none if not even its namespace.
@@ -71,8 +96,12 @@ impl Kernel {
         let Some(namespace) = self.open(vni)? else {
             return Ok(None);
         };
-        let inside = Within::open(&namespace)?;
-        inside.observe().await.map(Some)
+        let (mut seen, peer) = Within::open(&namespace)?.observe().await?;
+        if let (Some(Link::Uplink { number, whole, .. }), Some(peer)) = (seen.links.get_mut(UPLINK), peer) {
+            let end = Within::open(&self.host)?.host_end(peer).await?;
+            (*number, *whole) = (end.number, end.whole);
+        }
+        Ok(Some(seen))
     }
 
     /// Carries out steps in their order, as far as they go.
@@ -114,9 +143,13 @@ impl Kernel {
             Step::DeleteLink(name) => inside.delete_link(name).await,
             Step::MakeLink(name, link) => {
                 self.make_link_soon(vni, name, link).await?;
+                self.set_host_end(vni, link).await?;
                 inside.set_link(name, link).await
             }
-            Step::SetLink(name, link) => inside.set_link(name, link).await,
+            Step::SetLink(name, link) => {
+                self.set_host_end(vni, link).await?;
+                inside.set_link(name, link).await
+            }
             Step::MakeNamespace | Step::RemoveNamespace | Step::Delete(_) | Step::Add(_) => Ok(()),
         }
     }
@@ -139,9 +172,7 @@ impl Kernel {
                 mtu,
                 ..
             } => {
-                let Some(namespace) = self.open(vni)? else {
-                    return Err(NetworkError::Missing(format!("network {vni}")));
-                };
+                let namespace = self.needed(vni)?;
                 let tunnel = LinkVxlan::new(name, u32::from(*id)).port(*port).learning(false);
                 let tunnel = match local {
                     IpAddr::V4(address) => tunnel.local(*address),
@@ -158,6 +189,15 @@ impl Kernel {
                     .add(tunnel)
                     .execute()
                     .await
+            }
+            Link::Uplink { mtu, number, .. } => {
+                let (network, number) = (
+                    self.needed(vni)?,
+                    number.ok_or_else(|| NetworkError::Missing(UPLINK.to_owned()))?,
+                );
+                return Within::open(&self.host)?
+                    .make_uplink(number, *mtu, &network)
+                    .await;
             }
             Link::Port { .. } | Link::Other => return Err(NetworkError::Missing(name.to_owned())),
         };

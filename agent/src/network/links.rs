@@ -32,6 +32,14 @@ pub fn mtu(message: &LinkMessage) -> Option<u32> {
     })
 }
 
+/// The index of a pair's other end, in whichever namespace that is.
+pub fn peer(message: &LinkMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    })
+}
+
 /// What a link is; the bridge's index tells its ports. One that is down has an MTU of 0.
 pub fn link(message: &LinkMessage, bridge: Option<u32>) -> Link {
     let (mut mtu, mut mac, mut infos, mut controller) = (0, None, &[][..], None);

@@ -5,7 +5,7 @@
 //! first instruction; one that lost its end is attached again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::generation::generation;
-use super::nft::Tables;
-use super::plan::{Overlay, missing, plan};
-use super::ruleset::{self, ON_BRIDGE, ON_HOST, Table};
+use super::egress::{Transit, UPLINK};
+use super::filters::Filters;
+use super::gate::{Gate, Need};
+use super::plan::{Link, Overlay, Seen, missing, plan};
+use super::ruleset::{self, ON_BRIDGE, ON_HOST};
 use super::wanted::Wanted;
 use super::{Kernel, Namespace, NetworkError};
 use crate::ledger::write_atomically;
@@ -55,22 +56,15 @@ pub struct NetworkSettings {
     pub brains: Vec<String>,
     /// Where what is known of other nodes is kept.
     pub file: PathBuf,
+    /// Where it is kept on which of the host's links berth switched forwarding on.
+    pub switched: PathBuf,
 }
 
 /// One network's state in the kernel, as far as it is known to be right.
 #[derive(Debug, Default)]
 struct Net {
     applied: Option<Overlay>,
-    tables: Tables,
-    generation: Option<u32>,
-}
-
-/// The host's own table.
-#[derive(Debug, Default)]
-struct Guard {
-    net: Net,
-    /// There is none, as far as is known: an agent that was killed may have left one.
-    absent: bool,
+    filters: Filters,
 }
 
 /// This host's networks.
@@ -85,7 +79,11 @@ pub struct Networks {
     underlay: watch::Sender<Option<Underlay>>,
     wanted: Mutex<Wanted>,
     nets: Mutex<HashMap<Vni, Arc<tokio::sync::Mutex<Net>>>>,
-    host: tokio::sync::Mutex<Guard>,
+    /// Networks' numbers on this host.
+    transits: Mutex<BTreeMap<Vni, Transit>>,
+    /// Where the brain was last found.
+    brains: Mutex<BTreeSet<SocketAddr>>,
+    gate: tokio::sync::Mutex<Gate>,
     problems: Mutex<BTreeMap<String, String>>,
     wake: Notify,
 }
@@ -98,6 +96,7 @@ impl Networks {
             tracing::warn!(%file, why, "what was known of other nodes' networks is lost; it stays as it is until the brain says it again");
             None
         });
+        let gate = Gate::new(settings.port, settings.switched.clone());
         Arc::new(Self {
             kernel,
             settings,
@@ -107,7 +106,9 @@ impl Networks {
             underlay: watch::Sender::new(None),
             wanted: Mutex::default(),
             nets: Mutex::default(),
-            host: tokio::sync::Mutex::default(),
+            transits: Mutex::default(),
+            brains: Mutex::default(),
+            gate: tokio::sync::Mutex::new(gate),
             problems: Mutex::default(),
             wake: Notify::new(),
         })
@@ -162,10 +163,8 @@ impl Networks {
 
     /// Finds out where this host is reached, if it is not told.
     pub async fn find_underlay(&self) {
-        let found = match self.settings.address {
-            Some(address) => Some(address),
-            None => self.toward_brain().await,
-        };
+        let brains = self.find_brains().await;
+        let found = self.settings.address.or_else(|| toward(&brains));
         let mut problem = None;
         let underlay = match found {
             None => {
@@ -204,23 +203,20 @@ impl Networks {
         }
     }
 
-    async fn toward_brain(&self) -> Option<IpAddr> {
-        let mut loopback = None;
+    /// Where the brain is; of an address that can't be resolved now, nothing, but containers are kept from where it was.
+    async fn find_brains(&self) -> Vec<SocketAddr> {
+        let mut found = Vec::new();
         for brain in &self.settings.brains {
-            let Ok(Ok(remote)) = tokio::time::timeout(Duration::from_secs(2), dial::resolve(brain)).await
-            else {
-                continue;
-            };
-            match dial::local_address(remote) {
-                // The brain's own host: other nodes reach it where its packets to everywhere else leave from.
-                Some(address) if address.is_loopback() => loopback = loopback.or(Some(address)),
-                Some(address) => return Some(address),
-                None => {}
+            if let Ok(Ok(at)) = tokio::time::timeout(Duration::from_secs(2), dial::resolve(brain)).await {
+                found.push(at);
             }
         }
-        // An address for documentation (RFC 5737): nothing is sent there.
-        let elsewhere = dial::local_address(([192, 0, 2, 1], 9).into());
-        elsewhere.filter(|address| !address.is_unspecified()).or(loopback)
+        if found.len() == self.settings.brains.len() {
+            *self.brains.lock() = found.iter().copied().collect();
+        } else {
+            self.brains.lock().extend(&found);
+        }
+        found
     }
 
     fn tell(&self, about: &str, problem: Option<String>) {
@@ -260,7 +256,9 @@ impl Networks {
                     .to_owned(),
             );
         };
-        Ok(wanted.overlay(vni, at, self.neighbours.lock().as_ref()))
+        let overlay = wanted.overlay(vni, at, self.neighbours.lock().as_ref());
+        let transit = self.transits.lock().get(&vni).copied();
+        Ok(overlay.map(|overlay| Overlay { transit, ..overlay }))
     }
 
     fn net(&self, vni: Vni) -> Arc<tokio::sync::Mutex<Net>> {
@@ -284,24 +282,28 @@ impl Networks {
             let settled = self.settle(vni, &mut net, all).await;
             if matches!(settled, Ok(false)) {
                 self.nets.lock().remove(&vni);
+                self.transits.lock().remove(&vni);
             }
             let name = self.wanted.lock().name(vni);
             let problem = settled.err().map(|why| format!("{name} can't be kept: {why}"));
             self.tell(&format!("network {vni}"), problem);
         });
         work.await;
-        self.tell("host", self.guard_host(all).await.err());
+        self.tell("host", self.keep_host(all).await.err());
     }
 
     /// Brings a network up to date; `look`: also where it is believed to be. Whether there is one.
     async fn settle(&self, vni: Vni, net: &mut Net, look: bool) -> Result<bool, String> {
-        let wanted = self.overlay(vni)?;
+        let mut wanted = self.overlay(vni)?;
         if !look && net.applied == wanted {
             return Ok(wanted.is_some());
         }
         net.applied = None;
         let failed = |error: NetworkError| chain(&error);
         let seen = self.kernel.observe(vni).await.map_err(failed)?;
+        if let Some(overlay) = &mut wanted {
+            overlay.transit = Some(self.transit(vni, seen.as_ref()).await.map_err(failed)?);
+        }
         let steps = plan(wanted.as_ref(), seen.as_ref());
         if !steps.is_empty() {
             // The first say what it is about; a large network has thousands.
@@ -318,7 +320,7 @@ impl Networks {
             (ON_BRIDGE, ruleset::endpoints(&overlay)),
             (ON_HOST, ruleset::gateway()),
         ];
-        filter(net, namespace, scripts).await?;
+        net.filters.keep(namespace, scripts).await?;
         let seen = if steps.is_empty() {
             seen
         } else {
@@ -330,6 +332,31 @@ impl Networks {
         }
         net.applied = Some(overlay);
         Ok(true)
+    }
+
+    /// A network's number on this host: the one that it has, or had when the kernel was looked at, or a new one.
+    async fn transit(&self, vni: Vni, seen: Option<&Seen>) -> Result<Transit, NetworkError> {
+        if let Some(held) = self.transits.lock().get(&vni) {
+            return Ok(*held);
+        }
+        let seen = seen.and_then(|seen| match seen.links.get(UPLINK)? {
+            Link::Uplink { number, .. } => *number,
+            _ => None,
+        });
+        loop {
+            let number = match seen {
+                Some(number) => number,
+                None => {
+                    let taken = self.transits.lock().values().copied().collect::<BTreeSet<_>>();
+                    self.kernel.free_transit(|number| taken.contains(&number)).await?
+                }
+            };
+            let mut held = self.transits.lock();
+            if seen.is_some() || held.values().all(|other| *other != number) {
+                held.insert(vni, number);
+                return Ok(number);
+            }
+        }
     }
 
     /// Running containers that lost their end.
@@ -350,35 +377,28 @@ impl Networks {
         Ok(())
     }
 
-    /// The host's own table: who may send it networks' packets. It goes with the last network.
-    async fn guard_host(&self, look: bool) -> Result<(), String> {
-        let mut guard = self.host.lock().await;
-        let table = ruleset::on_underlay(self.settings.port);
-        let host = || self.kernel.host().try_clone().map_err(|error| error.to_string());
+    /// The host's own part. It goes with the last network.
+    async fn keep_host(&self, look: bool) -> Result<(), String> {
+        let mut gate = self.gate.lock().await;
+        let host = self
+            .kernel
+            .host()
+            .try_clone()
+            .map_err(|error| error.to_string())?;
         if self.nets.lock().is_empty() {
-            if !guard.absent {
-                let namespace = host()?;
-                let gone = tokio::task::spawn_blocking(move || super::nft::remove(&namespace, table));
-                let gone = gone.await.map_err(|error| error.to_string())?;
-                gone.map_err(|error| chain(&error))?;
-                *guard = Guard {
-                    absent: true,
-                    ..Guard::default()
-                };
-            }
-            return Ok(());
+            return gate.remove(host).await;
         }
-        let nodes: BTreeSet<IpAddr> = match &*self.neighbours.lock() {
-            Some(known) => known.nodes.values().copied().collect(),
-            // What is in force stays until somebody says who else there is.
-            None => return Ok(()),
+        let nodes = self
+            .neighbours
+            .lock()
+            .as_ref()
+            .map(|known| known.nodes.values().copied().collect());
+        let need = Need {
+            nodes,
+            brains: self.brains.lock().clone(),
+            transits: self.transits.lock().values().copied().collect(),
         };
-        let script = ruleset::host(&nodes, self.settings.port);
-        if !look && guard.net.tables.script(table) == Some(&script) {
-            return Ok(());
-        }
-        guard.absent = false;
-        filter(&mut guard.net, host()?, vec![(table, script)]).await
+        gate.keep(host, &need, look).await
     }
 
     async fn save(&self) {
@@ -424,32 +444,22 @@ impl Attach for Networks {
                 .await;
             attached.map_err(|error| format!("network {name}: {}", chain(&error)))?;
         }
-        Ok(())
+        // No container starts before it is settled what it may reach.
+        self.keep_host(false).await
     }
 }
 
-/// Loads tables unless they are in force and nobody touched any since.
-async fn filter(net: &mut Net, namespace: Namespace, scripts: Vec<(Table, String)>) -> Result<(), String> {
-    let same = scripts
-        .iter()
-        .all(|(table, script)| net.tables.script(*table) == Some(script));
-    let (mut tables, known) = (std::mem::take(&mut net.tables), net.generation.take());
-    let work = tokio::task::spawn_blocking(move || {
-        let now = generation(&namespace).ok();
-        if same && now.is_some() && now == known {
-            return (tables, now, Ok(()));
-        }
-        for (table, script) in &scripts {
-            if let Err(error) = tables.ensure(&namespace, *table, script) {
-                return (tables, None, Err(chain(&error)));
-            }
-        }
-        let now = generation(&namespace).ok();
-        (tables, now, Ok(()))
-    });
-    let (tables, now, done) = work.await.map_err(|error| error.to_string())?;
-    (net.tables, net.generation) = (tables, now);
-    done
+/// The address that packets to a brain leave from.
+fn toward(brains: &[SocketAddr]) -> Option<IpAddr> {
+    let leaves = |at: &SocketAddr| dial::local_address(*at);
+    let (loopback, outside): (Vec<_>, Vec<_>) =
+        brains.iter().filter_map(leaves).partition(IpAddr::is_loopback);
+    // The brain's own host: other nodes reach it where its packets to everywhere else leave from. The address is one for
+    // documentation (RFC 5737): nothing is sent there.
+    let elsewhere = || dial::local_address(([192, 0, 2, 1], 9).into());
+    let outside = outside.into_iter().next();
+    let outside = outside.or_else(|| elsewhere().filter(|address| !address.is_unspecified()));
+    outside.or(loopback.into_iter().next())
 }
 
 /// What is known on disk of other nodes; none if nothing was ever kept, or a power cut took it.

@@ -6,6 +6,9 @@
 //! seconds. Refuses to decide who has which address: that is the brain's. Nothing is learned and nothing floods: every entry is permanent and comes from the plan, so what is not in
 //! it is not reachable.
 
+pub mod egress;
+mod filters;
+pub mod gate;
 mod generation;
 pub mod kernel;
 mod links;
@@ -15,6 +18,7 @@ pub mod netlink;
 pub mod nft;
 pub mod plan;
 pub mod ruleset;
+mod uplink;
 mod wanted;
 
 #[cfg(test)]

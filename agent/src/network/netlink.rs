@@ -14,9 +14,11 @@ use netlink_packet_route::link::{InfoBridgePort, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Error, Handle, LinkBridgePort, LinkUnspec};
 
+use super::egress::UPLINK;
 use super::links::{self, PORT_GUARD, TUNNEL_GUARD};
 use super::namespace::Namespace;
 use super::plan::{BRIDGE, Entry, Link, Seen, Step};
+use super::uplink;
 
 /// What the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,9 @@ pub enum NetworkError {
         "another device of this host has VNI {0} on berth's VXLAN port; find it with `ip -d link show type vxlan` and remove it"
     )]
     Taken(Vni),
+    /// Every number for a way out is taken.
+    #[error("this host has as many networks as it can have")]
+    Full,
     /// A link that must be there is not.
     #[error("{0} is not there; it is made anew with the next look at this network")]
     Missing(String),
@@ -124,37 +129,59 @@ impl Within {
         Ok(link.and_then(links::mtu))
     }
 
-    /// What is there of a network in its namespace.
-    pub(super) async fn observe(&self) -> Result<Seen> {
+    /// What is there of a network in its namespace, and the index of its uplink's end in the host's.
+    pub(super) async fn observe(&self) -> Result<(Seen, Option<u32>)> {
         let messages = self.links().await?;
         let named = messages
             .iter()
             .filter_map(|link| Some((link.header.index, links::name(link)?.to_owned())));
         let names: BTreeMap<u32, String> = named.collect();
-        let bridge = names
-            .iter()
-            .find(|(_, name)| *name == BRIDGE)
-            .map(|(index, _)| *index);
-        let mut seen = Seen::default();
+        let named = |wanted: &str| {
+            names
+                .iter()
+                .find(|(_, name)| *name == wanted)
+                .map(|(index, _)| *index)
+        };
+        let (bridge, way_out) = (named(BRIDGE), named(UPLINK));
+        let (mut seen, mut peer) = (Seen::default(), None);
         for message in &messages {
             let name = &names[&message.header.index];
             if name != "lo" {
-                seen.links.insert(name.clone(), links::link(message, bridge));
+                let mut link = links::link(message, bridge);
+                if name == UPLINK
+                    && let Link::Port { mtu, .. } = link
+                {
+                    peer = links::peer(message);
+                    link = Link::Uplink {
+                        mtu,
+                        number: None,
+                        whole: false,
+                    };
+                }
+                seen.links.insert(name.clone(), link);
             }
         }
         let neighbours = |family: AddressFamily| {
             let request = self.handle.neighbours().get().set_address_family(family);
             request.execute().try_collect::<Vec<_>>()
         };
+        let addresses = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect::<Vec<_>>()
+            .await;
+        let addresses = addresses.map_err(|source| failed("listing addresses", source))?;
+        if let Some(uplink) = way_out {
+            let outside = addresses
+                .iter()
+                .filter_map(|message| uplink::outside(message, uplink));
+            seen.entries.extend(outside.map(Entry::Outside));
+            seen.entries
+                .extend(self.way_out(uplink).await?.map(|_| Entry::WayOut));
+        }
         if let Some(bridge) = bridge {
-            let addresses = self
-                .handle
-                .address()
-                .get()
-                .execute()
-                .try_collect::<Vec<_>>()
-                .await;
-            let addresses = addresses.map_err(|source| failed("listing addresses", source))?;
             seen.entries.extend(
                 addresses
                     .iter()
@@ -178,7 +205,7 @@ impl Within {
                 .iter()
                 .filter_map(|message| links::forward(message, &names)),
         );
-        Ok(seen)
+        Ok((seen, peer))
     }
 
     pub(super) async fn change(&self, what: &str, message: LinkMessage) -> Result<()> {
@@ -233,6 +260,11 @@ impl Within {
             }
             Link::Tunnel { mtu, .. } => self.guard(name, *mtu, TUNNEL_GUARD).await,
             Link::Port { mtu, .. } => self.guard(name, *mtu, PORT_GUARD).await,
+            Link::Uplink { mtu, .. } => {
+                let index = self.needed(name).await?;
+                let up = LinkUnspec::new_with_index(index).mtu(*mtu).up().build();
+                self.change(&format!("setting {name} up"), up).await
+            }
             Link::Other => Ok(()),
         }
     }
@@ -276,6 +308,8 @@ impl Within {
         let neighbours = self.handle.neighbours();
         let request = match entry {
             Entry::Address(address, prefix) => return self.add_address(index, address, prefix).await,
+            Entry::Outside(address) => return self.add_address(index, address.into(), 32).await,
+            Entry::WayOut => return self.add_way_out(index).await,
             Entry::Neighbour(address, mac) => neighbours.add(index, address).link_layer_address(&mac.0),
             Entry::Forward(mac, _) => {
                 let request = neighbours.add_bridge(index, &mac.0).state(NeighbourState::Noarp);
@@ -294,14 +328,14 @@ impl Within {
         let neighbours = self.handle.neighbours();
         let message = match entry {
             Entry::Address(address, prefix) => {
-                let mut request = self.handle.address().add(index, address, prefix);
-                let deleted = self
-                    .handle
-                    .address()
-                    .del(request.message_mut().clone())
-                    .execute()
-                    .await;
-                return gone_is_fine(entry, deleted);
+                return self.delete_address(index, entry, address, prefix).await;
+            }
+            Entry::Outside(address) => return self.delete_address(index, entry, address.into(), 32).await,
+            Entry::WayOut => {
+                let Some(route) = self.way_out(index).await? else {
+                    return Ok(());
+                };
+                return gone_is_fine(entry, self.handle.route().del(route).execute().await);
             }
             Entry::Neighbour(address, _) => neighbours.add(index, address).message_mut().clone(),
             Entry::Forward(mac, _) => {
@@ -314,6 +348,12 @@ impl Within {
             }
         };
         gone_is_fine(entry, neighbours.del(message).execute().await)
+    }
+
+    async fn delete_address(&self, index: u32, entry: Entry, address: IpAddr, prefix: u8) -> Result<()> {
+        let addresses = self.handle.address();
+        let message = addresses.add(index, address, prefix).message_mut().clone();
+        gone_is_fine(entry, addresses.del(message).execute().await)
     }
 }
 

@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use berth_common::model::{HostNumber, Mac, Subnets, Vni};
 
+use super::egress::{Transit, UPLINK};
+
 /// The bridge of a network, in its namespace.
 pub const BRIDGE: &str = "br0";
 /// Its VXLAN device.
@@ -35,6 +37,8 @@ pub struct Overlay {
     pub local: BTreeSet<HostNumber>,
     /// Endpoints elsewhere, and the node they are on. None while nobody has said: what is there of them stays.
     pub remote: Option<BTreeMap<HostNumber, IpAddr>>,
+    /// Its number on this host, for the way out; none: there is no way out.
+    pub transit: Option<Transit>,
 }
 
 /// A link in a network's namespace.
@@ -67,6 +71,15 @@ pub enum Link {
         /// It is a port of the bridge that learns nothing and is answered by the bridge.
         guarded: bool,
     },
+    /// The way out: a pair with the host.
+    Uplink {
+        /// Bytes.
+        mtu: u32,
+        /// The number that the host's end is called after; none of a pair with something else.
+        number: Option<Transit>,
+        /// The host's end is up and has its address, and packets to the network's go there.
+        whole: bool,
+    },
     /// Something else.
     Other,
 }
@@ -76,6 +89,10 @@ pub enum Link {
 pub enum Entry {
     /// An address of the bridge.
     Address(IpAddr, u8),
+    /// An address of the uplink, alone.
+    Outside(Ipv4Addr),
+    /// What is nowhere else is out there, by the host's end of the uplink.
+    WayOut,
     /// Who has an address: the bridge answers for it, so that no question is ever passed on.
     Neighbour(IpAddr, Mac),
     /// Behind which port of the bridge a hardware address is; none: behind the tunnel.
@@ -89,6 +106,7 @@ impl Entry {
     pub fn link(&self) -> String {
         match self {
             Self::Address(..) | Self::Neighbour(..) => BRIDGE.to_owned(),
+            Self::Outside(_) | Self::WayOut => UPLINK.to_owned(),
             Self::Forward(_, Some(host)) => port_name(*host),
             Self::Forward(_, None) | Self::Tunnel(..) => TUNNEL.to_owned(),
         }
@@ -159,8 +177,12 @@ impl Overlay {
             .local
             .iter()
             .map(|host| (port_name(*host), Link::Port { mtu, guarded: true }));
+        let uplink = self.transit.map(|number| {
+            let (number, whole) = (Some(number), true);
+            (UPLINK.to_owned(), Link::Uplink { mtu, number, whole })
+        });
         let fixed = [(BRIDGE.to_owned(), bridge), (TUNNEL.to_owned(), tunnel)];
-        fixed.into_iter().chain(ports).collect()
+        fixed.into_iter().chain(uplink).chain(ports).collect()
     }
 
     /// The entries that it needs.
@@ -171,6 +193,9 @@ impl Overlay {
             Entry::Address(net.address(gateway).into(), net.v4().prefix_len()),
             Entry::Address(net.address6(gateway).into(), net.v6().prefix_len()),
         ]);
+        if let Some(number) = self.transit {
+            entries.extend([Entry::Outside(number.address()), Entry::WayOut]);
+        }
         let here = self.local.iter().map(|host| (*host, None));
         let there = self
             .remote
@@ -234,12 +259,12 @@ pub fn plan(wanted: Option<&Overlay>, seen: Option<&Seen>) -> Vec<Step> {
     steps.extend(too_much.map(|entry| Step::Delete(*entry)));
 
     // The bridge first: the others become its ports.
-    for name in [BRIDGE, TUNNEL] {
-        let want = &links[name];
+    for name in [BRIDGE, TUNNEL, UPLINK] {
+        let Some(want) = links.get(name) else { continue };
         match seen.links.get(name).filter(|_| !gone.contains(name)) {
             None => steps.push(Step::MakeLink(name.to_owned(), want.clone())),
             // A new bridge has none of the old one's ports.
-            Some(link) if link != want || gone.contains(BRIDGE) => {
+            Some(link) if link != want || (name == TUNNEL && gone.contains(BRIDGE)) => {
                 steps.push(Step::SetLink(name.to_owned(), want.clone()));
             }
             Some(_) => {}
@@ -273,6 +298,7 @@ pub fn missing(wanted: &Overlay, seen: &Seen) -> BTreeSet<HostNumber> {
 fn can_become(link: &Link, want: &Link) -> bool {
     match (link, want) {
         (Link::Bridge { .. }, Link::Bridge { .. }) | (Link::Port { .. }, Link::Port { .. }) => true,
+        (Link::Uplink { number, .. }, Link::Uplink { number: number2, .. }) => number == number2,
         (
             Link::Tunnel { vni, local, port, .. },
             Link::Tunnel {
@@ -300,6 +326,8 @@ fn key(entry: &Entry) -> (u8, IpAddr, Mac) {
     match *entry {
         // The kernel has both where only the prefix differs.
         Entry::Address(address, prefix) => (prefix, address, no_mac),
+        Entry::Outside(address) => (203, address.into(), no_mac),
+        Entry::WayOut => (204, none, no_mac),
         Entry::Neighbour(address, _) => (200, address, no_mac),
         Entry::Forward(mac, _) => (201, none, mac),
         Entry::Tunnel(mac, _) => (202, none, mac),

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use berth_common::model::{HostNumber, Mac, Subnets, Vni};
 use proptest::prelude::*;
 
+use super::egress::{Transit, UPLINK};
 use super::plan::*;
 
 fn overlay(local: &[u32], remote: &[(u32, u8)]) -> Overlay {
@@ -22,6 +23,7 @@ fn overlay(local: &[u32], remote: &[(u32, u8)]) -> Overlay {
                 .map(|(n, node)| (HostNumber(*n), IpAddr::from([192, 0, 2, *node])))
                 .collect(),
         ),
+        transit: Transit::free(|_| false),
     }
 }
 
@@ -58,7 +60,7 @@ fn kernel(seen: Option<Seen>, steps: &[Step]) -> Option<Seen> {
                     "not without a container"
                 );
                 assert!(
-                    name == BRIDGE || now.links.contains_key(BRIDGE),
+                    [BRIDGE, UPLINK].contains(&name.as_str()) || now.links.contains_key(BRIDGE),
                     "a port of nothing"
                 );
                 assert!(
@@ -67,7 +69,10 @@ fn kernel(seen: Option<Seen>, steps: &[Step]) -> Option<Seen> {
                 );
             }
             Step::SetLink(name, link) => {
-                assert!(now.links.contains_key(BRIDGE), "a port of nothing");
+                assert!(
+                    name == UPLINK || now.links.contains_key(BRIDGE),
+                    "a port of nothing"
+                );
                 if name == BRIDGE {
                     now.entries.retain(|entry| !matches!(entry, Entry::Neighbour(..)));
                 }
@@ -139,6 +144,7 @@ fn overlays() -> impl Strategy<Value = Overlay> {
     (local, remote, 1300_u32..1500).prop_map(|(local, remote, mtu)| {
         let mut overlay = overlay(&local.into_iter().collect::<Vec<_>>(), &remote);
         overlay.underlay.1 = mtu;
+        overlay.transit = Transit::free(|_| false).filter(|_| mtu % 5 > 0);
         overlay
     })
 }
@@ -184,6 +190,9 @@ fn meddle(seen: &mut Seen, with: &Meddle) {
                     Link::Bridge { mtu, .. } if n % 2 == 0 => *mtu = 0,
                     Link::Bridge { mac, .. } => mac.0[5] ^= 1,
                     Link::Tunnel { guarded, .. } | Link::Port { guarded, .. } => *guarded = false,
+                    Link::Uplink { whole, .. } if n % 3 == 0 => *whole = false,
+                    Link::Uplink { number, .. } if n % 3 == 1 => *number = None,
+                    Link::Uplink { mtu, .. } => *mtu = 0,
                     Link::Other => {}
                 }
             }
@@ -259,7 +268,7 @@ fn an_endpoint_that_moves_is_never_away_in_between() {
 fn what_exists_nowhere_needs_nothing() {
     assert!(plan(None, None).is_empty());
     let links: BTreeMap<_, _> = overlay(&[], &[]).links();
-    assert_eq!(links.keys().collect::<BTreeSet<_>>().len(), 2);
+    assert_eq!(links.keys().collect::<BTreeSet<_>>().len(), 3);
     assert_eq!(port_host(&port_name(HostNumber(0xabc))), Some(HostNumber(0xabc)));
     for name in ["eth0", "ep", "epx", "ep0a", "ep100000000"] {
         assert_eq!(port_host(name), None, "{name}");

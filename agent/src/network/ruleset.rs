@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use berth_common::model::Mac;
 
+use super::egress::{ADDRESSES, HOST_LINKS, UPLINK};
 use super::plan::{BRIDGE, Overlay, TUNNEL, port_name};
 
 /// A table that is berth's own.
@@ -40,6 +41,15 @@ pub const fn on_underlay(port: u16) -> Table {
     Table {
         family: "inet",
         name: "berth",
+        port,
+    }
+}
+
+/// What containers may reach outside of their networks, in the host's namespace.
+pub const fn on_way_out(port: u16) -> Table {
+    Table {
+        family: "inet",
+        name: "berth_out",
         port,
     }
 }
@@ -99,14 +109,17 @@ pub fn endpoints(overlay: &Overlay) -> String {
     text
 }
 
-/// What a container may ask of its gateway: whether it is there. Nothing is passed on from one interface to another; what the
-/// bridge itself carries comes by here, too, wherever somebody loaded `br_netfilter`.
+/// What a container may ask of its gateway: whether it is there, and to pass on what goes out, and the answers to it. What leaves
+/// has the network's address on this host, since containers' own mean nothing there. What the bridge itself carries comes by
+/// here, too, wherever somebody loaded `br_netfilter`.
 pub fn gateway() -> String {
     let mut text = begin(ON_HOST);
     let _ = write!(
         text,
         "  chain to {{
     type filter hook input priority 0; policy accept;
+    iifname \"{UPLINK}\" ct state established,related accept
+    iifname \"{UPLINK}\" counter drop
     iifname != \"{BRIDGE}\" accept
     icmp type echo-request limit rate 100/second accept
     icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} limit rate 1000/second accept
@@ -116,6 +129,13 @@ pub fn gateway() -> String {
   chain through {{
     type filter hook forward priority 0; policy drop;
     iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
+    iifname \"{BRIDGE}\" oifname \"{UPLINK}\" accept
+    iifname \"{UPLINK}\" oifname \"{BRIDGE}\" ct state established,related accept
+    counter
+  }}
+  chain out {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname \"{UPLINK}\" masquerade
   }}
 }}
 "
@@ -137,6 +157,70 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
     type filter hook prerouting priority -300; policy accept;
     udp dport {port} fib daddr type local ip saddr != @nodes4 counter drop
     udp dport {port} fib daddr type local ip6 saddr != @nodes6 counter drop
+    udp dport {port} notrack
+  }}
+  chain sent {{
+    type filter hook output priority -300; policy accept;
+    udp dport {port} notrack
+  }}
+}}
+"
+    );
+    text
+}
+
+/// What containers may reach outside of their networks: everything but what is berth's. Not this host, not the brain, not what
+/// carries VXLAN (it would seem to be this node's), not another network past its own rules, and not the link-local addresses
+/// at which clouds give credentials away.
+///
+/// `brains`: where the brain is. `guarded`: links on which berth switched forwarding on; what comes in there and neither is an
+/// answer nor goes to a container is not passed on, as before.
+pub fn way_out(brains: &BTreeSet<SocketAddr>, guarded: &BTreeSet<String>, port: u16) -> String {
+    let links = format!("\"{HOST_LINKS}*\"");
+    let brains4 = brains.iter().filter(|at| at.is_ipv4());
+    let brains4: Vec<_> = brains4.map(|at| format!("{} . {}", at.ip(), at.port())).collect();
+    // Links' names are this host's administrator's; one that nftables would not read as a name is left out.
+    let plain = |name: &&String| {
+        name.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let guarded = guarded.iter().filter(plain);
+    let guarded: Vec<_> = guarded.map(|name| format!("\"{name}\"")).collect();
+    let mut text = begin(on_way_out(port));
+    set(&mut text, "brains4", "type ipv4_addr . inet_service", &brains4);
+    set(&mut text, "guarded", "type ifname", &guarded);
+    let _ = write!(
+        text,
+        "  chain to {{
+    type filter hook input priority -5; policy accept;
+    iifname != {links} accept
+    icmp type echo-request limit rate 100/second accept
+    ct state established,related accept
+    counter reject
+  }}
+  chain through {{
+    type filter hook forward priority -5; policy accept;
+    iifname {links} goto out
+    oifname {links} goto back
+    ct status dnat accept
+    iifname @guarded ct state new counter drop
+  }}
+  chain out {{
+    udp dport {port} counter drop
+    oifname {links} ct status dnat accept
+    oifname {links} counter drop
+    ip daddr 169.254.0.0/16 counter drop
+    ip daddr . th dport @brains4 counter reject
+    accept
+  }}
+  chain back {{
+    ct state established,related accept
+    ct status dnat accept
+    counter drop
+  }}
+  chain nat {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {ADDRESSES} oifname != {links} masquerade
   }}
 }}
 "

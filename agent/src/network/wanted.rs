@@ -63,6 +63,7 @@ impl Wanted {
             port: at.port,
             local,
             remote,
+            transit: None,
         })
     }
 

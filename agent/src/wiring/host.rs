@@ -1,5 +1,6 @@
 //! Makes the real facilities of this host from its settings. Touches nothing: the first call connects.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -77,6 +78,11 @@ pub fn kernel(config: &Config) -> anyhow::Result<Kernel> {
     Ok(Kernel::new(host, config.run_dir.join("networks")))
 }
 
+/// Where it is kept on which of the host's links berth switched forwarding on.
+pub fn switched(config: &Config) -> PathBuf {
+    config.state_dir.join("forwarding.json")
+}
+
 fn network_settings(config: &Config) -> NetworkSettings {
     NetworkSettings {
         port: config.vxlan_port,
@@ -84,6 +90,7 @@ fn network_settings(config: &Config) -> NetworkSettings {
         address: config.underlay.parse().ok(),
         brains: config.brain.clone(),
         file: config.state_dir.join("networks.json"),
+        switched: switched(config),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Safe to repeat, and collects errors instead of stopping at the first. Refuses nothing but a running agent, which the
 //! caller rules out by holding the lock: it would make everything again.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use berth_common::id::ContainerId;
@@ -11,7 +12,7 @@ use containerd_client::services::v1 as api;
 use crate::cgroup::Cgroups;
 use crate::container::runtime::{Runtime, RuntimeError};
 use crate::containerd::Containerd;
-use crate::network::{Kernel, Namespace, nft, ruleset};
+use crate::network::{Kernel, Namespace, gate};
 use crate::reconcile::apply::chain;
 
 /// What was done.
@@ -78,8 +79,8 @@ impl Wiped {
     }
 }
 
-/// Lets go of every network kept here, with the host's own table.
-pub fn networks(kernel: &Kernel, port: u16, wiped: &mut Wiped) {
+/// Lets go of every network kept here, with the host's own part.
+pub fn networks(kernel: &Kernel, port: u16, switched: &Path, wiped: &mut Wiped) {
     match kernel.kept() {
         Ok(kept) => {
             for vni in kept {
@@ -93,8 +94,8 @@ pub fn networks(kernel: &Kernel, port: u16, wiped: &mut Wiped) {
         }
         Err(error) => wiped.errors.push(chain(&error)),
     }
-    if let Err(error) = nft::remove(kernel.host(), ruleset::on_underlay(port)) {
-        wiped.errors.push(chain(&error));
+    if let Err(why) = gate::restore(kernel.host(), port, switched) {
+        wiped.errors.push(why);
     }
 }
 
