@@ -119,7 +119,7 @@ pub struct Config {
     pub image_gc_low_percent: u8,
     /// Registries spoken to in plain http, as `host` or `host:port`.
     pub insecure_registries: Vec<String>,
-    /// Name servers for containers; empty: the host's.
+    /// Name servers that are asked for names that are not of berth; empty: the host's.
     pub nameservers: Vec<IpAddr>,
     /// The block device that IO limits throttle: `auto` (what holds `containerd_root`; where that is no device no container
     /// starts), a path as `/dev/sda`, or `none` for no IO limits.

@@ -7,6 +7,7 @@ pub mod check;
 pub mod config;
 pub mod container;
 pub mod containerd;
+pub mod dns;
 pub mod facts;
 pub mod fakes;
 pub mod image;

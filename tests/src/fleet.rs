@@ -30,6 +30,11 @@ pub struct Fleet {
 impl Fleet {
     /// So many nodes, all ready, with the example image loaded. A node is lost after four seconds.
     pub fn new(nodes: usize) -> Self {
+        Self::with(nodes, |_| String::new())
+    }
+
+    /// The same with further lines in the agents' settings.
+    pub fn with(nodes: usize, settings: impl Fn(&Lan) -> String) -> Self {
         let dir = tempfile::tempdir().expect("folder");
         let lan = Lan::new();
         let brain_host = Host::new("brain");
@@ -50,7 +55,8 @@ impl Fleet {
                 .as_str()
                 .expect("token")
                 .to_owned();
-            let extra = format!("cgroup_parent = \"berth-{}-{name}.slice\"", std::process::id());
+            let parent = format!("cgroup_parent = \"berth-{}-{name}.slice\"", std::process::id());
+            let extra = format!("{parent}\n{}", settings(&lan));
             agents.push(Agent::join(
                 &token,
                 &dir.path().join(&name),

@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod fleet;
 pub mod host;
 pub mod lab;
+pub mod names;
 pub mod operator;
 pub mod overlay;
 pub mod process;

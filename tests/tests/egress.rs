@@ -149,7 +149,9 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
     );
     assert!(dial_at(&red[0].space, at(1, 7443)).is_err(), "the brain");
     let neighbours = f.hosts[own].ip("-o route show");
-    let others = neighbours.split_whitespace().filter(|word| word.starts_with("169.254.64."));
+    let others = neighbours
+        .split_whitespace()
+        .filter(|word| word.starts_with("169.254.64."));
     let others: std::collections::BTreeSet<_> = others.filter(|word| *word != "169.254.64.1").collect();
     let answered = others
         .iter()

@@ -58,7 +58,9 @@ fn endpoints_reach_one_another_here_and_there_and_everything_goes_with_the_last(
         assert!(kernel.kept().expect("listed").is_empty());
         // The kernel takes a namespace's links away a moment after it.
         let links = || world.hosts[at].ip("-o link show");
-        let gone = eventually(Duration::from_secs(10), || (links().lines().count() == 2).then_some(()));
+        let gone = eventually(Duration::from_secs(10), || {
+            (links().lines().count() == 2).then_some(())
+        });
         assert!(gone.is_some(), "more than loopback and the wire: {}", links());
     }
 }

@@ -99,13 +99,15 @@ impl Inner {
         let places = self.places.clone();
         let hostname = spec::hostname(&request.meta, &request.spec);
         let nameservers = request.nameservers.clone();
+        let resolver = self.networks.get().and_then(|networks| networks.resolver(id));
         let (mounts, written) = tokio::join!(
             self.prepare(id, &request.image.chain_id),
             self.blocking("writing the files", id, move || places.write(
                 id,
                 owner,
                 &hostname,
-                &nameservers
+                &nameservers,
+                resolver.as_ref()
             )),
         );
         let (mounts, ()) = (mounts?, written?);

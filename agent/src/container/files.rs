@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use berth_common::id::ContainerId;
 
+use crate::network::Resolver;
+
 /// Largest host resolv.conf that is copied.
 const MAX_RESOLV: usize = 64 << 10;
 
@@ -54,12 +56,13 @@ impl Places {
         base: u32,
         hostname: &str,
         nameservers: &[IpAddr],
+        resolver: Option<&Resolver>,
     ) -> io::Result<()> {
         let dir = self.files(id);
         fs::create_dir_all(&dir)?;
         fs::create_dir_all(self.logs(id))?;
         fs::create_dir_all(self.state(id))?;
-        let host_resolv = if nameservers.is_empty() {
+        let host_resolv = if nameservers.is_empty() || resolver.is_some() {
             fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
         } else {
             String::new()
@@ -67,7 +70,13 @@ impl Places {
         let contents = [
             ("hosts", hosts(hostname)),
             ("hostname", format!("{hostname}\n")),
-            ("resolv.conf", resolv_conf(nameservers, &host_resolv)),
+            (
+                "resolv.conf",
+                match resolver {
+                    Some(resolver) => by_network(resolver, &host_resolv),
+                    None => resolv_conf(nameservers, &host_resolv),
+                },
+            ),
         ];
         for (name, content) in contents {
             let path = dir.join(name);
@@ -128,6 +137,31 @@ fn hosts(hostname: &str) -> String {
     )
 }
 
+/// The network's resolver, which asks the host's; short names are looked up on the container's networks first, then as on the host.
+fn by_network(resolver: &Resolver, host: &str) -> String {
+    let mut search = resolver.search.clone();
+    let mut options = String::new();
+    for line in clip(host).lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("search" | "domain") => search.extend(words.map(str::to_owned)),
+            Some("options") => options = format!("{line}\n"),
+            _ => {}
+        }
+    }
+    // The C library reads 256 characters of six names at most where it is old.
+    search.truncate(6);
+    format!(
+        "nameserver {}\nsearch {}\n{options}",
+        resolver.address,
+        search.join(" ")
+    )
+}
+
+fn clip(text: &str) -> &str {
+    text.get(..text.len().min(MAX_RESOLV)).unwrap_or_default()
+}
+
 /// Given servers, else the host's file without servers on its own loopback, which a container can't reach.
 fn resolv_conf(nameservers: &[IpAddr], host: &str) -> String {
     if !nameservers.is_empty() {
@@ -143,9 +177,8 @@ fn resolv_conf(nameservers: &[IpAddr], host: &str) -> String {
                 .next()
                 .is_some_and(|ip| ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
     };
-    let end = host.len().min(MAX_RESOLV);
-    let text = host.get(..end).unwrap_or_default();
-    text.lines()
+    clip(host)
+        .lines()
         .filter(|line| !local(line))
         .map(|line| format!("{line}\n"))
         .collect()
@@ -167,6 +200,14 @@ mod tests {
             "nameserver 10.0.0.1\n"
         );
         assert!(hosts("web-1").contains("\tweb-1\n"));
+        let resolver = Resolver {
+            address: "10.64.0.1".parse().unwrap(),
+            search: vec!["default.berth.internal".into()],
+        };
+        assert_eq!(
+            by_network(&resolver, host),
+            "nameserver 10.64.0.1\nsearch default.berth.internal a.b\noptions edns0\n"
+        );
     }
 
     #[test]
@@ -174,7 +215,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let places = Places::new(&dir.path().join("run"), &dir.path().join("lib"));
         let id = ContainerId::random();
-        places.write(id, 0x7001_0000, "web-1", &[]).unwrap();
+        places.write(id, 0x7001_0000, "web-1", &[], None).unwrap();
         assert!(places.known().contains(&id));
         places.remove(id).unwrap();
         places.remove(id).unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_common::id::ContainerId;
-use berth_common::model::{HostNumber, Underlay, Vni};
+use berth_common::model::{HostNumber, Subnets, Underlay, Vni};
 use berth_common::protocol::{Neighbours, NeighboursUpdate};
 use futures::StreamExt as _;
 use parking_lot::Mutex;
@@ -26,6 +26,7 @@ use super::plan::{Link, Overlay, Seen, missing, plan};
 use super::ruleset::{self, ON_BRIDGE, ON_HOST};
 use super::wanted::Wanted;
 use super::{Kernel, Namespace, NetworkError};
+use crate::dns::{DOMAIN, DnsServer, Upstream, Zone};
 use crate::ledger::write_atomically;
 use crate::link::dial;
 use crate::reconcile::Board;
@@ -43,6 +44,18 @@ const AT_ONCE: usize = 8;
 pub trait Attach: Send + Sync + 'static {
     /// Connects the namespace of a process to the networks that its container is on. "Already so" is success.
     async fn attach(&self, container: ContainerId, pid: u32) -> Result<(), String>;
+
+    /// Where a container asks for names; none of one that is on no network.
+    fn resolver(&self, container: ContainerId) -> Option<Resolver>;
+}
+
+/// Where a container asks for names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolver {
+    /// The server.
+    pub address: IpAddr,
+    /// What short names are looked up below, first.
+    pub search: Vec<String>,
 }
 
 /// How this host's networks are reached.
@@ -58,6 +71,8 @@ pub struct NetworkSettings {
     pub file: PathBuf,
     /// Where it is kept on which of the host's links berth switched forwarding on.
     pub switched: PathBuf,
+    /// Who is asked for names that are not berth's; empty: the host's resolvers.
+    pub nameservers: Vec<IpAddr>,
 }
 
 /// One network's state in the kernel, as far as it is known to be right.
@@ -65,6 +80,7 @@ pub struct NetworkSettings {
 struct Net {
     applied: Option<Overlay>,
     filters: Filters,
+    dns: Option<DnsServer>,
 }
 
 /// This host's networks.
@@ -84,6 +100,7 @@ pub struct Networks {
     /// Where the brain was last found.
     brains: Mutex<BTreeSet<SocketAddr>>,
     gate: tokio::sync::Mutex<Gate>,
+    upstream: Arc<Upstream>,
     problems: Mutex<BTreeMap<String, String>>,
     wake: Notify,
 }
@@ -96,6 +113,7 @@ impl Networks {
             tracing::warn!(%file, why, "what was known of other nodes' networks is lost; it stays as it is until the brain says it again");
             None
         });
+        let upstream = Upstream::new(settings.nameservers.clone(), "/etc/resolv.conf".into());
         let gate = Gate::new(settings.port, settings.switched.clone());
         Arc::new(Self {
             kernel,
@@ -109,6 +127,7 @@ impl Networks {
             transits: Mutex::default(),
             brains: Mutex::default(),
             gate: tokio::sync::Mutex::new(gate),
+            upstream: Arc::new(upstream),
             problems: Mutex::default(),
             wake: Notify::new(),
         })
@@ -265,7 +284,7 @@ impl Networks {
         Arc::clone(self.nets.lock().entry(vni).or_default())
     }
 
-    async fn round(&self, all: bool) {
+    async fn round(self: &Arc<Self>, all: bool) {
         let Some(mut networks) = self.refresh() else {
             return;
         };
@@ -293,7 +312,7 @@ impl Networks {
     }
 
     /// Brings a network up to date; `look`: also where it is believed to be. Whether there is one.
-    async fn settle(&self, vni: Vni, net: &mut Net, look: bool) -> Result<bool, String> {
+    async fn settle(self: &Arc<Self>, vni: Vni, net: &mut Net, look: bool) -> Result<bool, String> {
         let mut wanted = self.overlay(vni)?;
         if !look && net.applied == wanted {
             return Ok(wanted.is_some());
@@ -320,7 +339,9 @@ impl Networks {
             (ON_BRIDGE, ruleset::endpoints(&overlay)),
             (ON_HOST, ruleset::gateway()),
         ];
+        let space = namespace.try_clone().map_err(|error| error.to_string())?;
         net.filters.keep(namespace, scripts).await?;
+        self.serve_names(&overlay, net, space)?;
         let seen = if steps.is_empty() {
             seen
         } else {
@@ -332,6 +353,37 @@ impl Networks {
         }
         net.applied = Some(overlay);
         Ok(true)
+    }
+
+    /// Keeps a network's resolver listening on its gateway.
+    fn serve_names(
+        self: &Arc<Self>,
+        overlay: &Overlay,
+        net: &mut Net,
+        space: Namespace,
+    ) -> Result<(), String> {
+        if net.dns.as_ref().is_some_and(|dns| dns.is_in(&space)) {
+            return Ok(());
+        }
+        // The old one's sockets first: they may have the address.
+        net.dns = None;
+        let (vni, networks) = (overlay.vni, Arc::downgrade(self));
+        let knows = move |who: IpAddr| match networks.upgrade() {
+            Some(networks) => {
+                let (wanted, neighbours) = (networks.wanted.lock(), networks.neighbours.lock());
+                let nobody = BTreeMap::new();
+                wanted.zone(
+                    vni,
+                    who,
+                    neighbours.as_ref().map_or(&nobody, |known| &known.names),
+                )
+            }
+            None => Zone::default(),
+        };
+        let at = SocketAddr::new(overlay.subnets.address(Subnets::GATEWAY).into(), 53);
+        let started = DnsServer::start(space, at, Arc::new(knows), self.upstream.clone());
+        net.dns = Some(started.map_err(|error| format!("its resolver can't listen at {at}: {error}"))?);
+        Ok(())
     }
 
     /// A network's number on this host: the one that it has, or had when the kernel was looked at, or a new one.
@@ -419,7 +471,7 @@ impl Networks {
 }
 
 #[async_trait]
-impl Attach for Networks {
+impl Attach for Arc<Networks> {
     async fn attach(&self, container: ContainerId, pid: u32) -> Result<(), String> {
         self.refresh();
         let endpoints = self.wanted.lock().of(container).to_vec();
@@ -446,6 +498,18 @@ impl Attach for Networks {
         }
         // No container starts before it is settled what it may reach.
         self.keep_host(false).await
+    }
+
+    fn resolver(&self, container: ContainerId) -> Option<Resolver> {
+        self.refresh();
+        let wanted = self.wanted.lock();
+        let places = wanted.of(container);
+        let gateway = places.first()?.subnets.address(Subnets::GATEWAY);
+        let search = places.iter().map(|place| format!("{}.{DOMAIN}", place.network));
+        Some(Resolver {
+            address: gateway.into(),
+            search: search.collect(),
+        })
     }
 }
 

@@ -25,7 +25,7 @@ mod wanted;
 mod plan_tests;
 
 pub use kernel::Kernel;
-pub use manager::{Attach, NetworkSettings, Networks};
+pub use manager::{Attach, NetworkSettings, Networks, Resolver};
 pub use namespace::Namespace;
 pub use netlink::NetworkError;
 pub use plan::{Entry, Link, Overlay, Seen, Step, plan};

@@ -109,7 +109,7 @@ pub fn endpoints(overlay: &Overlay) -> String {
     text
 }
 
-/// What a container may ask of its gateway: whether it is there, and to pass on what goes out, and the answers to it. What leaves
+/// What a container may ask of its gateway: whether it is there, names (no more than one process can answer), and to pass on what goes out, and the answers to it. What leaves
 /// has the network's address on this host, since containers' own mean nothing there. What the bridge itself carries comes by
 /// here, too, wherever somebody loaded `br_netfilter`.
 pub fn gateway() -> String {
@@ -121,6 +121,9 @@ pub fn gateway() -> String {
     iifname \"{UPLINK}\" ct state established,related accept
     iifname \"{UPLINK}\" counter drop
     iifname != \"{BRIDGE}\" accept
+    udp dport 53 limit rate over 2000/second burst 500 packets counter drop
+    tcp dport 53 ct state new limit rate over 200/second burst 50 packets counter drop
+    meta l4proto {{ tcp, udp }} th dport 53 accept
     icmp type echo-request limit rate 100/second accept
     icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} limit rate 1000/second accept
     ct state established,related accept

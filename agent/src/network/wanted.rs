@@ -1,12 +1,15 @@
 //! Which networks this node must have: from what is desired, what runs, and who else there is. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use berth_common::id::ContainerId;
 use berth_common::model::{HostNumber, Underlay, Vni};
-use berth_common::protocol::{DesiredEndpoint, Neighbours};
+use berth_common::protocol::{DesiredEndpoint, Named, Neighbours};
 
 use super::plan::Overlay;
+use crate::dns::Zone;
+use crate::dns::zone::KnownNetwork;
 use crate::reconcile::Endpoints;
 
 /// Containers' places on networks, also of those that are not wanted any more and still run: they end in order.
@@ -24,6 +27,19 @@ impl Wanted {
     /// A container's places, the first with the default route.
     pub fn of(&self, container: ContainerId) -> &[DesiredEndpoint] {
         self.0.get(&container).map_or(&[], Vec::as_slice)
+    }
+
+    /// What the one with an address on a network may know of names: those of all networks that it is on.
+    pub fn zone(&self, vni: Vni, who: IpAddr, names: &BTreeMap<Vni, BTreeSet<Named>>) -> Zone {
+        let is = |place: &&DesiredEndpoint| place.vni == vni && place.subnets.number(who) == Some(place.host);
+        let mut all = self.0.values();
+        let places = all.find(|places| places.iter().any(|place| is(&place)));
+        let known = places.into_iter().flatten().map(|place| KnownNetwork {
+            name: place.network.clone(),
+            subnets: place.subnets,
+            names: names.get(&place.vni).cloned().unwrap_or_default(),
+        });
+        Zone(known.collect())
     }
 
     /// Networks that somebody here is on.
@@ -139,6 +155,7 @@ mod tests {
         let known = Neighbours {
             nodes: [(node, [192, 0, 2, 9].into())].into(),
             networks: [(vni(7), [(HostNumber(2), node), (HostNumber(3), node)].into())].into(),
+            names: BTreeMap::new(),
         };
         let overlay = wanted.overlay(vni(7), at, Some(&known)).unwrap();
         assert_eq!(overlay.local, [HostNumber(2)].into());

@@ -91,6 +91,7 @@ fn network_settings(config: &Config) -> NetworkSettings {
         brains: config.brain.clone(),
         file: config.state_dir.join("networks.json"),
         switched: switched(config),
+        nameservers: config.nameservers.clone(),
     }
 }
 

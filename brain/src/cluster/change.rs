@@ -214,7 +214,12 @@ impl State {
                     self.node_names.remove(&old.name);
                 }
                 self.node_names.insert(n.name.clone(), n.id);
-                self.nodes.insert(n.id, Arc::new(n));
+                let (id, lost) = (n.id, n.lost);
+                let turned = self.nodes.get(&id).is_none_or(|old| old.lost != lost);
+                self.nodes.insert(id, Arc::new(n));
+                if turned {
+                    self.rename_on(id);
+                }
             }
             Change::DeleteNode(id) => {
                 if let Some(old) = self.nodes.remove(&id) {
@@ -224,10 +229,14 @@ impl State {
                 self.taken.remove(&id);
                 self.by_node.remove(&id);
             }
-            Change::Connected(node, connection) => drop(self.connections.insert(node, connection)),
+            Change::Connected(node, connection) => {
+                self.connections.insert(node, connection);
+                self.rename_on(node);
+            }
             Change::Disconnected(node, serial) => {
                 if self.connections.get(&node).is_some_and(|c| c.serial == serial) {
                     self.connections.remove(&node);
+                    self.rename_on(node);
                 }
             }
             Change::Observed {
@@ -273,6 +282,7 @@ impl State {
                 self.observed.remove(&id);
             }
         }
+        let lost = gone.clone();
         for id in gone {
             if own(self, &id) {
                 self.observed.remove(&id);
@@ -282,9 +292,19 @@ impl State {
                 }
             }
         }
+        let mut heard: Vec<ContainerId> = containers.iter().map(|seen| seen.id).collect();
         for seen in containers {
             if own(self, &seen.id) {
                 self.observed.insert(seen.id, Arc::new(seen));
+            }
+        }
+        if full {
+            return self.rename_on(node);
+        }
+        heard.extend(lost);
+        for id in heard {
+            if own(self, &id) {
+                self.rename(id);
             }
         }
     }

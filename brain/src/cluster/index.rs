@@ -51,7 +51,9 @@ impl State {
             self.tenant_taken.insert(c.tenant, now);
         }
         self.index_endpoints(&c, true);
-        self.containers.insert(c.id, Arc::new(c));
+        let id = c.id;
+        self.containers.insert(id, Arc::new(c));
+        self.rename(id);
     }
 
     /// Takes a container out of every index; its record stays.

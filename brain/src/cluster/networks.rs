@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use berth_common::id::{ContainerId, Name, NodeId, TenantId};
-use berth_common::model::{ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, NodeRecord, Vni};
-use imbl::OrdMap;
+use berth_common::model::{
+    ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, NodeRecord, Phase, RunState, Vni,
+};
+use berth_common::protocol::Named;
+use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Change, State};
@@ -24,6 +27,9 @@ pub struct Network {
 
 /// Endpoints of a network on nodes. A persistent map: whoever keeps an old one can tell cheaply what changed since.
 pub type Placed = OrdMap<HostNumber, NodeId>;
+
+/// Who takes requests on a network, by name. Persistent, as [`Placed`] is.
+pub type Names = OrdSet<Named>;
 
 /// The label that says where a node is. Nodes of different sites, and a private node and others, don't see each other's
 /// networks: packets between them would go in the clear.
@@ -151,6 +157,14 @@ impl State {
                 continue;
             }
             take(&mut self.endpoints, *vni, host);
+            self.name(
+                container,
+                Endpoint {
+                    vni: *vni,
+                    host: *host,
+                },
+                false,
+            );
             if let Some(node) = on {
                 take(&mut self.placed, *vni, host);
                 let count = self
@@ -164,6 +178,60 @@ impl State {
                 if left == 0 {
                     take(&mut self.network_nodes, *vni, &node);
                 }
+            }
+        }
+    }
+
+    /// Whether a container takes requests: it is to run, its node is there, and says that it runs. Of a node that has not said
+    /// yet what it has, since the brain is new or the link is down, what was placed there is believed to run: names outlive
+    /// the brain.
+    pub fn takes_requests(&self, container: &ContainerRecord) -> bool {
+        let Some(node) = container.node else { return false };
+        if container.removing || container.run != RunState::Running {
+            return false;
+        }
+        if self.nodes.get(&node).is_none_or(|node| node.lost) {
+            return false;
+        }
+        match self.observed.get(&container.id) {
+            Some(seen) => seen.phase == Phase::Running,
+            None => self.connections.get(&node).is_none_or(|link| !link.synced),
+        }
+    }
+
+    /// Brings a container's names up to date with whether it takes requests.
+    pub(super) fn rename(&mut self, id: ContainerId) {
+        let Some(container) = self.containers.get(&id).cloned() else {
+            return;
+        };
+        let takes = self.takes_requests(&container);
+        for endpoint in &container.endpoints {
+            let held = self.endpoints.get(&endpoint.vni);
+            // Its successor may have the place already.
+            if held.and_then(|held| held.get(&endpoint.host)) == Some(&id) {
+                self.name(&container, *endpoint, takes);
+            }
+        }
+    }
+
+    /// The same for all containers of a node.
+    pub(super) fn rename_on(&mut self, node: NodeId) {
+        let bound: Vec<_> = self.by_node.get(&node).into_iter().flatten().copied().collect();
+        bound.into_iter().for_each(|id| self.rename(id));
+    }
+
+    fn name(&mut self, container: &ContainerRecord, endpoint: Endpoint, there: bool) {
+        let name = Named {
+            service: container.service_name.clone(),
+            replica: container.replica,
+            host: endpoint.host,
+        };
+        if there {
+            self.names.entry(endpoint.vni).or_default().insert(name);
+        } else if let Some(names) = self.names.get_mut(&endpoint.vni) {
+            names.remove(&name);
+            if names.is_empty() {
+                self.names.remove(&endpoint.vni);
             }
         }
     }
@@ -204,8 +272,9 @@ pub fn concerned(changes: &[Change], before: &State, after: &State) -> BTreeSet<
             Change::PutContainer(new) => {
                 let old = before.containers.get(&new.id);
                 let of = |c: &ContainerRecord| c.node.map(|node| (node, c.endpoints.clone()));
+                let renamed = old.is_some_and(|old| before.takes_requests(old)) != after.takes_requests(new);
                 let (old, new) = (old.and_then(|old| of(old)), of(new));
-                if old != new {
+                if old != new || renamed {
                     let both = old.into_iter().chain(new);
                     networks.extend(both.flat_map(|(_, endpoints)| endpoints).map(|e| e.vni));
                 }
@@ -222,6 +291,10 @@ pub fn concerned(changes: &[Change], before: &State, after: &State) -> BTreeSet<
                 if !same {
                     networks.extend(after.networks_on(new.id));
                 }
+                networks.extend(renamed_on(new.id, before, after));
+            }
+            Change::Observed { node, .. } | Change::Connected(node, _) | Change::Disconnected(node, _) => {
+                networks.extend(renamed_on(*node, before, after));
             }
             _ => {}
         }
@@ -230,4 +303,13 @@ pub fn concerned(changes: &[Change], before: &State, after: &State) -> BTreeSet<
         .iter()
         .flat_map(|vni| before.nodes_on(*vni).chain(after.nodes_on(*vni)));
     both.collect()
+}
+
+/// Networks on which containers of a node began or ceased to take requests.
+fn renamed_on<'a>(node: NodeId, before: &'a State, after: &'a State) -> impl Iterator<Item = Vni> + use<'a> {
+    let changed = after.containers_on(node).filter(|container| {
+        let old = before.containers.get(&container.id);
+        old.is_some_and(|old| before.takes_requests(old)) != after.takes_requests(container)
+    });
+    changed.flat_map(|container| container.endpoints.iter().map(|endpoint| endpoint.vni))
 }

@@ -16,7 +16,7 @@ use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
 use super::Change;
-use super::networks::{Network, Placed};
+use super::networks::{Names, Network, Placed};
 
 /// A one-time join token. Only a hash of its secret is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +85,8 @@ pub struct State {
     pub endpoints: OrdMap<Vni, OrdMap<HostNumber, ContainerId>>,
     /// Those that are to be reachable, and on which node.
     pub placed: OrdMap<Vni, Placed>,
+    /// Who takes requests on each network, by name.
+    pub names: OrdMap<Vni, Names>,
     /// How many of them each node has.
     pub network_nodes: OrdMap<Vni, OrdMap<NodeId, u32>>,
     /// Nodes.

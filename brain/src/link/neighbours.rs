@@ -5,16 +5,23 @@ use std::net::IpAddr;
 
 use berth_common::id::NodeId;
 use berth_common::model::Vni;
-use berth_common::protocol::{Elsewhere, Gone, Neighbours, NeighboursUpdate, Reached};
+use berth_common::protocol::{Called, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Reached};
 use imbl::ordmap::DiffItem;
+use imbl::ordset;
 
 use crate::cluster::State;
-use crate::cluster::networks::Placed;
+use crate::cluster::networks::{Names, Placed};
 
 /// What one connection was told. Endpoints are kept as the state had them, which shares its memory with every other connection.
 #[derive(Debug, Default)]
 pub(super) struct NeighboursOutbox {
-    sent: Option<(BTreeMap<NodeId, IpAddr>, BTreeMap<Vni, Placed>)>,
+    sent: Option<Sent>,
+}
+
+#[derive(Debug, Clone)]
+struct Sent {
+    nodes: BTreeMap<NodeId, IpAddr>,
+    networks: BTreeMap<Vni, (Placed, Names)>,
 }
 
 impl NeighboursOutbox {
@@ -22,26 +29,55 @@ impl NeighboursOutbox {
     pub(super) fn next(&mut self, state: &State, node: NodeId) -> Option<NeighboursUpdate> {
         let networks = state.networks_on(node);
         let nodes = state.neighbours(node, &networks);
-        let placed = |vni: &Vni| state.placed.get(vni).cloned().unwrap_or_default();
-        let now: BTreeMap<Vni, Placed> = networks.iter().map(|vni| (*vni, placed(vni))).collect();
+        let of = |vni: &Vni| {
+            let placed = state.placed.get(vni).cloned().unwrap_or_default();
+            (placed, state.names.get(vni).cloned().unwrap_or_default())
+        };
+        let now: BTreeMap<Vni, _> = networks.iter().map(|vni| (*vni, of(vni))).collect();
         let elsewhere = |placed: &Placed| -> BTreeMap<_, _> {
             let others = placed.iter().filter(|(_, on)| **on != node);
             others.map(|(host, on)| (*host, *on)).collect()
         };
-        let Some((held_nodes, held)) = self.sent.replace((nodes.clone(), now.clone())) else {
-            let networks = now.iter().map(|(vni, placed)| (*vni, elsewhere(placed)));
+        let sent = Sent {
+            nodes: nodes.clone(),
+            networks: now.clone(),
+        };
+        let Some(before) = self.sent.replace(sent) else {
+            let all = now.iter();
+            let names = all.clone().filter(|(_, (_, names))| !names.is_empty());
             let neighbours = Neighbours {
                 nodes,
-                networks: networks.collect(),
+                networks: all.map(|(vni, (placed, _))| (*vni, elsewhere(placed))).collect(),
+                names: names
+                    .map(|(vni, (_, names))| (*vni, names.iter().cloned().collect()))
+                    .collect(),
             };
             return Some(NeighboursUpdate::Full { neighbours });
         };
+        let held = before.networks;
         let (mut added, mut gone) = (Vec::new(), Vec::new());
-        for (vni, placed) in &now {
-            let Some(before) = held.get(vni) else {
+        let (mut named, mut unnamed) = (Vec::new(), Vec::new());
+        for (vni, (placed, names)) in &now {
+            let Some((before, names_before)) = held.get(vni) else {
                 added.push(Elsewhere::new(*vni, elsewhere(placed)));
+                if !names.is_empty() {
+                    named.push(Called::new(*vni, names.iter().cloned()));
+                }
                 continue;
             };
+            let (mut begun, mut ceased): (Vec<Named>, Vec<Named>) = Default::default();
+            for item in names_before.diff(names) {
+                match item {
+                    ordset::DiffItem::Add(name) => begun.push(name.clone()),
+                    ordset::DiffItem::Remove(name) => ceased.push(name.clone()),
+                }
+            }
+            if !begun.is_empty() {
+                named.push(Called::new(*vni, begun));
+            }
+            if !ceased.is_empty() {
+                unnamed.push(Called::new(*vni, ceased));
+            }
             let (mut new, mut lost) = (Vec::new(), Vec::new());
             for item in before.diff(placed) {
                 match item {
@@ -69,8 +105,15 @@ impl NeighboursOutbox {
             .filter(|vni| !now.contains_key(vni))
             .copied()
             .collect();
-        let nodes = (nodes != held_nodes).then(|| Reached::list(&nodes));
-        if nodes.is_none() && added.is_empty() && gone.is_empty() && left.is_empty() {
+        let nodes = (nodes != before.nodes).then(|| Reached::list(&nodes));
+        let lists = [
+            named.is_empty(),
+            unnamed.is_empty(),
+            added.is_empty(),
+            gone.is_empty(),
+            left.is_empty(),
+        ];
+        if nodes.is_none() && lists.iter().all(|empty| *empty) {
             return None;
         }
         Some(NeighboursUpdate::Delta {
@@ -78,21 +121,24 @@ impl NeighboursOutbox {
             added,
             gone,
             left,
+            named,
+            unnamed,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use berth_common::id::Revision;
+    use berth_common::id::{Generation, Revision};
     use berth_common::model::{
-        ContainerRecord, Endpoint, HostNumber, NodeKind, RunState, Underlay, UnixMillis,
+        ContainerRecord, Endpoint, HostNumber, NodeKind, ObservedContainer, Phase, RunState, Underlay,
+        UnixMillis,
     };
     use berth_common::units::Bytes;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cluster::Change;
+    use crate::cluster::{Change, Connection};
     use crate::controllers::fixtures::{container_id, node, node_id, service, service_id, tenant_id};
 
     fn vni(n: u32) -> Vni {
@@ -143,6 +189,13 @@ mod tests {
         }
     }
 
+    fn observed(n: u64, runs: bool) -> ObservedContainer {
+        ObservedContainer {
+            phase: if runs { Phase::Running } else { Phase::Backoff },
+            ..ObservedContainer::pending(container_id(n))
+        }
+    }
+
     #[derive(Debug, Clone)]
     enum Act {
         /// Container, node, networks it is on, whether it is being removed.
@@ -150,6 +203,14 @@ mod tests {
         Delete(u64),
         /// A node's address becomes another, or it goes to another site.
         Move(u64, u8, bool),
+        /// A node says what it has: containers, which of them run, and whether these are all.
+        Say(u64, u16, u16, bool),
+        /// A node's link comes up, has said everything, or breaks.
+        Link(u64, u8),
+        /// A node is lost or back.
+        Lose(u64, bool),
+        /// A container is to stop or to run.
+        Run(u64, bool),
     }
 
     fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -157,6 +218,10 @@ mod tests {
             4 => (0..12_u64, 0..4_u64, 0..4_u8, any::<bool>()).prop_map(|(c, n, on, gone)| Act::Put(c, n, on, gone)),
             2 => (0..12_u64).prop_map(Act::Delete),
             1 => (0..4_u64, 1..9_u8, any::<bool>()).prop_map(|(n, to, away)| Act::Move(n, to, away)),
+            4 => (0..4_u64, any::<u16>(), any::<u16>(), any::<bool>()).prop_map(|(n, has, up, full)| Act::Say(n, has, up, full)),
+            2 => (0..4_u64, 0..3_u8).prop_map(|(n, to)| Act::Link(n, to)),
+            1 => (0..4_u64, any::<bool>()).prop_map(|(n, lost)| Act::Lose(n, lost)),
+            1 => (0..12_u64, any::<bool>()).prop_map(|(c, run)| Act::Run(c, run)),
         ];
         proptest::collection::vec(act, 1..60)
     }
@@ -182,6 +247,25 @@ mod tests {
                         if away { record.labels.insert("site".into(), to.to_string()); }
                         Change::PutNode(record)
                     }
+                    Act::Say(n, has, up, full) => {
+                        let said = (0..12).filter(|c| has & (1 << c) != 0).map(|c| observed(c, up & (1 << c) != 0));
+                        Change::Observed { node: node_id(n), full, containers: said.collect(), gone: Vec::new() }
+                    }
+                    Act::Link(n, 2) => Change::Disconnected(node_id(n), 1),
+                    Act::Link(n, to) => Change::Connected(node_id(n), Connection {
+                        serial: 1, address: String::new(), synced: to == 1, applied: Generation(0),
+                    }),
+                    Act::Lose(n, lost) => {
+                        let mut record = (*state.nodes[&node_id(n)]).clone();
+                        record.lost = lost;
+                        Change::PutNode(record)
+                    }
+                    Act::Run(c, run) => {
+                        let Some(record) = state.containers.get(&container_id(c)) else { continue };
+                        let mut record = (**record).clone();
+                        record.run = if run { RunState::Running } else { RunState::Stopped };
+                        Change::PutContainer(record)
+                    }
                 };
                 let before = state.clone();
                 let changes = vec![change];
@@ -203,12 +287,21 @@ mod tests {
                         prop_assert!(endpoints.values().all(|on| *on != node_id(n)));
                     }
                     prop_assert!(!held.nodes.contains_key(&node_id(n)));
+                    // Who takes requests is called by name, and nobody else.
+                    let takes = state.containers.values().filter(|c| state.takes_requests(c)).flat_map(|c| {
+                        c.endpoints.iter().map(|e| (e.vni, c.replica, e.host))
+                    });
+                    let takes: std::collections::BTreeSet<_> =
+                        takes.filter(|(net, ..)| held.networks.contains_key(net)).collect();
+                    let named = held.names.iter().flat_map(|(net, names)| names.iter().map(|x| (*net, x.replica, x.host)));
+                    prop_assert_eq!(named.collect::<std::collections::BTreeSet<_>>(), takes);
                 }
             }
             // Nothing is left in the indexes of what is gone.
             let all: Vec<_> = state.containers.keys().copied().collect();
             state.apply(all.into_iter().map(Change::DeleteContainer).collect(), Revision(99));
             prop_assert!(state.endpoints.is_empty() && state.placed.is_empty() && state.network_nodes.is_empty());
+            prop_assert!(state.names.is_empty());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! sent and taken back.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -256,6 +256,18 @@ impl Subnets {
         Ipv6Addr::from(u128::from(self.v6.network()) | u128::from(host.0))
     }
 
+    /// The number of an address in either network; none of any other address.
+    pub fn number(&self, address: IpAddr) -> Option<HostNumber> {
+        let number = match address {
+            IpAddr::V4(four) if self.v4.contains(&four) => u32::from(four) & u32::from(self.v4.hostmask()),
+            IpAddr::V6(six) if self.v6.contains(&six) => {
+                u32::try_from(u128::from(six) & u128::from(self.v6.hostmask())).ok()?
+            }
+            _ => return None,
+        };
+        Some(HostNumber(number))
+    }
+
     /// The hardware address of a number: locally administered, unique on its network.
     pub fn mac(&self, host: HostNumber) -> Mac {
         let [a, b, c, d] = self.address(host).octets();
@@ -334,6 +346,8 @@ mod tests {
                 prop_assert!(net.v4().contains(&net.address(host)) && net.v6().contains(&net.address6(host)));
                 prop_assert!(net.address(host) != net.v4().network() && net.address(host) != net.v4().broadcast());
                 prop_assert_ne!(net.address(host), net.address(Subnets::GATEWAY));
+                prop_assert_eq!(net.number(net.address(host).into()), Some(host));
+                prop_assert_eq!(net.number(net.address6(host).into()), Some(host));
             }
             prop_assert_eq!(a == b, net.address(a) == net.address(b));
             prop_assert_eq!(a == b, net.mac(a) == net.mac(b));

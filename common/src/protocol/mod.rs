@@ -20,7 +20,10 @@ mod usage;
 pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame, write_frame};
 pub use desired::{Apply, DesiredContainer, DesiredEndpoint, DesiredSet, DesiredUpdate, TenantShare};
 pub use join::{JoinReply, JoinRequest, JoinToken, TokenError};
-pub use networks::{Elsewhere, Gone, Neighbours, NeighboursUpdate, Reached, There};
+pub use networks::{
+    Called, CalledReplica, CalledService, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Reached,
+    There,
+};
 pub use streams::{
     BrainReply, BrainRequest, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, LogStream,
     NodeReply, NodeRequest, Progress,

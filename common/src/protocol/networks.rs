@@ -3,12 +3,12 @@
 //! Apart from the desired set, since it changes with every container of any node: it makes no new generation, is written to no
 //! store, and an agent that lost it keeps what its kernel has until the next full picture.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::NodeId;
+use crate::id::{Name, NodeId};
 use crate::model::{HostNumber, Vni};
 
 /// Endpoints of one network on other nodes.
@@ -60,6 +60,80 @@ pub struct Gone {
     pub hosts: Vec<HostNumber>,
 }
 
+/// Who is called what on one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Called {
+    /// Which network.
+    pub vni: Vni,
+    /// Services with replicas there.
+    pub services: Vec<CalledService>,
+}
+
+/// Replicas of a service that take requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalledService {
+    /// The service's name.
+    pub service: Name,
+    /// Its replicas, with their endpoints on that network.
+    pub replicas: Vec<CalledReplica>,
+}
+
+/// One replica that takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalledReplica {
+    /// Which, from 1. For moments two containers may be the same one.
+    pub replica: u32,
+    /// Its endpoint.
+    pub host: HostNumber,
+}
+
+/// A replica's endpoint on a network, by what it is called.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Named {
+    /// The service's name.
+    pub service: Name,
+    /// Which replica, from 1.
+    pub replica: u32,
+    /// Its endpoint.
+    pub host: HostNumber,
+}
+
+impl Called {
+    /// Groups names by service.
+    pub fn new(vni: Vni, names: impl IntoIterator<Item = Named>) -> Self {
+        let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for Named {
+            service,
+            replica,
+            host,
+        } in names
+        {
+            of.entry(service)
+                .or_default()
+                .push(CalledReplica { replica, host });
+        }
+        let services = of
+            .into_iter()
+            .map(|(service, replicas)| CalledService { service, replicas });
+        Self {
+            vni,
+            services: services.collect(),
+        }
+    }
+
+    fn names(self) -> impl Iterator<Item = Named> {
+        self.services.into_iter().flat_map(|of| {
+            of.replicas
+                .into_iter()
+                .map(move |CalledReplica { replica, host }| Named {
+                    service: of.service.clone(),
+                    replica,
+                    host,
+                })
+        })
+    }
+}
+
 /// What a node needs to know of others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Given", into = "Given")]
@@ -68,6 +142,8 @@ pub struct Neighbours {
     pub nodes: BTreeMap<NodeId, IpAddr>,
     /// The networks that it has endpoints on, with those of other nodes.
     pub networks: BTreeMap<Vni, BTreeMap<HostNumber, NodeId>>,
+    /// Who takes requests on these networks, also on the node itself, and is called what.
+    pub names: BTreeMap<Vni, BTreeSet<Named>>,
 }
 
 /// As sent and stored: lists, to whose members a newer version may add, grouped, since a node has many endpoints.
@@ -77,6 +153,8 @@ struct Given {
     nodes: Vec<Reached>,
     #[serde(default)]
     networks: Vec<Elsewhere>,
+    #[serde(default)]
+    names: Vec<Called>,
 }
 
 impl From<Given> for Neighbours {
@@ -89,9 +167,13 @@ impl From<Given> for Neighbours {
                 .extend(elsewhere.endpoints());
         }
         let nodes = given.nodes.into_iter().map(|at| (at.node, at.address));
+        let names = given.names.into_iter();
         Self {
             nodes: nodes.collect(),
             networks,
+            names: names
+                .map(|called| (called.vni, called.names().collect()))
+                .collect(),
         }
     }
 }
@@ -103,6 +185,11 @@ impl From<Neighbours> for Given {
             nodes: Reached::list(&held.nodes),
             networks: networks
                 .map(|(vni, endpoints)| Elsewhere::new(vni, endpoints))
+                .collect(),
+            names: held
+                .names
+                .into_iter()
+                .map(|(vni, names)| Called::new(vni, names))
                 .collect(),
         }
     }
@@ -151,6 +238,12 @@ pub enum NeighboursUpdate {
         /// Networks that the node has nothing on any more.
         #[serde(default)]
         left: Vec<Vni>,
+        /// Names that are new.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        named: Vec<Called>,
+        /// Names that are gone.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unnamed: Vec<Called>,
     },
     /// A form of a newer brain: nothing is changed by it.
     #[serde(other)]
@@ -168,10 +261,23 @@ impl Neighbours {
                 added,
                 gone,
                 left,
+                named,
+                unnamed,
             } => {
                 for vni in left {
                     self.networks.remove(&vni);
+                    self.names.remove(&vni);
                 }
+                for gone in unnamed {
+                    let held = self.names.entry(gone.vni).or_default();
+                    for name in gone.names() {
+                        held.remove(&name);
+                    }
+                }
+                for new in named {
+                    self.names.entry(new.vni).or_default().extend(new.names());
+                }
+                self.names.retain(|_, names| !names.is_empty());
                 for Gone { vni, hosts } in gone {
                     let endpoints = self.networks.entry(vni).or_default();
                     for host in hosts {
@@ -210,6 +316,14 @@ mod tests {
         Vni::try_from(n).unwrap()
     }
 
+    fn name(service: &str, replica: u32, host: u32) -> Named {
+        Named {
+            service: service.parse().unwrap(),
+            replica,
+            host: HostNumber(host),
+        }
+    }
+
     #[test]
     fn changes_lead_to_the_whole() {
         let mut held = Neighbours::default();
@@ -219,6 +333,10 @@ mod tests {
             networks: BTreeMap::from([
                 (vni(7), BTreeMap::from([(HostNumber(2), node(1))])),
                 (vni(8), BTreeMap::new()),
+            ]),
+            names: BTreeMap::from([
+                (vni(7), [name("web", 1, 2)].into()),
+                (vni(8), [name("web", 1, 2)].into()),
             ]),
         };
         assert!(held.apply(NeighboursUpdate::Full {
@@ -239,7 +357,13 @@ mod tests {
                 hosts: vec![HostNumber(2)]
             }],
             left: vec![vni(8)],
+            named: vec![Called::new(vni(7), [name("web", 2, 4), name("db", 1, 3)])],
+            unnamed: vec![Called::new(vni(7), [name("web", 1, 2)])],
         }));
+        assert_eq!(
+            held.names,
+            BTreeMap::from([(vni(7), [name("db", 1, 3), name("web", 2, 4)].into())])
+        );
         assert_eq!(held.networks.keys().collect::<Vec<_>>(), [&vni(7)]);
         assert_eq!(
             held.reachable(vni(7)),

@@ -179,10 +179,16 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
     let (vni, other) = (7.try_into().unwrap(), NodeId::from_bytes([5; 10]));
     let nodes = BTreeMap::from([(other, "192.0.2.7".parse().unwrap())]);
     let networks = BTreeMap::from([(vni, BTreeMap::from([(HostNumber(3), other)]))]);
+    let named = Named {
+        service: "web".parse().expect("name"),
+        replica: 1,
+        host: HostNumber(3),
+    };
     let full = NeighboursUpdate::Full {
         neighbours: Neighbours {
             nodes: nodes.clone(),
             networks,
+            names: [(vni, [named.clone()].into())].into(),
         },
     };
     let delta = NeighboursUpdate::Delta {
@@ -193,6 +199,8 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
             hosts: vec![HostNumber(3)],
         }],
         left: vec![8.try_into().unwrap()],
+        named: vec![Called::new(vni, [named.clone()])],
+        unnamed: vec![Called::new(vni, [named])],
     };
     vec![
         ("brain_neighbours_full", BrainMessage::Neighbours(full)),
