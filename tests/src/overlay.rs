@@ -83,6 +83,7 @@ impl World {
             )
             .expect("subnets"),
             transit: Transit::free(|number| usize::from(number.address().octets()[3]) < 2 + vni as usize),
+            published: Vec::new(),
             underlay: (self.address(here), 1500),
             port: 4789,
             local: on(true).map(|(number, _)| HostNumber(*number)).collect(),

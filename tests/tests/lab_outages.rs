@@ -41,6 +41,11 @@ fn check_hosts(c: &Cluster, containers: &[serde_json::Value]) {
             );
             host.eventually(&limits, BACK);
         }
+        // Who may send it packets of networks, and what containers may reach, is in force.
+        host.eventually(
+            "nft list table inet berth | grep -q from_nodes && nft list table inet berth_out | grep -q from_networks",
+            BACK,
+        );
         // One program for each container, and none besides.
         let want = of_host.len();
         host.eventually(
@@ -88,6 +93,39 @@ fn reach_one_another(c: &Cluster) {
         );
     }
     c.lab.step("they reach one another");
+    // By name, and another host from outside of their networks.
+    let (from, other) = (&running[0], &running[1]);
+    let ((here, ask), (there, _)) = (at(from), at(other));
+    let to = other["addresses"][0]["ipv4"].as_str().expect("address");
+    let name = from["name"].as_str().expect("name");
+    let looked = berth_tests::lab::eventually(BACK, || {
+        let out = c.try_berth(&["exec", name, "nslookup", "web"]);
+        String::from_utf8_lossy(&out.stdout).contains(to).then_some(())
+    });
+    assert!(
+        looked.is_some(),
+        "{}",
+        here.ok("journalctl -u berth-agent --no-pager | tail -50")
+    );
+    there.ok("(echo out | timeout 120 nc -l -p 8081 >/dev/null 2>&1 &)");
+    here.eventually(
+        &format!("{ask} -w 5 {} 8081 </dev/null | grep -q out", there.address()),
+        BACK,
+    );
+    c.lab.step("they reach the world");
+    // And a host reaches them at the published port of every host.
+    c.berth(&["service", "update", "web", "-p", "8085:8080", "-d"]);
+    let (there, answer) = at(other);
+    there.ok(&format!(
+        "(timeout 300 sh -c 'while echo published | {answer} -l -p 8080; do :; done' >/dev/null 2>&1 &)"
+    ));
+    for host in &c.lab.hosts {
+        c.lab.host(1).eventually(
+            &format!("nc -w 5 {} 8085 </dev/null | grep -q published", host.address()),
+            BACK,
+        );
+    }
+    c.lab.step("the world reaches them");
 }
 
 /// A job that ran once and must not run again, whatever happens to its host.

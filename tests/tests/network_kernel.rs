@@ -216,16 +216,16 @@ fn r6_an_endpoint_speaks_with_its_own_addresses_only_and_a_flushed_table_comes_b
                 .expect("loaded");
             bridge
                 | tables
-                    .ensure(&space, ON_HOST, &ruleset::gateway())
+                    .ensure(&space, ON_HOST, &ruleset::gateway(overlay))
                     .expect("loaded")
         };
         assert!(loaded(&mut tables[at]), "the first time");
         assert!(!loaded(&mut tables[at]), "nothing to do");
         for meddling in [
             "nft flush ruleset",
-            "nft flush chain bridge berth from",
+            "nft flush chain bridge berth from_endpoints",
             "nft delete table inet berth",
-            "nft insert rule bridge berth from accept",
+            "nft insert rule bridge berth from_endpoints accept",
         ] {
             assert!(sh(&space, meddling).0, "{meddling}");
             assert!(loaded(&mut tables[at]), "{meddling} was not noticed");

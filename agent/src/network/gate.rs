@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use super::doors::Doors;
 use super::egress::{Switched, Transit};
 use super::filters::Filters;
 use super::namespace::Namespace;
+use super::publish::Open;
 use super::ruleset::{self, Table};
 use super::{nft, uplink};
 use crate::ledger::write_atomically;
@@ -21,6 +23,8 @@ pub(super) struct Need {
     pub brains: BTreeSet<SocketAddr>,
     /// Ways out.
     pub transits: BTreeSet<Transit>,
+    /// Published ports.
+    pub open: Vec<Open>,
 }
 
 /// The host's part.
@@ -34,6 +38,9 @@ pub(super) struct Gate {
     /// What was done last; none: an agent that was killed may have left anything.
     kept: Option<Need>,
     guarded: BTreeSet<String>,
+    doors: Doors,
+    /// Ports that somebody else has, in words.
+    shut: Vec<String>,
     /// There is nothing of it, as far as is known.
     absent: bool,
 }
@@ -46,6 +53,8 @@ impl Gate {
             filters: Filters::default(),
             kept: None,
             guarded: BTreeSet::new(),
+            doors: Doors::default(),
+            shut: Vec::new(),
             absent: false,
         }
     }
@@ -70,7 +79,16 @@ impl Gate {
         })
         .await?;
         self.guarded = plan.ours.guarded().cloned().collect();
-        let rules = self.rules(need);
+        let (mut doors, open) = (std::mem::take(&mut self.doors), need.open.clone());
+        let held = tokio::task::spawn_blocking(move || {
+            let held = doors.hold(&space, &open);
+            (space, doors, held)
+        });
+        let (space, doors, held) = held.await.map_err(|error| error.to_string())?;
+        self.doors = doors;
+        let (open, shut) = held.map_err(|error| format!("published ports can't be held: {error}"))?;
+        self.shut = shut;
+        let rules = self.rules(need, &open);
         let host = space.try_clone().map_err(|error| error.to_string())?;
         self.filters.keep(host, rules).await?;
         blocking(space, move |host| {
@@ -89,12 +107,18 @@ impl Gate {
         let (port, file) = (self.port, self.file.clone());
         blocking(host, move |host| restore(host, port, &file)).await?;
         (self.filters, self.kept, self.absent) = (Filters::default(), None, true);
+        (self.doors, self.shut) = (Doors::default(), Vec::new());
         Ok(())
     }
 
-    fn rules(&self, need: &Need) -> Vec<(Table, String)> {
+    /// Published ports that can't be open here, and why.
+    pub(super) fn shut(&self) -> &[String] {
+        &self.shut
+    }
+
+    fn rules(&self, need: &Need, open: &[Open]) -> Vec<(Table, String)> {
         let port = self.port;
-        let out = ruleset::way_out(&need.brains, &self.guarded, port);
+        let out = ruleset::way_out(&need.brains, &self.guarded, open, port);
         let mut rules = vec![(ruleset::on_way_out(port), out)];
         let nodes = need.nodes.as_ref();
         rules.extend(nodes.map(|nodes| (ruleset::on_underlay(port), ruleset::host(nodes, port))));

@@ -14,7 +14,7 @@ use super::links::PORT_GUARD;
 use super::namespace::Namespace;
 use super::netlink::{NetworkError, Result, Within, entry, errno, failed, namespace_failed};
 use super::plan::{Entry, Link, Overlay, Seen, Step, inside, port_name};
-use super::uplink::pass_on;
+use super::uplink::{pass_on, pass_own};
 
 /// This host's networks.
 #[derive(Debug)]
@@ -75,6 +75,7 @@ impl Kernel {
         };
         let number = number.ok_or_else(|| NetworkError::Missing(UPLINK.to_owned()))?;
         Within::open(&self.host)?.set_host_end(number, *mtu).await?;
+        pass_own(&self.host, number)?;
         pass_on(&self.needed(vni)?)
     }
 

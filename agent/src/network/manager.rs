@@ -25,7 +25,7 @@ use super::gate::{Gate, Need};
 use super::plan::{Link, Overlay, Seen, missing, plan};
 use super::ruleset::{self, ON_BRIDGE, ON_HOST};
 use super::wanted::Wanted;
-use super::{Kernel, Namespace, NetworkError};
+use super::{Kernel, Namespace, NetworkError, publish};
 use crate::dns::{DOMAIN, DnsServer, Upstream, Zone};
 use crate::ledger::write_atomically;
 use crate::link::dial;
@@ -337,11 +337,11 @@ impl Networks {
         let namespace = namespace.ok_or_else(|| "it vanished while it was made".to_owned())?;
         let scripts = vec![
             (ON_BRIDGE, ruleset::endpoints(&overlay)),
-            (ON_HOST, ruleset::gateway()),
+            (ON_HOST, ruleset::gateway(&overlay)),
         ];
         let space = namespace.try_clone().map_err(|error| error.to_string())?;
         net.filters.keep(namespace, scripts).await?;
-        self.serve_names(&overlay, net, space)?;
+        self.serve_names(&overlay, net, space);
         let seen = if steps.is_empty() {
             seen
         } else {
@@ -355,15 +355,11 @@ impl Networks {
         Ok(true)
     }
 
-    /// Keeps a network's resolver listening on its gateway.
-    fn serve_names(
-        self: &Arc<Self>,
-        overlay: &Overlay,
-        net: &mut Net,
-        space: Namespace,
-    ) -> Result<(), String> {
+    /// Keeps a network's resolver listening on its gateway. Containers without names are better than none: what is wrong is told
+    /// and tried again with the next look.
+    fn serve_names(self: &Arc<Self>, overlay: &Overlay, net: &mut Net, space: Namespace) {
         if net.dns.as_ref().is_some_and(|dns| dns.is_in(&space)) {
-            return Ok(());
+            return;
         }
         // The old one's sockets first: they may have the address.
         net.dns = None;
@@ -382,8 +378,12 @@ impl Networks {
         };
         let at = SocketAddr::new(overlay.subnets.address(Subnets::GATEWAY).into(), 53);
         let started = DnsServer::start(space, at, Arc::new(knows), self.upstream.clone());
-        net.dns = Some(started.map_err(|error| format!("its resolver can't listen at {at}: {error}"))?);
-        Ok(())
+        let name = self.wanted.lock().name(vni);
+        let problem = started.as_ref().err();
+        let problem =
+            problem.map(|error| format!("{name} has no names: its resolver can't listen at {at}: {error}"));
+        self.tell(&format!("names of network {vni}"), problem);
+        net.dns = started.ok();
     }
 
     /// A network's number on this host: the one that it has, or had when the kernel was looked at, or a new one.
@@ -437,20 +437,26 @@ impl Networks {
             .host()
             .try_clone()
             .map_err(|error| error.to_string())?;
-        if self.nets.lock().is_empty() {
-            return gate.remove(host).await;
-        }
-        let nodes = self
-            .neighbours
-            .lock()
-            .as_ref()
-            .map(|known| known.nodes.values().copied().collect());
-        let need = Need {
-            nodes,
-            brains: self.brains.lock().clone(),
-            transits: self.transits.lock().values().copied().collect(),
+        let (local, transits) = (self.wanted.lock().local(), self.transits.lock().clone());
+        let need = {
+            let known = self.neighbours.lock();
+            let known = known.as_ref();
+            Need {
+                nodes: known.map(|known| known.nodes.values().copied().collect()),
+                brains: self.brains.lock().clone(),
+                transits: transits.values().copied().collect(),
+                open: known.map_or_else(Vec::new, |known| publish::open(known, &local, &transits)),
+            }
         };
-        gate.keep(host, &need, look).await
+        let needless = self.nets.lock().is_empty() && need.open.is_empty();
+        if needless {
+            gate.remove(host).await?;
+        } else {
+            gate.keep(host, &need, look).await?;
+        }
+        let shut = gate.shut();
+        self.tell("published ports", (!shut.is_empty()).then(|| shut.join("\n")));
+        Ok(())
     }
 
     async fn save(&self) {

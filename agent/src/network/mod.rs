@@ -6,6 +6,7 @@
 //! seconds. Refuses to decide who has which address: that is the brain's. Nothing is learned and nothing floods: every entry is permanent and comes from the plan, so what is not in
 //! it is not reachable.
 
+mod doors;
 pub mod egress;
 mod filters;
 pub mod gate;
@@ -17,6 +18,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod nft;
 pub mod plan;
+pub mod publish;
 pub mod ruleset;
 mod uplink;
 mod wanted;

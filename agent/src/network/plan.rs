@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use berth_common::model::{HostNumber, Mac, Subnets, Vni};
 
 use super::egress::{Transit, UPLINK};
+use super::publish::Inward;
 
 /// The bridge of a network, in its namespace.
 pub const BRIDGE: &str = "br0";
@@ -39,6 +40,8 @@ pub struct Overlay {
     pub remote: Option<BTreeMap<HostNumber, IpAddr>>,
     /// Its number on this host, for the way out; none: there is no way out.
     pub transit: Option<Transit>,
+    /// Published ports that lead in.
+    pub published: Vec<Inward>,
 }
 
 /// A link in a network's namespace.

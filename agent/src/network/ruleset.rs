@@ -11,6 +11,7 @@ use berth_common::model::Mac;
 
 use super::egress::{ADDRESSES, HOST_LINKS, UPLINK};
 use super::plan::{BRIDGE, Overlay, TUNNEL, port_name};
+use super::publish::{self, Open, PASSED_ON};
 
 /// A table that is berth's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,7 +92,7 @@ pub fn endpoints(overlay: &Overlay) -> String {
     set(&mut text, "v6", "typeof iifname . ether saddr . ip6 saddr", &v6);
     let _ = write!(
         text,
-        "  chain from {{
+        "  chain from_endpoints {{
     type filter hook prerouting priority -300; policy drop;
     iifname \"{TUNNEL}\" accept
     ether type ip6 icmpv6 type nd-router-advert counter drop
@@ -112,11 +113,11 @@ pub fn endpoints(overlay: &Overlay) -> String {
 /// What a container may ask of its gateway: whether it is there, names (no more than one process can answer), and to pass on what goes out, and the answers to it. What leaves
 /// has the network's address on this host, since containers' own mean nothing there. What the bridge itself carries comes by
 /// here, too, wherever somebody loaded `br_netfilter`.
-pub fn gateway() -> String {
+pub fn gateway(overlay: &Overlay) -> String {
     let mut text = begin(ON_HOST);
     let _ = write!(
         text,
-        "  chain to {{
+        "  chain to_host {{
     type filter hook input priority 0; policy accept;
     iifname \"{UPLINK}\" ct state established,related accept
     iifname \"{UPLINK}\" counter drop
@@ -129,19 +130,21 @@ pub fn gateway() -> String {
     ct state established,related accept
     counter reject
   }}
-  chain through {{
+  chain through_host {{
     type filter hook forward priority 0; policy drop;
     iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
     iifname \"{BRIDGE}\" oifname \"{UPLINK}\" accept
     iifname \"{UPLINK}\" oifname \"{BRIDGE}\" ct state established,related accept
+    iifname \"{UPLINK}\" oifname \"{BRIDGE}\" ct status dnat accept
     counter
   }}
-  chain out {{
-    type nat hook postrouting priority srcnat; policy accept;
+  chain leaving {{
+    type nat hook postrouting priority 100; policy accept;
     oifname \"{UPLINK}\" masquerade
   }}
-}}
-"
+{}}}
+",
+        publish::in_network(&overlay.published, UPLINK)
     );
     text
 }
@@ -156,13 +159,13 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
     // Before connections are tracked (-200): a flood of strangers' packets fills no table.
     let _ = write!(
         text,
-        "  chain vxlan {{
+        "  chain from_nodes {{
     type filter hook prerouting priority -300; policy accept;
     udp dport {port} fib daddr type local ip saddr != @nodes4 counter drop
     udp dport {port} fib daddr type local ip6 saddr != @nodes6 counter drop
     udp dport {port} notrack
   }}
-  chain sent {{
+  chain to_nodes {{
     type filter hook output priority -300; policy accept;
     udp dport {port} notrack
   }}
@@ -177,8 +180,14 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
 /// at which clouds give credentials away.
 ///
 /// `brains`: where the brain is. `guarded`: links on which berth switched forwarding on; what comes in there and neither is an
-/// answer nor goes to a container is not passed on, as before.
-pub fn way_out(brains: &BTreeSet<SocketAddr>, guarded: &BTreeSet<String>, port: u16) -> String {
+/// answer nor goes to a container is not passed on, as before. `open`: published ports; what another node passed on for a container
+/// and is for none reaches no program of this host that happens to have the port.
+pub fn way_out(
+    brains: &BTreeSet<SocketAddr>,
+    guarded: &BTreeSet<String>,
+    open: &[Open],
+    port: u16,
+) -> String {
     let links = format!("\"{HOST_LINKS}*\"");
     let brains4 = brains.iter().filter(|at| at.is_ipv4());
     let brains4: Vec<_> = brains4.map(|at| format!("{} . {}", at.ip(), at.port())).collect();
@@ -194,21 +203,22 @@ pub fn way_out(brains: &BTreeSet<SocketAddr>, guarded: &BTreeSet<String>, port: 
     set(&mut text, "guarded", "type ifname", &guarded);
     let _ = write!(
         text,
-        "  chain to {{
+        "  chain to_host {{
     type filter hook input priority -5; policy accept;
+    ip dscp {PASSED_ON} counter reject
     iifname != {links} accept
     icmp type echo-request limit rate 100/second accept
     ct state established,related accept
     counter reject
   }}
-  chain through {{
+  chain through_host {{
     type filter hook forward priority -5; policy accept;
-    iifname {links} goto out
-    oifname {links} goto back
+    iifname {links} goto from_networks
+    oifname {links} goto to_networks
     ct status dnat accept
     iifname @guarded ct state new counter drop
   }}
-  chain out {{
+  chain from_networks {{
     udp dport {port} counter drop
     oifname {links} ct status dnat accept
     oifname {links} counter drop
@@ -216,17 +226,18 @@ pub fn way_out(brains: &BTreeSet<SocketAddr>, guarded: &BTreeSet<String>, port: 
     ip daddr . th dport @brains4 counter reject
     accept
   }}
-  chain back {{
+  chain to_networks {{
     ct state established,related accept
     ct status dnat accept
     counter drop
   }}
-  chain nat {{
-    type nat hook postrouting priority srcnat; policy accept;
+  chain leaving {{
+    type nat hook postrouting priority 100; policy accept;
     ip saddr {ADDRESSES} oifname != {links} masquerade
   }}
-}}
-"
+{}}}
+",
+        publish::at_host(open)
     );
     text
 }

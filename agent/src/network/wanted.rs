@@ -8,6 +8,7 @@ use berth_common::model::{HostNumber, Underlay, Vni};
 use berth_common::protocol::{DesiredEndpoint, Named, Neighbours};
 
 use super::plan::Overlay;
+use super::publish::{Local, inward};
 use crate::dns::Zone;
 use crate::dns::zone::KnownNetwork;
 use crate::reconcile::Endpoints;
@@ -47,6 +48,17 @@ impl Wanted {
         self.0.values().flatten().map(|place| place.vni).collect()
     }
 
+    /// Endpoints here, by network.
+    pub fn local(&self) -> Local {
+        let mut local = Local::new();
+        for place in self.0.values().flatten() {
+            let held = local.entry(place.vni);
+            let (_, hosts) = held.or_insert_with(|| (place.subnets, BTreeSet::new()));
+            hosts.insert(place.host);
+        }
+        local
+    }
+
     /// What a network is called, for people.
     pub fn name(&self, vni: Vni) -> String {
         let place = self.0.values().flatten().find(|place| place.vni == vni);
@@ -77,9 +89,10 @@ impl Wanted {
             subnets,
             underlay: (at.address, at.mtu),
             port: at.port,
-            local,
             remote,
             transit: None,
+            published: neighbours.map_or_else(Vec::new, |known| inward(known, vni, &subnets, &local)),
+            local,
         })
     }
 
@@ -155,7 +168,7 @@ mod tests {
         let known = Neighbours {
             nodes: [(node, [192, 0, 2, 9].into())].into(),
             networks: [(vni(7), [(HostNumber(2), node), (HostNumber(3), node)].into())].into(),
-            names: BTreeMap::new(),
+            ..Neighbours::default()
         };
         let overlay = wanted.overlay(vni(7), at, Some(&known)).unwrap();
         assert_eq!(overlay.local, [HostNumber(2)].into());

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::{Name, clip};
-use berth_common::model::{ImageRef, Restart, ServiceSpec};
+use berth_common::model::{ImageRef, PublishedPort, Restart, ServiceSpec};
 use serde::Deserialize as _;
 
 use crate::args::{RemoveArgs, RestartArg, SpecArgs};
@@ -68,6 +68,11 @@ pub fn apply(
     if !args.network.is_empty() {
         spec.networks = networks(&args.network)?;
     }
+    for port in &args.publish {
+        // The same port to another inside, or in another mode, takes the old one's place.
+        spec.ports.retain(|old| !same_port(old, port));
+        spec.ports.push(*port);
+    }
     if let Some(restart) = args.restart {
         spec.restart.on = match restart {
             RestartArg::Always => Restart::Always,
@@ -95,6 +100,11 @@ pub fn apply(
         spec.command = Some(command.to_vec());
     }
     spec.validate().map_err(|error| error.to_string())
+}
+
+/// Whether two are open at the same ports of a node.
+fn same_port(a: &PublishedPort, b: &PublishedPort) -> bool {
+    (a.published, a.count, a.protocol) == (b.published, b.count, b.protocol)
 }
 
 /// Networks by name; `none` alone is none.
@@ -140,6 +150,14 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
             return Err(missing("--tmpfs-rm", path, there.collect()));
         };
         spec.tmpfs.remove(at);
+    }
+    for port in &args.publish_rm {
+        let Some(at) = spec.ports.iter().position(|old| same_port(old, port)) else {
+            let there: Vec<String> = spec.ports.iter().map(ToString::to_string).collect();
+            let there = there.iter().map(String::as_str).collect();
+            return Err(missing("--publish-rm", &port.to_string(), there));
+        };
+        spec.ports.remove(at);
     }
     Ok(())
 }
@@ -237,6 +255,7 @@ mod tests {
         spec.labels = map(vec![("tier".into(), "web".into())]);
         spec.node_labels = map(vec![("disk".into(), "ssd".into())]);
         spec.tmpfs = vec![crate::args::value::tmpfs("/tmp:1MiB").unwrap()];
+        spec.ports = vec!["8080:80".parse().unwrap(), "8080/udp".parse().unwrap()];
         let typo = RemoveArgs {
             env_rm: vec!["AA".into()],
             ..Default::default()
@@ -244,6 +263,7 @@ mod tests {
         let error = remove(&mut spec.clone(), &typo).unwrap_err();
         assert!(error.contains("\"AA\"") && error.contains("A, B"), "{error}");
         let all = RemoveArgs {
+            publish_rm: vec!["8080".parse().unwrap()],
             env_rm: vec!["A".into()],
             label_rm: vec!["tier".into()],
             on_rm: vec!["disk".into()],
@@ -252,6 +272,7 @@ mod tests {
         remove(&mut spec, &all).unwrap();
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
         assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
+        assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
         assert!(remove(&mut spec, &all).unwrap_err().contains("--env-rm"));
     }
 

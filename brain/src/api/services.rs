@@ -75,7 +75,33 @@ fn judge(
         )));
     }
     super::networks::judge(state, tenant.id, &spec.networks)?;
+    judge_ports(state, tenant.id, spec)?;
     quota::judge(state, tenant, spec, replaced)
+}
+
+/// Whether nobody else has the ports. Who has them is told to its own tenant alone.
+fn judge_ports(state: &State, tenant: TenantId, spec: &ServiceSpec) -> Result<(), Problem> {
+    let publishing = state.publishing.iter().filter_map(|id| state.services.get(id));
+    let others = publishing.filter(|other| other.tenant != tenant || other.spec.name != spec.name);
+    for other in others {
+        let theirs = &other.spec.ports;
+        let clash = spec.ports.iter().find_map(|port| {
+            let taken = theirs.iter().find_map(|their| port.clash(their))?;
+            Some(format!("{taken}/{}", port.protocol))
+        });
+        if let Some(port) = clash {
+            let who = match other.tenant == tenant {
+                true => format!("service {}", other.spec.name),
+                false => "another tenant's service".to_owned(),
+            };
+            return Err(
+                Problem::new(ErrorKind::Conflict, format!("port {port} is published by {who}"))
+                    .field("/ports")
+                    .cure("publish another port; in the containers it can stay the same: OTHER:PORT"),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn event(scope: &Scope, kind: &'static str, name: &Name, text: String) -> NewEvent {

@@ -86,6 +86,7 @@ impl State {
     /// generation of every node whose desired set they change. Returns the durable changes as they must be stored
     /// (with revisions and generations filled in).
     pub fn apply(&mut self, changes: Vec<Change>, revision: Revision) -> Vec<Change> {
+        let before = self.clone();
         let mut durable = Vec::with_capacity(changes.len());
         let mut touched = std::collections::BTreeSet::new();
         for change in changes {
@@ -111,6 +112,7 @@ impl State {
         if !durable.is_empty() {
             self.revision = revision;
         }
+        self.publish(&before);
         durable
     }
 
@@ -182,11 +184,16 @@ impl State {
             Change::DeleteImage(tenant, reference) => drop(self.images.remove(&(tenant, reference))),
             Change::PutService(s) => {
                 self.service_names.insert((s.tenant, s.spec.name.clone()), s.id);
+                match s.spec.ports.is_empty() {
+                    true => self.publishing.remove(&s.id),
+                    false => self.publishing.insert(s.id),
+                };
                 self.services.insert(s.id, Arc::new(s));
             }
             Change::DeleteService(id) => {
                 if let Some(old) = self.services.remove(&id) {
                     self.service_names.remove(&(old.tenant, old.spec.name.clone()));
+                    self.publishing.remove(&id);
                 }
             }
             Change::PutContainer(c) => self.put_container(c),

@@ -10,6 +10,7 @@ pub mod feed;
 mod index;
 pub mod keys;
 pub mod networks;
+mod publications;
 pub mod state;
 mod writer;
 
@@ -153,6 +154,7 @@ impl Cluster {
                 }
             }
         }
+        state.publish(&State::default());
         let feed = Feed::new(FEED_ITEMS, FEED_CHANGES);
         let feed_from = prefill(&*store, &feed, state.revision).await?;
         let generations = state

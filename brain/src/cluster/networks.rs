@@ -288,6 +288,9 @@ pub fn concerned(changes: &[Change], before: &State, after: &State) -> BTreeSet<
                     .nodes
                     .get(&new.id)
                     .is_some_and(|old| old.facts.underlay == new.facts.underlay && site(old) == site(new));
+                if !same && !after.publications.is_empty() {
+                    return after.nodes.keys().copied().collect();
+                }
                 if !same {
                     networks.extend(after.networks_on(new.id));
                 }
@@ -298,6 +301,10 @@ pub fn concerned(changes: &[Change], before: &State, after: &State) -> BTreeSet<
             }
             _ => {}
         }
+    }
+    if before.publications != after.publications {
+        // What is published is published everywhere.
+        return after.nodes.keys().copied().collect();
     }
     let both = networks
         .iter()

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Change;
 use super::networks::{Names, Network, Placed};
+use super::publications::Publication;
 
 /// A one-time join token. Only a hash of its secret is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +88,10 @@ pub struct State {
     pub placed: OrdMap<Vni, Placed>,
     /// Who takes requests on each network, by name.
     pub names: OrdMap<Vni, Names>,
+    /// Services with published ports.
+    pub publishing: OrdSet<ServiceId>,
+    /// What they publish, and where it is answered. Made anew when anything it follows from changes.
+    pub publications: Arc<Vec<Publication>>,
     /// How many of them each node has.
     pub network_nodes: OrdMap<Vni, OrdMap<NodeId, u32>>,
     /// Nodes.

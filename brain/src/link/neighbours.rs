@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use berth_common::id::NodeId;
 use berth_common::model::Vni;
-use berth_common::protocol::{Called, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Reached};
+use berth_common::protocol::{
+    Called, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Published, Reached,
+};
 use imbl::ordmap::DiffItem;
 use imbl::ordset;
 
@@ -22,6 +24,7 @@ pub(super) struct NeighboursOutbox {
 struct Sent {
     nodes: BTreeMap<NodeId, IpAddr>,
     networks: BTreeMap<Vni, (Placed, Names)>,
+    published: Vec<Published>,
 }
 
 impl NeighboursOutbox {
@@ -41,7 +44,9 @@ impl NeighboursOutbox {
         let sent = Sent {
             nodes: nodes.clone(),
             networks: now.clone(),
+            published: state.published_at(node),
         };
+        let published = sent.published.clone();
         let Some(before) = self.sent.replace(sent) else {
             let all = now.iter();
             let names = all.clone().filter(|(_, (_, names))| !names.is_empty());
@@ -51,6 +56,7 @@ impl NeighboursOutbox {
                 names: names
                     .map(|(vni, (_, names))| (*vni, names.iter().cloned().collect()))
                     .collect(),
+                published,
             };
             return Some(NeighboursUpdate::Full { neighbours });
         };
@@ -106,7 +112,9 @@ impl NeighboursOutbox {
             .copied()
             .collect();
         let nodes = (nodes != before.nodes).then(|| Reached::list(&nodes));
+        let published = (published != before.published).then_some(published);
         let lists = [
+            published.is_none(),
             named.is_empty(),
             unnamed.is_empty(),
             added.is_empty(),
@@ -123,6 +131,7 @@ impl NeighboursOutbox {
             left,
             named,
             unnamed,
+            published,
         })
     }
 }

@@ -7,6 +7,7 @@ mod container;
 mod image;
 mod network;
 mod node;
+mod port;
 mod resources;
 mod service;
 mod strict;
@@ -24,6 +25,7 @@ pub use network::{
 pub use node::{
     Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken, Underlay,
 };
+pub use port::{MAX_PORTS, PortError, Protocol, PublishMode, PublishedPort};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
 pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};
 pub use tenant::{Quota, Role, TenantRecord, TokenRecord};

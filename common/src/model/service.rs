@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, Revision, ServiceId, TenantId};
 use crate::model::{
-    ContainerSpec, ImageRef, ResourceSpec, RunState, SpecError, UnixMillis, default_networks, strict,
+    ContainerSpec, ImageRef, PublishedPort, ResourceSpec, RunState, SpecError, UnixMillis, default_networks,
+    strict,
 };
 use crate::units::Bytes;
 
@@ -83,6 +84,9 @@ pub struct ServiceSpec {
     /// Networks its containers are on, the first with the default route; default `["default"]`. None: only the loopback.
     #[serde(default = "default_networks")]
     pub networks: Vec<Name>,
+    /// Ports at which the world reaches it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
     /// How updates roll.
     #[serde(default)]
     pub update: UpdatePolicy,
@@ -239,6 +243,7 @@ impl ServiceSpec {
             cap_drop: Vec::new(),
             privileged: false,
             networks: default_networks(),
+            ports: Vec::new(),
             update: UpdatePolicy::default(),
         }
     }

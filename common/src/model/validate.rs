@@ -3,7 +3,7 @@
 //! Checked by the brain before a spec is taken and by the command line before it is sent. Every refusal names the field
 //! and says what would be right (R9).
 
-use crate::model::{Restart, ServiceSpec};
+use crate::model::{MAX_PORTS, PublishedPort, Restart, ServiceSpec};
 use crate::units::Bytes;
 
 /// A field of a spec that can't be accepted.
@@ -71,6 +71,7 @@ impl ServiceSpec {
         self.check_stop()?;
         self.check_capabilities()?;
         self.check_networks()?;
+        self.check_ports()?;
         self.check_policies()
     }
 
@@ -88,6 +89,32 @@ impl ServiceSpec {
             Some(two) => Err(err("/networks", format!("network {} is named twice", two[0]))),
             None => Ok(()),
         }
+    }
+
+    fn check_ports(&self) -> Result<(), SpecError> {
+        const FIELD: &str = "/ports";
+        if let Some(why) = self.ports.iter().find_map(PublishedPort::fault) {
+            return Err(err(FIELD, why));
+        }
+        let count: u32 = self.ports.iter().map(|port| u32::from(port.count)).sum();
+        if self.ports.len() > MAX_LIST || count > MAX_PORTS {
+            return Err(err(FIELD, format!("{count} ports; at most {MAX_PORTS}")));
+        }
+        for (at, port) in self.ports.iter().enumerate() {
+            if let Some(twice) = self.ports[..at].iter().find_map(|other| port.clash(other)) {
+                return Err(err(
+                    FIELD,
+                    format!("port {twice}/{} is published twice", port.protocol),
+                ));
+            }
+        }
+        if count > 0 && self.networks.is_empty() {
+            return Err(err(
+                FIELD,
+                "a service that is on no network can't be reached; give it one",
+            ));
+        }
+        Ok(())
     }
 
     /// Entrypoint and command.
@@ -279,7 +306,17 @@ mod tests {
     #[test]
     fn bad_fields_are_named() {
         type Breakage = (&'static str, fn(&mut ServiceSpec));
-        let table: [Breakage; 9] = [
+        let table: [Breakage; 12] = [
+            ("/ports", |s| {
+                s.ports = vec!["80".parse().unwrap(), "79-81:1-3".parse().unwrap()]
+            }),
+            ("/ports", |s| {
+                s.ports = vec!["80".parse().unwrap()];
+                s.networks.clear();
+            }),
+            ("/ports", |s| {
+                s.ports = vec!["1-600".parse().unwrap(), "1000-1600".parse().unwrap()];
+            }),
             ("/replicas", |s| s.replicas = 10_001),
             ("/entrypoint", |s| s.entrypoint = Some(vec![])),
             ("/command", |s| s.command = Some(vec!["a\0b".into()])),

@@ -21,8 +21,8 @@ pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame,
 pub use desired::{Apply, DesiredContainer, DesiredEndpoint, DesiredSet, DesiredUpdate, TenantShare};
 pub use join::{JoinReply, JoinRequest, JoinToken, TokenError};
 pub use networks::{
-    Called, CalledReplica, CalledService, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Reached,
-    There,
+    Called, CalledReplica, CalledService, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Published,
+    PublishedOn, Reached, There,
 };
 pub use streams::{
     BrainReply, BrainRequest, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, LogStream,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, NodeId};
-use crate::model::{HostNumber, Vni};
+use crate::model::{HostNumber, Protocol, Vni};
 
 /// Endpoints of one network on other nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +134,35 @@ impl Called {
     }
 }
 
+/// Ports in a row at which the world reaches a service at a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The first at the node.
+    pub first: u16,
+    /// How many in a row.
+    pub count: u16,
+    /// The first in the containers.
+    pub target: u16,
+    /// The service.
+    pub service: Name,
+    /// The network on which its containers are reached.
+    pub vni: Vni,
+    /// Other nodes that have replicas, where this one passes requests on to them.
+    #[serde(default)]
+    pub elsewhere: Vec<PublishedOn>,
+}
+
+/// A node with replicas of a published service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedOn {
+    /// Its address.
+    pub address: IpAddr,
+    /// How many take requests.
+    pub replicas: u32,
+}
+
 /// What a node needs to know of others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Given", into = "Given")]
@@ -144,6 +173,8 @@ pub struct Neighbours {
     pub networks: BTreeMap<Vni, BTreeMap<HostNumber, NodeId>>,
     /// Who takes requests on these networks, also on the node itself, and is called what.
     pub names: BTreeMap<Vni, BTreeSet<Named>>,
+    /// What is published at the node.
+    pub published: Vec<Published>,
 }
 
 /// As sent and stored: lists, to whose members a newer version may add, grouped, since a node has many endpoints.
@@ -155,6 +186,8 @@ struct Given {
     networks: Vec<Elsewhere>,
     #[serde(default)]
     names: Vec<Called>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    published: Vec<Published>,
 }
 
 impl From<Given> for Neighbours {
@@ -174,6 +207,7 @@ impl From<Given> for Neighbours {
             names: names
                 .map(|called| (called.vni, called.names().collect()))
                 .collect(),
+            published: given.published,
         }
     }
 }
@@ -191,6 +225,7 @@ impl From<Neighbours> for Given {
                 .into_iter()
                 .map(|(vni, names)| Called::new(vni, names))
                 .collect(),
+            published: held.published,
         }
     }
 }
@@ -244,6 +279,9 @@ pub enum NeighboursUpdate {
         /// Names that are gone.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         unnamed: Vec<Called>,
+        /// What is published at the node, where that changed: all of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        published: Option<Vec<Published>>,
     },
     /// A form of a newer brain: nothing is changed by it.
     #[serde(other)]
@@ -263,7 +301,11 @@ impl Neighbours {
                 left,
                 named,
                 unnamed,
+                published,
             } => {
+                if let Some(published) = published {
+                    self.published = published;
+                }
                 for vni in left {
                     self.networks.remove(&vni);
                     self.names.remove(&vni);
@@ -324,6 +366,21 @@ mod tests {
         }
     }
 
+    fn published(first: u16) -> Published {
+        Published {
+            protocol: Protocol::Tcp,
+            first,
+            count: 1,
+            target: 8080,
+            service: "web".parse().unwrap(),
+            vni: vni(7),
+            elsewhere: vec![PublishedOn {
+                address: [192, 0, 2, 1].into(),
+                replicas: 2,
+            }],
+        }
+    }
+
     #[test]
     fn changes_lead_to_the_whole() {
         let mut held = Neighbours::default();
@@ -338,6 +395,7 @@ mod tests {
                 (vni(7), [name("web", 1, 2)].into()),
                 (vni(8), [name("web", 1, 2)].into()),
             ]),
+            published: vec![published(80)],
         };
         assert!(held.apply(NeighboursUpdate::Full {
             neighbours: full.clone()
@@ -359,7 +417,9 @@ mod tests {
             left: vec![vni(8)],
             named: vec![Called::new(vni(7), [name("web", 2, 4), name("db", 1, 3)])],
             unnamed: vec![Called::new(vni(7), [name("web", 1, 2)])],
+            published: Some(vec![published(443)]),
         }));
+        assert_eq!(held.published, [published(443)]);
         assert_eq!(
             held.names,
             BTreeMap::from([(vni(7), [name("db", 1, 3), name("web", 2, 4)].into())])

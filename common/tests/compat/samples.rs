@@ -184,11 +184,24 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
         replica: 1,
         host: HostNumber(3),
     };
+    let published = vec![Published {
+        protocol: Protocol::Tcp,
+        first: 8080,
+        count: 1,
+        target: 80,
+        service: "web".parse().expect("name"),
+        vni,
+        elsewhere: vec![PublishedOn {
+            address: "192.0.2.7".parse().unwrap(),
+            replicas: 2,
+        }],
+    }];
     let full = NeighboursUpdate::Full {
         neighbours: Neighbours {
             nodes: nodes.clone(),
             networks,
             names: [(vni, [named.clone()].into())].into(),
+            published: published.clone(),
         },
     };
     let delta = NeighboursUpdate::Delta {
@@ -201,6 +214,7 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
         left: vec![8.try_into().unwrap()],
         named: vec![Called::new(vni, [named.clone()])],
         unnamed: vec![Called::new(vni, [named])],
+        published: Some(published),
     };
     vec![
         ("brain_neighbours_full", BrainMessage::Neighbours(full)),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::id::Name;
-use berth_common::model::{ImageRef, Tmpfs};
+use berth_common::model::{ImageRef, PublishedPort, Tmpfs};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -103,6 +103,10 @@ pub struct SpecArgs {
     /// Network to be on, the first with the default route; none for none at all. Default: default.
     #[arg(long, value_name = "NAME")]
     pub network: Vec<String>,
+    /// Port at which the world reaches it, at every node: 8080:80, 53:53/udp, 8000-8010, or only at nodes with a replica, which then
+    /// sees the client's address: 8080:80,mode=node.
+    #[arg(short, long, value_name = "PORT[:INSIDE]")]
+    pub publish: Vec<PublishedPort>,
     /// When to start a container again.
     #[arg(long, value_enum)]
     pub restart: Option<RestartArg>,
@@ -144,6 +148,9 @@ pub struct RemoveArgs {
     /// No longer ask for this label of the node.
     #[arg(long, value_name = "K")]
     pub on_rm: Vec<String>,
+    /// Publish this port no more: 8080, 53/udp.
+    #[arg(long, value_name = "PORT")]
+    pub publish_rm: Vec<PublishedPort>,
     /// Remove the scratch file system at this path.
     #[arg(long, value_name = "PATH")]
     pub tmpfs_rm: Vec<String>,

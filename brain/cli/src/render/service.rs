@@ -1,10 +1,16 @@
 //! Services, containers and images as tables.
 
 use berth_common::api::{ContainerView, ImageView, ServiceView};
-use berth_common::model::{RunState, UnixMillis};
+use berth_common::model::{PublishedPort, RunState, UnixMillis};
 
 use super::text::{age, clean};
 use super::{Style, cell, table};
+
+/// Published ports in one cell.
+fn ports(ports: &[PublishedPort]) -> String {
+    let all: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    all.join(", ")
+}
 
 /// `berth service ls`.
 pub fn services(style: Style, now: UnixMillis, items: &[ServiceView]) -> String {
@@ -26,6 +32,7 @@ pub fn services(style: Style, now: UnixMillis, items: &[ServiceView]) -> String 
                 cell(spec.image.familiar()),
                 cell(format!("{}/{}", view.running, spec.replicas)),
                 style.state(state),
+                cell(ports(&spec.ports)),
                 cell(age(now, view.record.created_at)),
                 cell(view.problem.as_deref().unwrap_or("")),
             ]
@@ -33,7 +40,7 @@ pub fn services(style: Style, now: UnixMillis, items: &[ServiceView]) -> String 
         .collect();
     table(
         style,
-        &["NAME", "IMAGE", "REPLICAS", "STATUS", "AGE", "PROBLEM"],
+        &["NAME", "IMAGE", "REPLICAS", "STATUS", "PORTS", "AGE", "PROBLEM"],
         rows,
     )
 }

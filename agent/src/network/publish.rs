@@ -1,0 +1,407 @@
+//! Published ports: what of them is to be done on this host and in its networks. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use berth_common::model::{HostNumber, Protocol, Subnets, Vni};
+use berth_common::protocol::{Named, Neighbours, Published};
+use ipnet::Ipv4Net;
+
+use super::egress::{HOST_LINKS, Transit};
+
+/// Ports in a row that are open at this host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Open {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+    /// Whose they are, for people.
+    pub service: String,
+    /// Who answers here.
+    pub here: Option<Here>,
+    /// Other nodes that answer, and how many containers of theirs do.
+    pub elsewhere: Vec<(Ipv4Addr, u32)>,
+}
+
+/// A network here whose containers answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Here {
+    /// Its number on this host.
+    pub transit: Transit,
+    /// Its addresses.
+    pub subnet: Ipv4Net,
+    /// How many containers answer.
+    pub replicas: u32,
+}
+
+/// Endpoints here, by network.
+pub type Local = BTreeMap<Vni, (Subnets, BTreeSet<HostNumber>)>;
+
+/// Ports in a row that lead from a network's uplink to its containers here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The first at the host.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+    /// The first in the containers.
+    pub target: u16,
+    /// The containers.
+    pub replicas: Vec<Ipv4Addr>,
+}
+
+/// Most ways that one request may take: a service with more is spread in proportion.
+const SLOTS: u32 = 256;
+/// Says "to a container of yours" to the node that a request is passed on to, lest it be passed on again: a differentiated services
+/// code point for local use (RFC 2474, pool 3). One who sets it from outside only has it answered where it came in.
+pub(super) const PASSED_ON: u8 = 53;
+
+/// Replicas of a published service that are here.
+fn here(
+    published: &Published,
+    names: &BTreeMap<Vni, BTreeSet<Named>>,
+    local: &BTreeSet<HostNumber>,
+) -> Vec<HostNumber> {
+    let from = Named {
+        service: published.service.clone(),
+        replica: 0,
+        host: HostNumber(0),
+    };
+    let of = names
+        .get(&published.vni)
+        .into_iter()
+        .flat_map(|names| names.range(from.clone()..));
+    let of = of.take_while(|named| named.service == published.service);
+    of.map(|named| named.host)
+        .filter(|host| local.contains(host))
+        .collect()
+}
+
+/// What is open at this host. `local`: endpoints here, `transits`: networks here.
+pub fn open(known: &Neighbours, local: &Local, transits: &BTreeMap<Vni, Transit>) -> Vec<Open> {
+    let usable = known
+        .published
+        .iter()
+        .filter(|one| one.protocol != Protocol::Unknown);
+    let open = usable.filter_map(|one| {
+        let at = local.get(&one.vni).and_then(|(subnets, hosts)| {
+            let replicas = u32::try_from(here(one, &known.names, hosts).len()).unwrap_or(u32::MAX);
+            (replicas > 0).then_some(Here {
+                transit: *transits.get(&one.vni)?,
+                subnet: subnets.v4(),
+                replicas,
+            })
+        });
+        let elsewhere = one.elsewhere.iter().filter_map(|on| match on.address {
+            IpAddr::V4(four) => Some((four, on.replicas)),
+            // Containers are reached over IPv4 alone so far.
+            IpAddr::V6(_) => None,
+        });
+        Some(Open {
+            protocol: one.protocol,
+            first: one.first,
+            last: one.first.checked_add(one.count.checked_sub(1)?)?,
+            service: one.service.to_string(),
+            here: at,
+            elsewhere: elsewhere.collect(),
+        })
+    });
+    open.collect()
+}
+
+/// What leads into a network here.
+pub fn inward(known: &Neighbours, vni: Vni, subnets: &Subnets, local: &BTreeSet<HostNumber>) -> Vec<Inward> {
+    let here = known
+        .published
+        .iter()
+        .filter(|one| one.vni == vni && one.protocol != Protocol::Unknown);
+    let ports = here.map(|one| Inward {
+        protocol: one.protocol,
+        first: one.first,
+        count: one.count,
+        target: one.target,
+        replicas: self::here(one, &known.names, local)
+            .into_iter()
+            .map(|host| subnets.address(host))
+            .collect(),
+    });
+    ports.filter(|one| !one.replicas.is_empty()).collect()
+}
+
+impl Open {
+    fn ways(&self) -> Vec<Ipv4Addr> {
+        let here = self.here.map(|here| (here.transit.address(), here.replicas));
+        let all: Vec<_> = here.into_iter().chain(self.elsewhere.iter().copied()).collect();
+        let total: u64 = all.iter().map(|(_, replicas)| u64::from(*replicas)).sum();
+        let ways = all.iter().flat_map(|(to, replicas)| {
+            let share = match total <= u64::from(SLOTS) {
+                true => u64::from(*replicas),
+                false => (u64::from(*replicas) * u64::from(SLOTS) / total).max(1),
+            };
+            std::iter::repeat_n(*to, usize::try_from(share).unwrap_or(1))
+        });
+        ways.collect()
+    }
+
+    fn ports(&self) -> String {
+        range(self.first, self.last)
+    }
+}
+
+fn range(first: u16, last: u16) -> String {
+    match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    }
+}
+
+/// One of several, by chance; the kernel keeps a connection where it went first.
+fn choice(ways: &[impl std::fmt::Display]) -> String {
+    if let [only] = ways {
+        return only.to_string();
+    }
+    let mut text = format!("numgen random mod {} map {{ ", ways.len());
+    for (at, way) in ways.iter().enumerate() {
+        let _ = write!(text, "{}{at} : {way}", if at == 0 { "" } else { ", " });
+    }
+    text.push_str(" }");
+    text
+}
+
+/// The host's chains and sets. What the host asks at 127.0.0.1 is answered here or not at all: packets from there never leave it.
+pub fn at_host(open: &[Open]) -> String {
+    let mut elsewhere = BTreeSet::new();
+    for one in open {
+        for (node, _) in &one.elsewhere {
+            elsewhere.insert(format!("{} . {node} . {}", one.protocol, one.ports()));
+        }
+    }
+    let elsewhere: Vec<_> = elsewhere.into_iter().collect();
+    let mut text = String::from(
+        "  set passed_on {\n    type inet_proto . ipv4_addr . inet_service\n    flags interval\n",
+    );
+    if !elsewhere.is_empty() {
+        let _ = writeln!(text, "    elements = {{ {} }}", elsewhere.join(", "));
+    }
+    text.push_str("  }\n  chain published_here {\n");
+    for one in open {
+        if let Some(here) = one.here {
+            let (protocol, ports, to) = (one.protocol, one.ports(), here.transit.address());
+            let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {to}");
+        }
+    }
+    let _ = write!(
+        text,
+        "  }}\n  chain published {{\n    ip dscp {PASSED_ON} jump published_here\n"
+    );
+    for one in open {
+        let (ways, ports, protocol) = (one.ways(), one.ports(), one.protocol);
+        if !ways.is_empty() {
+            let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {}", choice(&ways));
+        }
+    }
+    let links = format!("\"{HOST_LINKS}*\"");
+    let _ = write!(
+        text,
+        "  }}
+  chain asked_by_others {{
+    type nat hook prerouting priority -105; policy accept;
+    fib daddr type local jump published
+  }}
+  chain asked_here {{
+    type nat hook output priority -105; policy accept;
+    ip daddr 127.0.0.0/8 goto published_here
+    fib daddr type local jump published
+  }}
+  chain mark_passed_on {{
+    type filter hook postrouting priority -150; policy accept;
+    ct status dnat meta l4proto . ip daddr . th dport @passed_on ip dscp set {PASSED_ON}
+  }}
+  chain answers_to {{
+    type nat hook postrouting priority 95; policy accept;
+    ct status dnat meta l4proto . ip daddr . th dport @passed_on masquerade
+    ct status dnat oifname {links} ip saddr {{ 127.0.0.0/8, {} }} masquerade
+",
+        super::egress::ADDRESSES
+    );
+    // A client whose own address is one of the network's would be answered inside of it.
+    let networks: BTreeSet<_> = open.iter().filter_map(|one| one.here).collect();
+    for here in networks {
+        let link = here.transit.host_link();
+        let _ = writeln!(
+            text,
+            "    ct status dnat oifname \"{link}\" ip saddr {} masquerade",
+            here.subnet
+        );
+    }
+    text.push_str("  }\n");
+    text
+}
+
+/// A network's chains: from its uplink to its containers here.
+pub fn in_network(inward: &[Inward], uplink: &str) -> String {
+    let mut text = format!(
+        "  chain inward {{\n    type nat hook prerouting priority -100; policy accept;\n    iifname != \"{uplink}\" accept\n"
+    );
+    for one in inward {
+        let protocol = one.protocol;
+        if one.target == one.first {
+            let ports = range(one.first, one.first.saturating_add(one.count - 1));
+            let _ = writeln!(
+                text,
+                "    {protocol} dport {ports} dnat ip to {}",
+                choice(&one.replicas)
+            );
+            continue;
+        }
+        for nth in 0..one.count {
+            let (port, target) = (one.first.saturating_add(nth), one.target.saturating_add(nth));
+            let to = match &one.replicas[..] {
+                [only] => format!("dnat ip to {only}:{target}"),
+                some => {
+                    let some: Vec<_> = some
+                        .iter()
+                        .map(|replica| format!("{replica} . {target}"))
+                        .collect();
+                    format!("dnat ip addr . port to {}", choice(&some))
+                }
+            };
+            let _ = writeln!(text, "    {protocol} dport {port} {to}");
+        }
+    }
+    text.push_str("  }\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::protocol::PublishedOn;
+
+    use super::*;
+
+    fn vni(n: u32) -> Vni {
+        Vni::try_from(n).unwrap()
+    }
+
+    fn known() -> Neighbours {
+        let named = |service: &str, host: u32| Named {
+            service: service.parse().unwrap(),
+            replica: host,
+            host: HostNumber(host),
+        };
+        let published = |protocol, first, count, target, service: &str| Published {
+            protocol,
+            first,
+            count,
+            target,
+            service: service.parse().unwrap(),
+            vni: vni(7),
+            elsewhere: vec![PublishedOn {
+                address: [192, 0, 2, 9].into(),
+                replicas: 1,
+            }],
+        };
+        Neighbours {
+            names: [(
+                vni(7),
+                [
+                    named("web", 2),
+                    named("web", 3),
+                    named("web", 4),
+                    named("web2", 5),
+                ]
+                .into(),
+            )]
+            .into(),
+            published: vec![
+                published(Protocol::Tcp, 8080, 1, 80, "web"),
+                published(Protocol::Udp, 5000, 3, 5000, "other"),
+                published(Protocol::Unknown, 1, 1, 1, "web"),
+                published(Protocol::Tcp, 65_535, 2, 1, "web"),
+            ],
+            ..Neighbours::default()
+        }
+    }
+
+    #[test]
+    fn replicas_here_and_elsewhere_share_requests_alike() {
+        let subnets = Subnets::new("10.64.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap();
+        let hosts = BTreeSet::from([HostNumber(2), HostNumber(4), HostNumber(5)]);
+        let local = BTreeMap::from([(vni(7), (subnets, hosts))]);
+        let transit = Transit::free(|_| false).unwrap();
+        let open = open(&known(), &local, &[(vni(7), transit)].into());
+        assert_eq!(open.len(), 2, "what makes no sense is left out: {open:?}");
+        let here = Here {
+            transit,
+            subnet: subnets.v4(),
+            replicas: 2,
+        };
+        assert_eq!(open[0].here, Some(here));
+        assert_eq!(open[0].ways().len(), 3);
+        assert_eq!(open[1].here, None);
+        let text = at_host(&open);
+        assert!(
+            text.contains("chain published_here {\n    tcp dport 8080 dnat ip to 169.254.64.2\n  }"),
+            "{text}"
+        );
+        assert!(
+            text.contains("numgen random mod 3 map { 0 : 169.254.64.2, 1 : 169.254.64.2, 2 : 192.0.2.9 }"),
+            "{text}"
+        );
+        assert!(
+            text.contains("udp dport 5000-5002 dnat ip to 192.0.2.9\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("elements = { tcp . 192.0.2.9 . 8080, udp . 192.0.2.9 . 5000-5002 }"),
+            "{text}"
+        );
+        assert!(!at_host(&[]).contains("elements"));
+    }
+
+    #[test]
+    fn what_comes_in_goes_to_containers_here_alone() {
+        let subnets = Subnets::new("10.64.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap();
+        let inward = inward(
+            &known(),
+            vni(7),
+            &subnets,
+            &[HostNumber(2), HostNumber(4), HostNumber(5)].into(),
+        );
+        assert_eq!(
+            inward[0].replicas,
+            [Ipv4Addr::new(10, 64, 0, 2), Ipv4Addr::new(10, 64, 0, 4)]
+        );
+        let text = in_network(&inward[..1], "up0");
+        assert!(
+            text.contains(
+                "dnat ip addr . port to numgen random mod 2 map { 0 : 10.64.0.2 . 80, 1 : 10.64.0.4 . 80 }"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn many_replicas_are_spread_in_proportion() {
+        let one = Open {
+            protocol: Protocol::Tcp,
+            first: 80,
+            last: 80,
+            service: "web".into(),
+            here: None,
+            elsewhere: vec![
+                ([192, 0, 2, 1].into(), 3_000),
+                ([192, 0, 2, 2].into(), 1_000),
+                ([192, 0, 2, 3].into(), 1),
+            ],
+        };
+        let count = |last: u8| one.ways().iter().filter(|way| way.octets()[3] == last).count();
+        assert_eq!((count(1), count(2), count(3)), (191, 63, 1));
+    }
+}
