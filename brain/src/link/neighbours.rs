@@ -140,8 +140,8 @@ impl NeighboursOutbox {
 mod tests {
     use berth_common::id::{Generation, Revision};
     use berth_common::model::{
-        ContainerRecord, Endpoint, HostNumber, NodeKind, ObservedContainer, Phase, RunState, Underlay,
-        UnixMillis,
+        ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, ObservedContainer, Phase, RunState,
+        Subnets, Underlay, UnixMillis,
     };
     use berth_common::units::Bytes;
     use proptest::prelude::*;
@@ -165,6 +165,20 @@ mod tests {
             });
             state.apply(vec![Change::PutNode(record)], Revision(1));
         }
+        let mut published = service(1, 1, "web", 1, Bytes::mib(64));
+        published.spec.ports = vec!["80:8080".parse().unwrap(), "81,mode=node".parse().unwrap()];
+        let record = NetworkRecord {
+            vni: vni(1),
+            tenant: tenant_id(1),
+            name: "default".parse().unwrap(),
+            subnets: Subnets::new("10.64.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap(),
+            created_at: UnixMillis(0),
+            revision: Revision(0),
+        };
+        let hosts = crate::allocate::Hosts::default();
+        let network = crate::cluster::Network { record, hosts };
+        let changes = vec![Change::PutService(published), Change::PutNetwork(network)];
+        state.apply(changes, Revision(1));
         state
     }
 
@@ -296,6 +310,16 @@ mod tests {
                         prop_assert!(endpoints.values().all(|on| *on != node_id(n)));
                     }
                     prop_assert!(!held.nodes.contains_key(&node_id(n)));
+                    // Requests are passed on to those on other nodes that can be reached, each as often as another.
+                    let own = &state.nodes[&node_id(n)];
+                    let others = state.containers.values().filter(|c| {
+                        let on = c.node.and_then(|on| state.nodes.get(&on));
+                        on.is_some_and(|on| on.id != node_id(n) && crate::cluster::networks::apart(own, on).is_none())
+                            && c.endpoints.iter().any(|e| e.vni == vni(1))
+                            && state.takes_requests(c)
+                    });
+                    let passed_on = |at: usize| held.published[at].elsewhere.iter().map(|on| on.replicas as usize).sum::<usize>();
+                    prop_assert_eq!((held.published.len(), passed_on(0), passed_on(1)), (2, others.count(), 0));
                     // Who takes requests is called by name, and nobody else.
                     let takes = state.containers.values().filter(|c| state.takes_requests(c)).flat_map(|c| {
                         c.endpoints.iter().map(|e| (e.vni, c.replica, e.host))
