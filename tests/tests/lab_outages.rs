@@ -107,7 +107,15 @@ fn reach_one_another(c: &Cluster) {
         "{}",
         here.ok("journalctl -u berth-agent --no-pager | tail -50")
     );
-    there.ok("(echo out | timeout 120 nc -l -p 8081 >/dev/null 2>&1 &)");
+    // The hosts have no such program: the container's, in the host's network.
+    let outside = |x: &serde_json::Value| {
+        let pid = x["observed"]["pid"].as_u64().expect("pid");
+        format!("nsenter -t {pid} -m nc")
+    };
+    there.ok(&format!(
+        "(echo out | timeout 300 {} -l -p 8081 >/dev/null 2>&1 &)",
+        outside(other)
+    ));
     here.eventually(
         &format!("{ask} -w 5 {} 8081 </dev/null | grep -q out", there.address()),
         BACK,
@@ -120,8 +128,9 @@ fn reach_one_another(c: &Cluster) {
         "(timeout 300 sh -c 'while echo published | {answer} -l -p 8080; do :; done' >/dev/null 2>&1 &)"
     ));
     for host in &c.lab.hosts {
-        c.lab.host(1).eventually(
-            &format!("nc -w 5 {} 8085 </dev/null | grep -q published", host.address()),
+        let (ask, at) = (outside(from), host.address());
+        here.eventually(
+            &format!("{ask} -w 5 {at} 8085 </dev/null | grep -q published"),
             BACK,
         );
     }

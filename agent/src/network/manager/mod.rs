@@ -4,6 +4,8 @@
 //! happens: so what somebody else did to it lasts that long. A container is attached between the making of its process and its
 //! first instruction; one that lost its end is attached again.
 
+mod outside;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -19,16 +21,15 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::egress::{Transit, UPLINK};
+use super::egress::Transit;
 use super::filters::Filters;
-use super::gate::{Gate, Need};
-use super::plan::{Link, Overlay, Seen, missing, plan};
+use super::gate::Gate;
+use super::plan::{Overlay, missing, plan};
 use super::ruleset::{self, ON_BRIDGE, ON_HOST};
 use super::wanted::Wanted;
-use super::{Kernel, Namespace, NetworkError, publish};
+use super::{Kernel, Namespace, NetworkError};
 use crate::dns::{DOMAIN, DnsServer, Upstream, Zone};
 use crate::ledger::write_atomically;
-use crate::link::dial;
 use crate::reconcile::Board;
 use crate::reconcile::apply::chain;
 
@@ -180,64 +181,6 @@ impl Networks {
         }
     }
 
-    /// Finds out where this host is reached, if it is not told.
-    pub async fn find_underlay(&self) {
-        let brains = self.find_brains().await;
-        let found = self.settings.address.or_else(|| toward(&brains));
-        let mut problem = None;
-        let underlay = match found {
-            None => {
-                problem = Some(
-                    "this host has no address that leads to the brain, so it can't have networks yet"
-                        .to_owned(),
-                );
-                None
-            }
-            Some(address) => match self.kernel.mtu_at(address).await {
-                // A loopback has no bounds worth anything.
-                Ok(Some(mtu)) => Some(Underlay {
-                    address,
-                    mtu: if address.is_loopback() { 1500 } else { mtu },
-                    port: self.settings.port,
-                }),
-                Ok(None) => {
-                    problem = Some(format!(
-                        "no link of this host has the address {address}; set `underlay` to one that it has"
-                    ));
-                    None
-                }
-                Err(error) => {
-                    problem = Some(chain(&error));
-                    None
-                }
-            },
-        };
-        self.tell("underlay", problem);
-        if underlay.is_some() {
-            self.underlay.send_if_modified(|held| {
-                let changed = *held != underlay;
-                *held = underlay;
-                changed
-            });
-        }
-    }
-
-    /// Where the brain is; of an address that can't be resolved now, nothing, but containers are kept from where it was.
-    async fn find_brains(&self) -> Vec<SocketAddr> {
-        let mut found = Vec::new();
-        for brain in &self.settings.brains {
-            if let Ok(Ok(at)) = tokio::time::timeout(Duration::from_secs(2), dial::resolve(brain)).await {
-                found.push(at);
-            }
-        }
-        if found.len() == self.settings.brains.len() {
-            *self.brains.lock() = found.iter().copied().collect();
-        } else {
-            self.brains.lock().extend(&found);
-        }
-        found
-    }
-
     fn tell(&self, about: &str, problem: Option<String>) {
         let mut problems = self.problems.lock();
         match problem {
@@ -386,31 +329,6 @@ impl Networks {
         net.dns = started.ok();
     }
 
-    /// A network's number on this host: the one that it has, or had when the kernel was looked at, or a new one.
-    async fn transit(&self, vni: Vni, seen: Option<&Seen>) -> Result<Transit, NetworkError> {
-        if let Some(held) = self.transits.lock().get(&vni) {
-            return Ok(*held);
-        }
-        let seen = seen.and_then(|seen| match seen.links.get(UPLINK)? {
-            Link::Uplink { number, .. } => *number,
-            _ => None,
-        });
-        loop {
-            let number = match seen {
-                Some(number) => number,
-                None => {
-                    let taken = self.transits.lock().values().copied().collect::<BTreeSet<_>>();
-                    self.kernel.free_transit(|number| taken.contains(&number)).await?
-                }
-            };
-            let mut held = self.transits.lock();
-            if seen.is_some() || held.values().all(|other| *other != number) {
-                held.insert(vni, number);
-                return Ok(number);
-            }
-        }
-    }
-
     /// Running containers that lost their end.
     async fn attach_again(
         &self,
@@ -426,36 +344,6 @@ impl Networks {
                 tracing::info!(container = %running.id, vni = %overlay.vni, "attached again");
             }
         }
-        Ok(())
-    }
-
-    /// The host's own part. It goes with the last network.
-    async fn keep_host(&self, look: bool) -> Result<(), String> {
-        let mut gate = self.gate.lock().await;
-        let host = self
-            .kernel
-            .host()
-            .try_clone()
-            .map_err(|error| error.to_string())?;
-        let (local, transits) = (self.wanted.lock().local(), self.transits.lock().clone());
-        let need = {
-            let known = self.neighbours.lock();
-            let known = known.as_ref();
-            Need {
-                nodes: known.map(|known| known.nodes.values().copied().collect()),
-                brains: self.brains.lock().clone(),
-                transits: transits.values().copied().collect(),
-                open: known.map_or_else(Vec::new, |known| publish::open(known, &local, &transits)),
-            }
-        };
-        let needless = self.nets.lock().is_empty() && need.open.is_empty();
-        if needless {
-            gate.remove(host).await?;
-        } else {
-            gate.keep(host, &need, look).await?;
-        }
-        let shut = gate.shut();
-        self.tell("published ports", (!shut.is_empty()).then(|| shut.join("\n")));
         Ok(())
     }
 
@@ -517,19 +405,6 @@ impl Attach for Arc<Networks> {
             search: search.collect(),
         })
     }
-}
-
-/// The address that packets to a brain leave from.
-fn toward(brains: &[SocketAddr]) -> Option<IpAddr> {
-    let leaves = |at: &SocketAddr| dial::local_address(*at);
-    let (loopback, outside): (Vec<_>, Vec<_>) =
-        brains.iter().filter_map(leaves).partition(IpAddr::is_loopback);
-    // The brain's own host: other nodes reach it where its packets to everywhere else leave from. The address is one for
-    // documentation (RFC 5737): nothing is sent there.
-    let elsewhere = || dial::local_address(([192, 0, 2, 1], 9).into());
-    let outside = outside.into_iter().next();
-    let outside = outside.or_else(|| elsewhere().filter(|address| !address.is_unspecified()));
-    outside.or(loopback.into_iter().next())
 }
 
 /// What is known on disk of other nodes; none if nothing was ever kept, or a power cut took it.
