@@ -14,6 +14,8 @@ pub const MAX_QUESTION: usize = 1_232;
 const PLAIN_UDP: usize = 512;
 /// What it may have at most, bytes: this passes every network unbroken (DNS flag day 2020).
 const MAX_UDP: usize = 1_232;
+/// The least that an address takes in an answer, bytes: a reference to the name, kind, class, time, length, four bytes.
+const LEAST_RECORD: usize = 16;
 /// How long an answer may be kept, seconds: replicas come and go.
 const TTL: u32 = 5;
 /// How long it may be kept that there is no such name, seconds: what is just starting should be found.
@@ -101,6 +103,13 @@ impl Question {
         };
         let mut reply = self.reply(code);
         reply.metadata.authoritative = true;
+        if let Answer::Addresses(addresses) = answer
+            && udp
+            && addresses.len() * LEAST_RECORD > self.most
+        {
+            // It won't fit, so nothing is written that is thrown away.
+            return reply.truncate().to_vec().ok();
+        }
         match answer {
             Answer::Addresses(addresses) => {
                 let name = self.message.queries.first()?.name().clone();

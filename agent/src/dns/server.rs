@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::message::{MAX_QUESTION, Question, Read, read};
 use super::upstream::Upstream;
-use super::zone::{Answer, Zone};
+use super::zone::{Answer, Kind};
 use crate::network::Namespace;
 
 /// Questions of one network under way to the host's resolvers.
@@ -23,8 +23,8 @@ const CONNECTIONS: usize = 32;
 /// How long a connection may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// What the one with an address may know.
-pub type Knows = Arc<dyn Fn(IpAddr) -> Zone + Send + Sync>;
+/// What the one with an address is told of a name, by its labels.
+pub type Knows = Arc<dyn Fn(IpAddr, &[&str], Kind) -> Answer + Send + Sync>;
 
 /// A network's resolver: it answers as long as this lives.
 pub struct DnsServer {
@@ -104,7 +104,7 @@ impl Shared {
             Read::Nothing => return Said::Nothing,
         };
         let labels: Vec<&str> = question.labels.iter().map(String::as_str).collect();
-        let mut answer = (self.knows)(who).answer(&labels, question.kind);
+        let mut answer = (self.knows)(who, &labels, question.kind);
         if let Answer::Addresses(addresses) = &mut answer {
             // Whoever takes the first one takes each as often as any other.
             addresses.shuffle(&mut rand::rng());

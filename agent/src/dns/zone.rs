@@ -13,19 +13,19 @@ pub const DOMAIN: &str = "berth.internal";
 const MOST: usize = 1_000;
 
 /// A network as one who is on it may know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownNetwork {
+#[derive(Debug, Clone)]
+pub struct KnownNetwork<'a> {
     /// What its tenant calls it.
-    pub name: Name,
+    pub name: &'a Name,
     /// Its addresses.
     pub subnets: Subnets,
     /// Who takes requests there.
-    pub names: BTreeSet<Named>,
+    pub names: Option<&'a BTreeSet<Named>>,
 }
 
-/// What a container may know: its networks, in the order in which it is on them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Zone(pub Vec<KnownNetwork>);
+/// What a container may know: its networks, in the order in which it is on them. Borrowed: a question copies nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Zone<'a>(pub Vec<KnownNetwork<'a>>);
 
 /// What is asked of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub enum Answer {
     Elsewhere,
 }
 
-impl Zone {
+impl Zone<'_> {
     /// The answer to a question; `labels` as they are in the name, from its left, in lower case.
     ///
     /// `web` and `1.web` mean a service and one of its replicas on the first network that has them, `web.NETWORK.berth.internal` and
@@ -76,12 +76,12 @@ impl Zone {
         }
     }
 
-    fn network(&self, name: &str) -> Option<&KnownNetwork> {
+    fn network(&self, name: &str) -> Option<&KnownNetwork<'_>> {
         self.0.iter().find(|known| known.name.as_str() == name)
     }
 }
 
-impl KnownNetwork {
+impl KnownNetwork<'_> {
     /// Endpoints of a service (`web`) or of one replica (`1.web`); none if nobody there is called so.
     fn find(&self, labels: &[&str]) -> Option<Vec<(IpAddr, IpAddr)>> {
         let (service, replica) = match labels {
@@ -95,7 +95,7 @@ impl KnownNetwork {
             replica: replica.unwrap_or(0),
             host: HostNumber(0),
         };
-        let of = self.names.range(from..);
+        let of = self.names?.range(from..);
         let of = of.take_while(|named| {
             named.service == service && replica.is_none_or(|replica| named.replica == replica)
         });
@@ -134,20 +134,30 @@ mod tests {
         }
     }
 
-    fn zone() -> Zone {
-        let network = |name: &str, cidr: &str, names: &[(&str, u32, u32)]| KnownNetwork {
-            name: name.parse().unwrap(),
-            subnets: Subnets::new(cidr.parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap(),
-            names: names.iter().map(|(s, r, h)| named(s, *r, *h)).collect(),
+    fn asked(labels: &[&str], kind: Kind) -> Answer {
+        let all = |names: &[(&str, u32, u32)]| {
+            names
+                .iter()
+                .map(|(s, r, h)| named(s, *r, *h))
+                .collect::<BTreeSet<_>>()
         };
-        Zone(vec![
-            network(
-                "default",
-                "10.64.0.0/16",
-                &[("web", 1, 2), ("web", 2, 3), ("web", 2, 9), ("web-2", 1, 5)],
-            ),
-            network("back", "10.80.0.0/16", &[("db", 1, 2), ("web", 1, 4)]),
-        ])
+        let first = all(&[("web", 1, 2), ("web", 2, 3), ("web", 2, 9), ("web-2", 1, 5)]);
+        let second = all(&[("db", 1, 2), ("web", 1, 4)]);
+        let (one, other): (Name, Name) = ("default".parse().unwrap(), "back".parse().unwrap());
+        let network = |cidr: &str| Subnets::new(cidr.parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap();
+        let zone = Zone(vec![
+            KnownNetwork {
+                name: &one,
+                subnets: network("10.64.0.0/16"),
+                names: Some(&first),
+            },
+            KnownNetwork {
+                name: &other,
+                subnets: network("10.80.0.0/16"),
+                names: Some(&second),
+            },
+        ]);
+        zone.answer(labels, kind)
     }
 
     #[test]
@@ -177,7 +187,7 @@ mod tests {
         ];
         for (name, want) in cases {
             let labels: Vec<&str> = name.split('.').filter(|label| !label.is_empty()).collect();
-            let said = match zone().answer(&labels, Kind::A) {
+            let said = match asked(&labels, Kind::A) {
                 Answer::Addresses(all) => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
                 Answer::NoData => "no data".into(),
                 Answer::NoName => "no name".into(),
@@ -186,10 +196,10 @@ mod tests {
             assert_eq!(said, want, "{name}");
         }
         assert_eq!(
-            zone().answer(&["1", "web"], Kind::Aaaa),
+            asked(&["1", "web"], Kind::Aaaa),
             Answer::Addresses(vec!["fd00::2".parse().unwrap()])
         );
-        assert_eq!(zone().answer(&["web"], Kind::Other), Answer::NoData);
+        assert_eq!(asked(&["web"], Kind::Other), Answer::NoData);
         assert_eq!(Zone::default().answer(&["web"], Kind::A), Answer::NoName);
     }
 }

@@ -31,14 +31,19 @@ impl Wanted {
     }
 
     /// What the one with an address on a network may know of names: those of all networks that it is on.
-    pub fn zone(&self, vni: Vni, who: IpAddr, names: &BTreeMap<Vni, BTreeSet<Named>>) -> Zone {
+    pub fn zone<'a>(
+        &'a self,
+        vni: Vni,
+        who: IpAddr,
+        names: Option<&'a BTreeMap<Vni, BTreeSet<Named>>>,
+    ) -> Zone<'a> {
         let is = |place: &&DesiredEndpoint| place.vni == vni && place.subnets.number(who) == Some(place.host);
         let mut all = self.0.values();
         let places = all.find(|places| places.iter().any(|place| is(&place)));
         let known = places.into_iter().flatten().map(|place| KnownNetwork {
-            name: place.network.clone(),
+            name: &place.network,
             subnets: place.subnets,
-            names: names.get(&place.vni).cloned().unwrap_or_default(),
+            names: names.and_then(|names| names.get(&place.vni)),
         });
         Zone(known.collect())
     }

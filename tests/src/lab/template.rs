@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::image::{Content, Debian, Emulator, Image, stripped};
-use super::machine::{APPEND, MEMORY_MIB, Machine};
+use super::machine::{APPEND, CPUS, MEMORY_MIB, Machine};
 use super::store;
 use super::switch::Switch;
 
@@ -49,6 +49,7 @@ impl Template {
             image.key.clone().into_bytes(),
             APPEND.into(),
             MEMORY_MIB.to_be_bytes().to_vec(),
+            CPUS.as_bytes().to_vec(),
         ];
         parts.push(emulator_flags().into_bytes());
         parts.extend(files.iter().map(|(from, ..)| store::content(from)));

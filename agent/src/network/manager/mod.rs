@@ -28,7 +28,8 @@ use super::plan::{Overlay, missing, plan};
 use super::ruleset::{self, ON_BRIDGE, ON_HOST};
 use super::wanted::Wanted;
 use super::{Kernel, Namespace, NetworkError};
-use crate::dns::{DOMAIN, DnsServer, Upstream, Zone};
+use crate::dns::zone::Answer;
+use crate::dns::{DOMAIN, DnsServer, Upstream};
 use crate::ledger::write_atomically;
 use crate::reconcile::Board;
 use crate::reconcile::apply::chain;
@@ -307,17 +308,13 @@ impl Networks {
         // The old one's sockets first: they may have the address.
         net.dns = None;
         let (vni, networks) = (overlay.vni, Arc::downgrade(self));
-        let knows = move |who: IpAddr| match networks.upgrade() {
-            Some(networks) => {
-                let (wanted, neighbours) = (networks.wanted.lock(), networks.neighbours.lock());
-                let nobody = BTreeMap::new();
-                wanted.zone(
-                    vni,
-                    who,
-                    neighbours.as_ref().map_or(&nobody, |known| &known.names),
-                )
-            }
-            None => Zone::default(),
+        let knows = move |who: IpAddr, labels: &[&str], kind| {
+            let Some(networks) = networks.upgrade() else {
+                return Answer::NoName;
+            };
+            let (wanted, neighbours) = (networks.wanted.lock(), networks.neighbours.lock());
+            let zone = wanted.zone(vni, who, neighbours.as_ref().map(|known| &known.names));
+            zone.answer(labels, kind)
         };
         let at = SocketAddr::new(overlay.subnets.address(Subnets::GATEWAY).into(), 53);
         let started = DnsServer::start(space, at, Arc::new(knows), self.upstream.clone());
