@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use berth_common::id::ContainerId;
 use nix::errno::Errno;
@@ -25,6 +26,16 @@ pub fn in_the_way(message: &str, namespace: &str, id: ContainerId) -> Option<Pat
         .components()
         .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     (plain && path.ends_with(own)).then_some(path)
+}
+
+/// How long containerd takes at most from making the folder to having a shim, with room.
+const MAKING: Duration = Duration::from_secs(5);
+
+/// Whether containerd may still be at work in it: asked by an agent that is gone meanwhile it goes on, without task or shim yet.
+pub fn is_being_made(bundle: &Path, now: SystemTime) -> bool {
+    let changed = fs::metadata(bundle).and_then(|about| about.modified());
+    // One from the future is of a clock that was set back, and tells nothing.
+    changed.is_ok_and(|then| now.duration_since(then).is_ok_and(|age| age < MAKING))
 }
 
 /// Removes it. Only to be called for a container that has neither task nor shim.
@@ -76,6 +87,10 @@ mod tests {
         let bundle = dir.path().join("b");
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
         fs::write(bundle.join("config.json"), "{}").unwrap();
+        let now = SystemTime::now();
+        assert!(is_being_made(&bundle, now) && !is_being_made(&bundle, now + MAKING));
+        assert!(!is_being_made(&bundle, now - Duration::from_secs(3600)));
+        assert!(!is_being_made(&dir.path().join("nothing"), now));
         let kept = bundle.join("rootfs/file");
         fs::write(&kept, "x").unwrap();
         assert!(remove(&bundle).is_err());

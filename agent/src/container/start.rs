@@ -304,6 +304,9 @@ impl Inner {
                 "it has a process although its folder is in the way of making one",
             ));
         }
+        if bundle::is_being_made(&left, std::time::SystemTime::now()) {
+            return Err(self.again(id, "containerd is still making it for an agent that is gone"));
+        }
         let (socket, namespace) = (
             self.containerd.socket().to_owned(),
             self.containerd.namespace().to_owned(),

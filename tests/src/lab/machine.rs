@@ -20,8 +20,8 @@ use crate::process::{Process, eventually, run};
 pub const PATIENCE: Duration = Duration::from_secs(240);
 /// Time for a boot.
 const BOOT: Duration = Duration::from_secs(300);
-/// Processors of a machine. Several machines share two real cores; with two each, they wait for one another's locks.
-pub const CPUS: &str = "1";
+/// Processors of a machine. With one, power cuts are a fifth faster and installations slower; limits are told apart better with two.
+pub const CPUS: &str = "2";
 /// Memory of a machine, MiB.
 pub const MEMORY_MIB: u32 = 768;
 

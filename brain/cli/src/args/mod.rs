@@ -83,6 +83,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   berth run nginx
   berth run --name web --replicas 3 --cpus 0.5 --memory 256MiB nginx:1.27
+  berth run -p 8080:80 nginx                       reached at port 8080 of every node
   berth run -e MODE=fast --tmpfs /tmp:32MiB --on disk=ssd reg.example/app -- serve --port 80")]
     Run(Box<RunArgs>),
     /// List, inspect, change and remove services

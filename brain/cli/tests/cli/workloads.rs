@@ -12,9 +12,9 @@ fn services_are_listed_over_all_pages() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(
         ran.out,
-        "NAME   IMAGE          REPLICAS   STATUS    AGE   PROBLEM\n\
-         api    nginx:latest   1/2        waiting   10m   1 replica has no node\n\
-         web    nginx:latest   2/2        running   10m\n"
+        "NAME   IMAGE          REPLICAS   STATUS    PORTS   AGE   PROBLEM\n\
+         api    nginx:latest   1/2        waiting           10m   1 replica has no node\n\
+         web    nginx:latest   2/2        running           10m\n"
     );
     assert_eq!(fake.run(&["service", "ls", "-q"]).out, "api\nweb\n");
     let json = fake.run(&["service", "ls", "-o", "json"]).json();
