@@ -329,7 +329,7 @@ fn systemd(c: &Cluster, host: &Machine) {
         found.contains("starting") && found.contains("name=host1"),
         "{found}"
     );
-    for (unit, most) in [("berth-agent", 6.1), ("berth-brain", 1.7)] {
+    for (unit, most) in [("berth-agent", 6.2), ("berth-brain", 1.7)] {
         let line = host.ok(&format!(
             "systemd-analyze security {unit}.service --no-pager | tail -1"
         ));
