@@ -111,9 +111,17 @@ impl Inside {
     }
 }
 
-/// Running containers by name.
+/// The default tenant's running containers by name.
 pub fn all(brain: &Brain) -> BTreeMap<String, Inside> {
-    let named = |c: &Value| c["name"].as_str().expect("name").to_owned();
-    let running = brain.running();
-    running.iter().map(|c| (named(c), Inside::of(c))).collect()
+    all_of(brain, "default")
+}
+
+/// A tenant's running containers by name.
+pub fn all_of(brain: &Brain, tenant: &str) -> BTreeMap<String, Inside> {
+    let named = |c: &Value| (c["name"].as_str().expect("name").to_owned(), Inside::of(c));
+    let items = brain.items(&["--tenant", tenant, "ps"]);
+    let running = items
+        .iter()
+        .filter(|c| c["observed"]["phase"] == "running" && c["removing"] != true);
+    running.map(named).collect()
 }

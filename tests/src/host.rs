@@ -93,6 +93,12 @@ impl Host {
         &self.netns
     }
 
+    /// Its namespace, opened.
+    pub fn space(&self) -> berth_agent::network::Namespace {
+        let path = std::path::Path::new("/run/netns").join(&self.netns);
+        berth_agent::network::Namespace::open(&path).expect("the host's")
+    }
+
     /// A command that runs on this host. Not by `ip netns exec`, which would remount /sys and hide the cgroups.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");

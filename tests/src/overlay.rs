@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -48,9 +47,7 @@ impl World {
         for at in 0..count {
             let host = Host::new("net");
             lan.attach(&host, "eth0", at as u8 + 1);
-            let path = PathBuf::from("/run/netns").join(host.netns());
-            let namespace = Namespace::open(&path).expect("the host's");
-            kernels.push(Kernel::new(namespace, folder.path().join(at.to_string())));
+            kernels.push(Kernel::new(host.space(), folder.path().join(at.to_string())));
             hosts.push(host);
         }
         let runtime = tokio::runtime::Runtime::new().expect("runtime");

@@ -2,21 +2,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_agent::network::Namespace;
-use berth_tests::fleet::{Fleet, Inside, all};
+use berth_tests::fleet::{Fleet, Inside, all, all_of};
 use berth_tests::host::Host;
 use berth_tests::operator::Operator as _;
 use berth_tests::overlay::{dial_at, sh, speak, talk_at};
 use berth_tests::process::eventually;
 
 const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
-
-fn space(host: &Host) -> Namespace {
-    Namespace::open(&PathBuf::from("/run/netns").join(host.netns())).expect("the host's")
-}
 
 fn listen(space: &Namespace, at: SocketAddr) -> TcpListener {
     space
@@ -58,7 +53,7 @@ fn forwarding(host: &Host) -> String {
 fn state(host: &Host) -> String {
     // What of the test's own making is still under way is no difference.
     let links = host.ip("-o addr").replace("tentative ", "");
-    let rules = sh(&space(host), "nft list tables; ip route").1;
+    let rules = sh(&host.space(), "nft list tables; ip route").1;
     format!("{links}{rules}{}", forwarding(host))
 }
 
@@ -75,11 +70,7 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
     let before: Vec<_> = f.hosts.iter().map(state).collect();
 
     // Two tenants with the same addresses.
-    let of = |tenant: &str| {
-        let running = f.brain.items(&["--tenant", tenant, "ps"]);
-        let up = running.iter().filter(|c| c["observed"]["phase"] == "running");
-        up.map(Inside::of).collect::<Vec<_>>()
-    };
+    let of = |tenant: &str| all_of(&f.brain, tenant).into_values().collect::<Vec<_>>();
     for tenant in ["red", "blue"] {
         f.brain.berth(&["tenant", "create", tenant]);
         f.brain.load_example_for(tenant);
@@ -102,7 +93,7 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
     let (red, blue) = (of("red"), of("blue"));
     assert_eq!(red[0].ipv4, blue[0].ipv4);
 
-    let world = listen(&space(&outside), at(200, 80));
+    let world = listen(&outside.space(), at(200, 80));
     let address = |c: &Inside| f.lan.address(10 + c.node[1..].parse::<u8>().expect("number"));
     for container in red.iter().chain(&blue) {
         let who = seen(container, &world);
@@ -117,7 +108,7 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
         let made = space.within(move || UdpSocket::bind(at));
         made.expect("namespace").expect("binds")
     };
-    assert!(arrives(&red[0], &datagrams(&space(&outside), at(200, 53))));
+    assert!(arrives(&red[0], &datagrams(&outside.space(), at(200, 53))));
     // Large packets arrive whole.
     let (ok, text) = sh(
         &red[0].space,
@@ -126,16 +117,16 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
     assert!(ok, "{text}");
 
     // Not: what gives a cloud's credentials away, VXLAN to anybody, a host of theirs, the brain, another tenant's network.
-    let metadata = listen(&space(&outside), SocketAddr::new(METADATA, 80));
-    assert!(dial_at(&space(&f.hosts[0]), metadata.local_addr().expect("address")).is_ok());
+    let metadata = listen(&outside.space(), SocketAddr::new(METADATA, 80));
+    assert!(dial_at(&f.hosts[0].space(), metadata.local_addr().expect("address")).is_ok());
     assert_eq!(seen(&red[0], &metadata), None, "metadata");
     assert!(
-        !arrives(&red[0], &datagrams(&space(&outside), at(200, 4789))),
+        !arrives(&red[0], &datagrams(&outside.space(), at(200, 4789))),
         "VXLAN"
     );
     let own = usize::from(red[0].node == "h2");
     for (last, port) in [(11, 80), (12, 80)] {
-        let server = listen(&space(&f.hosts[usize::from(last - 11)]), at(last, port));
+        let server = listen(&f.hosts[usize::from(last - 11)].space(), at(last, port));
         let reached = seen(&red[0], &server).is_some();
         assert_eq!(
             reached,
@@ -144,7 +135,7 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
         );
     }
     assert!(
-        dial_at(&space(&f.hosts[0]), at(1, 7443)).is_ok(),
+        dial_at(&f.hosts[0].space(), at(1, 7443)).is_ok(),
         "the brain is there"
     );
     assert!(dial_at(&red[0].space, at(1, 7443)).is_err(), "the brain");
@@ -172,11 +163,11 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
     far.ip("addr add 192.0.2.2/24 dev far");
     far.ip("link set far up");
     far.ip("route add default via 192.0.2.1");
-    let there = listen(&space(&far), "192.0.2.2:80".parse().expect("address"));
-    assert!(dial_at(&space(&f.hosts[0]), there.local_addr().expect("address")).is_ok());
-    assert!(dial_at(&space(&outside), there.local_addr().expect("address")).is_err());
+    let there = listen(&far.space(), "192.0.2.2:80".parse().expect("address"));
+    assert!(dial_at(&f.hosts[0].space(), there.local_addr().expect("address")).is_ok());
+    assert!(dial_at(&outside.space(), there.local_addr().expect("address")).is_err());
     for to in ["169.254.64.2".to_owned(), red[0].ipv4.to_string()] {
-        let (ok, _) = sh(&space(&outside), &format!("ping -c1 -W1 {to}"));
+        let (ok, _) = sh(&outside.space(), &format!("ping -c1 -W1 {to}"));
         assert!(!ok, "{to} answered the world");
     }
     drop(there);
@@ -205,7 +196,7 @@ fn r6_containers_reach_the_world_by_their_hosts_address_and_nothing_of_berth() {
         "nft flush ruleset".to_owned(),
         "for f in /proc/sys/net/ipv4/conf/*/forwarding; do echo 0 >$f; done".to_owned(),
     ] {
-        let (ok, text) = sh(&space(&f.hosts[own]), &meddle);
+        let (ok, text) = sh(&f.hosts[own].space(), &meddle);
         assert!(ok, "{meddle}: {text}");
         let on_this = |all: &[Inside]| all.iter().position(|c| c.node == red[0].node).expect("one");
         let mended = eventually(Duration::from_secs(40), || {

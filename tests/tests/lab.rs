@@ -85,7 +85,7 @@ fn power_cuts_keep_what_was_synced_and_clocks_do_what_they_are_told() {
         frozen < 3.0 && suspended >= 4.0,
         "frozen {frozen}, suspended {suspended}"
     );
-    host.ok("echo synced >/root/synced; sync /root/synced /root; echo lost >/root/lost");
+    host.ok("echo synced >/var/synced; sync /var/synced /var; echo lost >/var/lost");
     let host = lab.host_mut(1);
     host.crash();
     host.boot();
@@ -95,7 +95,7 @@ fn power_cuts_keep_what_was_synced_and_clocks_do_what_they_are_told() {
         boot,
         "a boot of its own"
     );
-    assert_eq!(host.ok("cat /root/synced; hostname"), "synced\nhost1");
-    assert_ne!(host.sh("cat /root/lost").0, 0, "what was not synced is gone");
+    assert_eq!(host.ok("cat /var/synced; hostname"), "synced\nhost1");
+    assert_ne!(host.sh("cat /var/lost").0, 0, "what was not synced is gone");
     host.eventually("ip -4 -br addr show eth0 | grep -q 10.77.0.11/24", PATIENCE);
 }

@@ -223,15 +223,15 @@ fn r3_power_cuts_of_one_host_and_of_all_bring_back_the_same_containers() {
 
 /// Makes tenants one after another from another host and notes each that was acknowledged.
 const WRITER: &str =
-    "export BERTH_SERVER=https://10.77.0.11:7443 BERTH_CA=/root/ca.crt BERTH_TOKEN=$(cat /root/token)
+    "export BERTH_SERVER=https://10.77.0.11:7443 BERTH_CA=/var/tmp/ca.crt BERTH_TOKEN=$(cat /var/tmp/token)
     n=0; while n=$((n+1)); do
-      berth tenant create t$n >/dev/null 2>&1 && echo t$n; [ -e /root/stop ] && exit 0
+      berth tenant create t$n >/dev/null 2>&1 && echo t$n; [ -e /var/tmp/stop ] && exit 0
     done";
 
 fn give_token(from: &Machine, to: &Machine) {
     for (source, target) in [
-        ("/var/lib/berth-brain/admin.token", "/root/token"),
-        ("/var/lib/berth-brain/ca/ca.crt", "/root/ca.crt"),
+        ("/var/lib/berth-brain/admin.token", "/var/tmp/token"),
+        ("/var/lib/berth-brain/ca/ca.crt", "/var/tmp/ca.crt"),
     ] {
         to.write(target, &from.read(source), 0o600);
     }
@@ -266,7 +266,7 @@ fn r5_a_power_cut_of_the_brains_host_loses_no_acknowledged_write_and_hosts_live_
         (writer.so_far().lines().count() > acknowledged.lines().count()).then_some(())
     });
     assert!(resumed.is_some(), "writes go on");
-    c.lab.host(2).ok("touch /root/stop");
+    c.lab.host(2).ok("touch /var/tmp/stop");
     all_back(&c, &before, "the brain's host");
 
     c.lab.step("all is as before");

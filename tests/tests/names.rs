@@ -2,21 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use berth_agent::network::Namespace;
-use berth_tests::fleet::{Fleet, Inside, all};
+use berth_tests::fleet::{Fleet, Inside, all, all_of};
 use berth_tests::host::Host;
 use berth_tests::names::{Told, ask, ask_tcp, resolver};
 use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
-
-fn space(host: &Host) -> Namespace {
-    Namespace::open(&PathBuf::from("/run/netns").join(host.netns())).expect("the host's")
-}
 
 fn of<'a>(inside: impl IntoIterator<Item = &'a Inside>) -> Told {
     Told::Addresses(inside.into_iter().map(|c| c.ipv4).collect())
@@ -40,7 +34,7 @@ fn services_and_replicas_have_names_that_follow_them_and_outlive_the_brain() {
     let outside = Host::new("world");
     f.lan.attach(&outside, "eth0", 200);
     let address: IpAddr = f.lan.address(200).parse().expect("address");
-    let heard = resolver(&space(&outside), address, "example.org.", [203, 0, 113, 7]);
+    let heard = resolver(&outside.space(), address, "example.org.", [203, 0, 113, 7]);
     f.brain
         .berth(&["network", "create", "back", "--cidr", "10.20.0.0/16"]);
     f.brain
@@ -146,11 +140,7 @@ fn services_and_replicas_have_names_that_follow_them_and_outlive_the_brain() {
 #[test]
 fn r6_names_are_of_the_own_tenant_and_a_flood_of_questions_is_nobody_elses_trouble() {
     let f = Fleet::new(1);
-    let of_tenant = |tenant: &str| {
-        let running = f.brain.items(&["--tenant", tenant, "ps"]);
-        let up = running.iter().filter(|c| c["observed"]["phase"] == "running");
-        up.map(Inside::of).next()
-    };
+    let of_tenant = |tenant: &str| all_of(&f.brain, tenant).into_values().next();
     for tenant in ["red", "blue"] {
         f.brain.berth(&["tenant", "create", tenant]);
         f.brain.load_example_for(tenant);

@@ -1,15 +1,13 @@
 //! Containers' networks with everything there is of berth: brain, agents, containerd, on several hosts.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 use berth_agent::network::Namespace;
-use berth_tests::fleet::{Fleet, Inside, all};
+use berth_tests::fleet::{Fleet, Inside, all, all_of};
 use berth_tests::operator::Operator as _;
 use berth_tests::overlay::{dial, sh, speak, talk};
 use berth_tests::process::eventually;
-use serde_json::Value;
 
 /// Networks' entries spread a moment after containers run.
 fn reaches(from: &Inside, to: &Inside, address: IpAddr) -> bool {
@@ -157,12 +155,7 @@ fn r6_tenants_with_the_same_addresses_do_not_reach_each_other() {
             "10.20.0.0/16",
         ]);
     }
-    let of = |tenant: &str| {
-        let running = f.brain.items(&["--tenant", tenant, "ps"]);
-        let up = running.iter().filter(|c| c["observed"]["phase"] == "running");
-        let named = |c: &Value| (c["name"].as_str().expect("name").to_owned(), Inside::of(c));
-        up.map(named).collect::<BTreeMap<_, _>>()
-    };
+    let of = |tenant: &str| all_of(&f.brain, tenant);
     for tenant in ["red", "blue"] {
         f.brain.load_example_for(tenant);
         let mut args = vec![

@@ -3,19 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_agent::network::Namespace;
-use berth_tests::fleet::{Fleet, Inside, all};
+use berth_tests::fleet::{Fleet, Inside, all, all_of};
 use berth_tests::host::Host;
 use berth_tests::operator::Operator as _;
 use berth_tests::overlay::{dial_at, sh};
 use berth_tests::process::eventually;
-
-fn space(host: &Host) -> Namespace {
-    Namespace::open(&PathBuf::from("/run/netns").join(host.netns())).expect("the host's")
-}
 
 /// Answers each connection with a name and who it came from; ends with the test's process.
 fn serve(at: &Namespace, port: u16, name: &str) {
@@ -99,7 +94,7 @@ impl World {
             (found.keys().cloned().collect::<BTreeSet<_>>() == want).then_some(found)
         });
         found.unwrap_or_else(|| {
-            let rules = |n: usize| sh(&space(&self.f.hosts[n]), "nft list table inet berth_out").1;
+            let rules = |n: usize| sh(&self.f.hosts[n].space(), "nft list table inet berth_out").1;
             panic!(
                 "{at}: {want:?} wanted, {:?} answered\n{}\n{}\n{}",
                 answers(from, at),
@@ -114,7 +109,7 @@ impl World {
 #[test]
 fn a_published_service_answers_at_every_node_whoever_asks_and_goes_on_without_the_brain() {
     let mut w = World::new();
-    let world = space(&w.outside);
+    let world = w.outside.space();
     let ports = ["-p", "8080:80", "-p", "5353:53/udp", "-p", "7000-7002:8000-8002"];
     w.f.brain.run_sleepers("web", 2, &ports);
     w.f.brain.wait_running(2, 90);
@@ -130,11 +125,10 @@ fn a_published_service_answers_at_every_node_whoever_asks_and_goes_on_without_th
     let both = ["web.1", "web.2"];
     // From outside, at each node; a replica on that node sees the client.
     for (here, there) in [("web.1", "web.2"), ("web.2", "web.1")] {
-        let (own, other) = (last(&now[here]), last(&now[there]));
+        let own = last(&now[here]);
         let found = w.answered_by(&world, w.at(own, 8080), &both);
         assert_eq!(found[here], w.f.lan.address(200), "{found:?}");
         assert_eq!(found[there], w.f.lan.address(own), "{found:?}");
-        let _ = other;
         w.answered_by(&world, w.at(own, 7001), &both);
         let heard: BTreeSet<_> = (0..24)
             .filter_map(|_| asked_udp(&world, w.at(own, 5353)))
@@ -148,7 +142,7 @@ fn a_published_service_answers_at_every_node_whoever_asks_and_goes_on_without_th
     );
     assert_eq!(asked(&world, w.at(11, 7003)), None);
     // From the nodes themselves, by whichever address; at 127.0.0.1 the replica here answers.
-    let h1 = space(&w.f.hosts[0]);
+    let h1 = w.f.hosts[0].space();
     for at in [w.at(11, 8080), w.at(12, 8080)] {
         w.answered_by(&h1, at, &both);
     }
@@ -160,9 +154,7 @@ fn a_published_service_answers_at_every_node_whoever_asks_and_goes_on_without_th
     w.f.brain.load_example_for("blue");
     w.f.brain.run_sleepers("other", 1, &["--tenant", "blue"]);
     let blue = eventually(Duration::from_secs(60), || {
-        let items = w.f.brain.items(&["--tenant", "blue", "ps"]);
-        let up = items.iter().find(|c| c["observed"]["phase"] == "running");
-        up.map(Inside::of)
+        all_of(&w.f.brain, "blue").into_values().next()
     });
     let blue = blue.expect("runs");
     for from in [a, &blue] {
@@ -241,7 +233,7 @@ fn a_published_service_answers_at_every_node_whoever_asks_and_goes_on_without_th
     let left = || -> String {
         w.f.hosts
             .iter()
-            .map(|host| sh(&space(host), "nft list ruleset; ss -lntH").1)
+            .map(|host| sh(&host.space(), "nft list ruleset; ss -lntH").1)
             .collect()
     };
     let clean = eventually(Duration::from_secs(60), || left().is_empty().then_some(()));
@@ -251,8 +243,8 @@ fn a_published_service_answers_at_every_node_whoever_asks_and_goes_on_without_th
 #[test]
 fn a_port_at_its_replicas_nodes_shows_the_client_and_a_hosts_own_programs_keep_theirs() {
     let w = World::new();
-    let world = space(&w.outside);
-    serve(&space(&w.f.hosts[0]), 2222, "sshd");
+    let world = w.outside.space();
+    serve(&w.f.hosts[0].space(), 2222, "sshd");
     w.f.brain
         .run_sleepers("near", 1, &["-p", "9090:80,mode=node", "-p", "2222:80"]);
     w.f.brain.wait_running(1, 90);
@@ -276,7 +268,7 @@ fn a_port_at_its_replicas_nodes_shows_the_client_and_a_hosts_own_programs_keep_t
     });
     assert!(told.is_some(), "{}", w.f.brain.berth(&["node", "inspect", "h1"]));
     // And whoever comes later is told that it is taken.
-    let late = space(&w.f.hosts[0]).within(|| TcpListener::bind("0.0.0.0:9090"));
+    let late = w.f.hosts[0].space().within(|| TcpListener::bind("0.0.0.0:9090"));
     assert_eq!(
         late.expect("namespace").expect_err("taken").kind(),
         std::io::ErrorKind::AddrInUse

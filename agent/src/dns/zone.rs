@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use berth_common::id::Name;
-use berth_common::model::{HostNumber, Subnets};
+use berth_common::model::Subnets;
 use berth_common::protocol::Named;
 
 /// What everything of berth's is called below; `internal` is reserved for private use (ICANN, 2024) and never resolved outside.
@@ -91,9 +91,8 @@ impl KnownNetwork<'_> {
         };
         let service: Name = service.parse().ok()?;
         let from = Named {
-            service: service.clone(),
             replica: replica.unwrap_or(0),
-            host: HostNumber(0),
+            ..Named::first(service.clone())
         };
         let of = self.names?.range(from..);
         let of = of.take_while(|named| {
@@ -124,6 +123,8 @@ fn of_kind(addresses: Vec<(IpAddr, IpAddr)>, kind: Kind) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use berth_common::model::HostNumber;
+
     use super::*;
 
     fn named(service: &str, replica: u32, host: u32) -> Named {

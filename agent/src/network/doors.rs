@@ -24,7 +24,7 @@ impl Doors {
     pub(super) fn hold(&mut self, host: &Namespace, open: &[Open]) -> io::Result<(Vec<Open>, Vec<String>)> {
         let wanted = open
             .iter()
-            .flat_map(|one| (one.first..=one.last).map(|port| (one.protocol, port)));
+            .flat_map(|one| one.ports.clone().map(|port| (one.protocol, port)));
         let wanted: std::collections::BTreeSet<_> = wanted.collect();
         self.0.retain(|door, _| wanted.contains(door));
         let new: Vec<_> = wanted
@@ -44,8 +44,8 @@ impl Doors {
         }
         let (mut free, mut why) = (Vec::new(), Vec::new());
         for one in open {
-            let first =
-                (one.first..=one.last).find_map(|port| Some((port, taken.get(&(one.protocol, port))?)));
+            let mut ports = one.ports.clone();
+            let first = ports.find_map(|port| Some((port, taken.get(&(one.protocol, port))?)));
             match first {
                 None => free.push(one.clone()),
                 Some((port, error)) => why.push(format!(

@@ -27,6 +27,8 @@ pub struct Transit(u16);
 impl Transit {
     const FIRST: u16 = 2;
     const LAST: u16 = (1 << (32 - 18)) - 2;
+    /// How many there are.
+    pub const MOST: u16 = Self::LAST - Self::FIRST + 1;
 
     /// The first that is not taken; none if all are.
     pub fn free(taken: impl Fn(Self) -> bool) -> Option<Self> {

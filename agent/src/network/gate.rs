@@ -159,7 +159,12 @@ fn read(file: &Path) -> Result<Switched, String> {
     let text = match std::fs::read(file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Switched::default()),
-        Err(error) => return Err(format!("{} can't be read: {error}", file.display())),
+        Err(error) => {
+            return Err(format!(
+                "{} can't be read: {error}; delete it, then links that berth switched forwarding on for keep it",
+                file.display()
+            ));
+        }
     };
     // A damaged one says nothing: what is on stays on, which breaks nobody's traffic.
     Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {

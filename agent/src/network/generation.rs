@@ -5,6 +5,11 @@
 use std::io;
 use std::os::fd::AsRawFd as _;
 
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, NfTablesMessage};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
     sockopt::ReceiveTimeout,
@@ -12,13 +17,6 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::namespace::Namespace;
-
-/// NFNL_SUBSYS_NFTABLES and NFT_MSG_GETGEN (linux/netfilter/nfnetlink.h, nf_tables.h).
-const GET_GENERATION: u16 = 10 << 8 | 16;
-/// NFTA_GEN_ID.
-const ID: u16 = 1;
-/// netlink's and nfnetlink's headers, bytes.
-const HEADERS: usize = 16 + 4;
 
 /// How many transactions of nftables the namespace has seen. Blocks for moments.
 ///
@@ -36,36 +34,35 @@ fn ask() -> io::Result<u32> {
         SockProtocol::NetlinkNetFilter,
     )?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(2))?;
-    let mut request = Vec::with_capacity(HEADERS);
-    request.extend(u32::try_from(HEADERS).unwrap_or(0).to_ne_bytes());
-    request.extend(GET_GENERATION.to_ne_bytes());
-    // NLM_F_REQUEST.
-    request.extend(1_u16.to_ne_bytes());
-    // Sequence and port; then family, version and resource of nfnetlink: all nothing.
-    request.extend([0; 8 + 4]);
-    sendto(
-        socket.as_raw_fd(),
-        &request,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
+    let request = NfTablesMessage::GetGen(GenMessage {
+        attributes: Vec::new(),
+    });
+    let request = NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0), request);
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let kernel = NetlinkAddr::new(0, 0);
+    sendto(socket.as_raw_fd(), &bytes, &kernel, MsgFlags::empty())?;
     let mut answer = [0; 512];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     parse(&answer[..length]).ok_or_else(|| io::Error::other("nftables did not say its generation"))
 }
 
 fn parse(answer: &[u8]) -> Option<u32> {
-    let mut rest = answer.get(HEADERS..)?;
-    while rest.len() >= 4 {
-        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
-        let kind = u16::from_ne_bytes([rest[2], rest[3]]);
-        let value = rest.get(4..length)?;
-        if kind == ID {
-            return Some(u32::from_be_bytes(value.try_into().ok()?));
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-    None
+    let answer = NetlinkMessage::<NetfilterMessage>::deserialize(answer).ok()?;
+    let NetlinkPayload::InnerMessage(message) = answer.payload else {
+        return None;
+    };
+    let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(said)) = message.inner else {
+        return None;
+    };
+    said.attributes.iter().find_map(|attribute| match attribute {
+        GenAttribute::Id(id) => Some(*id),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -74,16 +71,20 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_is_none() {
-        let mut answer = vec![0; HEADERS];
-        assert_eq!(parse(&answer), None);
-        answer.extend(8_u16.to_ne_bytes());
-        answer.extend(ID.to_ne_bytes());
-        answer.extend(7_u32.to_be_bytes());
-        assert_eq!(parse(&answer), Some(7));
-        for cut in 0..answer.len() {
-            assert_eq!(parse(&answer[..cut]), None);
+        let answer = |attributes: Vec<GenAttribute>| {
+            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+            let said = NetfilterMessage::new(header, NfTablesMessage::NewGen(GenMessage { attributes }));
+            let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(said));
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            bytes
+        };
+        let whole = answer(vec![GenAttribute::ProcPid(3), GenAttribute::Id(7)]);
+        assert_eq!(parse(&whole), Some(7));
+        assert_eq!(parse(&answer(vec![GenAttribute::ProcPid(3)])), None);
+        for cut in 0..whole.len() {
+            assert_eq!(parse(&whole[..cut]), None);
         }
-        answer[HEADERS] = 0;
-        assert_eq!(parse(&answer), None, "no endless loop");
     }
 }

@@ -79,14 +79,12 @@ impl Kernel {
         pass_on(&self.needed(vni)?)
     }
 
-    /// A number that neither a link of this host has nor anybody else of whom `taken` says so.
+    /// Numbers that links of this host are called after.
     ///
     /// # Errors
-    /// When the kernel can't be asked, or there is none.
-    pub async fn free_transit(&self, taken: impl Fn(Transit) -> bool) -> Result<Transit> {
-        let held = Within::open(&self.host)?.numbers().await?;
-        let free = Transit::free(|number| held.contains(&number) || taken(number));
-        free.ok_or(NetworkError::Full)
+    /// When the kernel can't be asked.
+    pub async fn transits(&self) -> Result<Vec<Transit>> {
+        Within::open(&self.host)?.numbers().await
     }
 
     /// What is there of a network; none if not even its namespace.

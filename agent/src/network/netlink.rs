@@ -14,7 +14,7 @@ use netlink_packet_route::link::{InfoBridgePort, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Error, Handle, LinkBridgePort, LinkUnspec};
 
-use super::egress::UPLINK;
+use super::egress::{Transit, UPLINK};
 use super::links::{self, PORT_GUARD, TUNNEL_GUARD};
 use super::namespace::Namespace;
 use super::plan::{BRIDGE, Entry, Link, Seen, Step};
@@ -47,7 +47,10 @@ pub enum NetworkError {
     )]
     Taken(Vni),
     /// Every number for a way out is taken.
-    #[error("this host has as many networks as it can have")]
+    #[error(
+        "this host has as many networks as it can have, {}; move some of its containers away: `berth node drain`",
+        Transit::MOST
+    )]
     Full,
     /// A link that must be there is not.
     #[error("{0} is not there; it is made anew with the next look at this network")]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 
 use berth_common::model::{HostNumber, Protocol, Subnets, Vni};
 use berth_common::protocol::{Named, Neighbours, Published};
@@ -11,14 +12,12 @@ use ipnet::Ipv4Net;
 use super::egress::{HOST_LINKS, Transit};
 
 /// Ports in a row that are open at this host.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Open {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The first.
-    pub first: u16,
-    /// The last.
-    pub last: u16,
+    /// At the host.
+    pub ports: RangeInclusive<u16>,
     /// Whose they are, for people.
     pub service: String,
     /// Who answers here.
@@ -46,10 +45,8 @@ pub type Local = BTreeMap<Vni, (Subnets, BTreeSet<HostNumber>)>;
 pub struct Inward {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The first at the host.
-    pub first: u16,
-    /// How many.
-    pub count: u16,
+    /// At the host.
+    pub ports: RangeInclusive<u16>,
     /// The first in the containers.
     pub target: u16,
     /// The containers.
@@ -68,11 +65,7 @@ fn here(
     names: &BTreeMap<Vni, BTreeSet<Named>>,
     local: &BTreeSet<HostNumber>,
 ) -> Vec<HostNumber> {
-    let from = Named {
-        service: published.service.clone(),
-        replica: 0,
-        host: HostNumber(0),
-    };
+    let from = Named::first(published.service.clone());
     let of = names
         .get(&published.vni)
         .into_iter()
@@ -85,11 +78,8 @@ fn here(
 
 /// What is open at this host. `local`: endpoints here, `transits`: networks here.
 pub fn open(known: &Neighbours, local: &Local, transits: &BTreeMap<Vni, Transit>) -> Vec<Open> {
-    let usable = known
-        .published
-        .iter()
-        .filter(|one| one.protocol != Protocol::Unknown);
-    let open = usable.filter_map(|one| {
+    let open = known.published.iter().filter_map(|one| {
+        let (ports, _) = one.ports()?;
         let at = local.get(&one.vni).and_then(|(subnets, hosts)| {
             let replicas = u32::try_from(here(one, &known.names, hosts).len()).unwrap_or(u32::MAX);
             (replicas > 0).then_some(Here {
@@ -105,8 +95,7 @@ pub fn open(known: &Neighbours, local: &Local, transits: &BTreeMap<Vni, Transit>
         });
         Some(Open {
             protocol: one.protocol,
-            first: one.first,
-            last: one.first.checked_add(one.count.checked_sub(1)?)?,
+            ports,
             service: one.service.to_string(),
             here: at,
             elsewhere: elsewhere.collect(),
@@ -117,19 +106,16 @@ pub fn open(known: &Neighbours, local: &Local, transits: &BTreeMap<Vni, Transit>
 
 /// What leads into a network here.
 pub fn inward(known: &Neighbours, vni: Vni, subnets: &Subnets, local: &BTreeSet<HostNumber>) -> Vec<Inward> {
-    let here = known
-        .published
-        .iter()
-        .filter(|one| one.vni == vni && one.protocol != Protocol::Unknown);
-    let ports = here.map(|one| Inward {
-        protocol: one.protocol,
-        first: one.first,
-        count: one.count,
-        target: one.target,
-        replicas: self::here(one, &known.names, local)
-            .into_iter()
-            .map(|host| subnets.address(host))
-            .collect(),
+    let here = known.published.iter().filter(|one| one.vni == vni);
+    let ports = here.filter_map(|one| {
+        let (ports, target) = one.ports()?;
+        let replicas = self::here(one, &known.names, local).into_iter();
+        Some(Inward {
+            protocol: one.protocol,
+            ports,
+            target,
+            replicas: replicas.map(|host| subnets.address(host)).collect(),
+        })
     });
     ports.filter(|one| !one.replicas.is_empty()).collect()
 }
@@ -148,16 +134,13 @@ impl Open {
         });
         ways.collect()
     }
-
-    fn ports(&self) -> String {
-        range(self.first, self.last)
-    }
 }
 
-fn range(first: u16, last: u16) -> String {
-    match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
+/// As nftables writes it.
+fn range(ports: &RangeInclusive<u16>) -> String {
+    match ports.start() == ports.end() {
+        true => ports.start().to_string(),
+        false => format!("{}-{}", ports.start(), ports.end()),
     }
 }
 
@@ -179,7 +162,7 @@ pub fn at_host(open: &[Open]) -> String {
     let mut elsewhere = BTreeSet::new();
     for one in open {
         for (node, _) in &one.elsewhere {
-            elsewhere.insert(format!("{} . {node} . {}", one.protocol, one.ports()));
+            elsewhere.insert(format!("{} . {node} . {}", one.protocol, range(&one.ports)));
         }
     }
     let elsewhere: Vec<_> = elsewhere.into_iter().collect();
@@ -192,7 +175,7 @@ pub fn at_host(open: &[Open]) -> String {
     text.push_str("  }\n  chain published_here {\n");
     for one in open {
         if let Some(here) = one.here {
-            let (protocol, ports, to) = (one.protocol, one.ports(), here.transit.address());
+            let (protocol, ports, to) = (one.protocol, range(&one.ports), here.transit.address());
             let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {to}");
         }
     }
@@ -201,7 +184,7 @@ pub fn at_host(open: &[Open]) -> String {
         "  }}\n  chain published {{\n    ip dscp {PASSED_ON} jump published_here\n"
     );
     for one in open {
-        let (ways, ports, protocol) = (one.ways(), one.ports(), one.protocol);
+        let (ways, ports, protocol) = (one.ways(), range(&one.ports), one.protocol);
         if !ways.is_empty() {
             let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {}", choice(&ways));
         }
@@ -251,8 +234,8 @@ pub fn in_network(inward: &[Inward], uplink: &str) -> String {
     );
     for one in inward {
         let protocol = one.protocol;
-        if one.target == one.first {
-            let ports = range(one.first, one.first.saturating_add(one.count - 1));
+        if one.target == *one.ports.start() {
+            let ports = range(&one.ports);
             let _ = writeln!(
                 text,
                 "    {protocol} dport {ports} dnat ip to {}",
@@ -260,8 +243,7 @@ pub fn in_network(inward: &[Inward], uplink: &str) -> String {
             );
             continue;
         }
-        for nth in 0..one.count {
-            let (port, target) = (one.first.saturating_add(nth), one.target.saturating_add(nth));
+        for (port, target) in one.ports.clone().zip(one.target..=u16::MAX) {
             let to = match &one.replicas[..] {
                 [only] => format!("dnat ip to {only}:{target}"),
                 some => {
@@ -324,6 +306,7 @@ mod tests {
                 published(Protocol::Udp, 5000, 3, 5000, "other"),
                 published(Protocol::Unknown, 1, 1, 1, "web"),
                 published(Protocol::Tcp, 65_535, 2, 1, "web"),
+                published(Protocol::Tcp, 9, 0, 9, "web"),
             ],
             ..Neighbours::default()
         }
@@ -374,10 +357,17 @@ mod tests {
             &subnets,
             &[HostNumber(2), HostNumber(4), HostNumber(5)].into(),
         );
+        assert_eq!(inward.len(), 1, "what makes no sense is left out: {inward:?}");
         assert_eq!(
             inward[0].replicas,
             [Ipv4Addr::new(10, 64, 0, 2), Ipv4Addr::new(10, 64, 0, 4)]
         );
+        let highest = Inward {
+            ports: 10..=11,
+            target: 65_534,
+            ..inward[0].clone()
+        };
+        assert!(in_network(&[highest], "up0").contains("1 : 10.64.0.4 . 65535 }"));
         let text = in_network(&inward[..1], "up0");
         assert!(
             text.contains(
@@ -391,8 +381,7 @@ mod tests {
     fn many_replicas_are_spread_in_proportion() {
         let one = Open {
             protocol: Protocol::Tcp,
-            first: 80,
-            last: 80,
+            ports: 80..=80,
             service: "web".into(),
             here: None,
             elsewhere: vec![

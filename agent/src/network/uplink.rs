@@ -190,19 +190,9 @@ pub(super) fn pass_own(host: &Namespace, number: Transit) -> Result<()> {
         .map_err(|source| namespace_failed("letting the host reach a network's published ports", source))
 }
 
-/// Lets a network's namespace pass packets on, from its bridge to its uplink; what comes in by the uplink may be from anywhere, also
-/// from addresses that the network has itself, which its filter judges. Blocks for moments.
+/// Lets a network's namespace pass packets on, from its bridge to its uplink. Blocks for moments.
 pub(super) fn pass_on(network: &Namespace) -> Result<()> {
-    let done = network.within(|| {
-        for (file, value) in [
-            ("ip_forward", "1"),
-            ("conf/all/rp_filter", "0"),
-            ("conf/up0/rp_filter", "0"),
-        ] {
-            std::fs::write(PathBuf::from("/proc/sys/net/ipv4").join(file), value)?;
-        }
-        Ok(())
-    });
+    let done = network.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"));
     done.and_then(std::convert::identity)
         .map_err(|source| namespace_failed("letting a network pass packets on", source))
 }

@@ -119,7 +119,7 @@ impl Agent {
         });
         if let Some(networks) = &networks {
             networks.find_underlay().await;
-            host.facilities.runtime.attach_to(Arc::new(networks.clone()));
+            host.facilities.runtime.attach_to(networks.clone());
         }
         let mut facts = describe(&config, &host, networks.as_deref()).await?;
         ensure_root(&config, &host, &facts).await?;

@@ -224,8 +224,8 @@ async fn quota_and_privilege_are_the_administrators_to_give() {
     assert_eq!(denied.kind, ErrorKind::Forbidden);
     b.ok("admin", "PATCH", "/v1/tenants/shop", json!({ "quota": {} }))
         .await;
-    let root = json!({ "name": "root", "image": "nginx", "privileged": true, "replicas": 2 });
-    let denied = b.send("shop", "POST", SERVICES, root.clone()).await.problem();
+    let tool = json!({ "name": "tool", "image": "nginx", "privileged": true, "replicas": 2 });
+    let denied = b.send("shop", "POST", SERVICES, tool.clone()).await.problem();
     assert_eq!((denied.kind, denied.cure.is_some()), (ErrorKind::Forbidden, true));
     b.ok(
         "admin",
@@ -234,7 +234,7 @@ async fn quota_and_privilege_are_the_administrators_to_give() {
         json!({ "privileged": true }),
     )
     .await;
-    b.ok("shop", "POST", SERVICES, root).await;
+    b.ok("shop", "POST", SERVICES, tool).await;
     b.ok(
         "admin",
         "PATCH",
@@ -245,7 +245,7 @@ async fn quota_and_privilege_are_the_administrators_to_give() {
     b.ok(
         "shop",
         "POST",
-        "/v1/tenants/shop/services/root/scale",
+        "/v1/tenants/shop/services/tool/scale",
         json!({ "replicas": 1 }),
     )
     .await;
@@ -253,7 +253,7 @@ async fn quota_and_privilege_are_the_administrators_to_give() {
         .send(
             "shop",
             "POST",
-            "/v1/tenants/shop/services/root/scale",
+            "/v1/tenants/shop/services/tool/scale",
             json!({ "replicas": 2 }),
         )
         .await;

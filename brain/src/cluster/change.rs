@@ -278,6 +278,11 @@ impl State {
                         && old.restarts == seen.restarts
                 })
         };
+        let heard: Vec<_> = containers
+            .iter()
+            .map(|seen| seen.id)
+            .chain(gone.iter().copied())
+            .collect();
         for seen in &containers {
             if own(self, &seen.id) && !same_run(self, seen) {
                 self.running_since.remove(&seen.id);
@@ -289,7 +294,6 @@ impl State {
                 self.observed.remove(&id);
             }
         }
-        let lost = gone.clone();
         for id in gone {
             if own(self, &id) {
                 self.observed.remove(&id);
@@ -299,7 +303,6 @@ impl State {
                 }
             }
         }
-        let mut heard: Vec<ContainerId> = containers.iter().map(|seen| seen.id).collect();
         for seen in containers {
             if own(self, &seen.id) {
                 self.observed.insert(seen.id, Arc::new(seen));
@@ -308,7 +311,6 @@ impl State {
         if full {
             return self.rename_on(node);
         }
-        heard.extend(lost);
         for id in heard {
             if own(self, &id) {
                 self.rename(id);

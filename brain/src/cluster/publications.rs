@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_common::id::{Name, NodeId, TenantId};
-use berth_common::model::{HostNumber, NodeKind, PublishMode, PublishedPort, Vni};
+use berth_common::model::{NodeKind, PublishMode, PublishedPort, Vni};
 use berth_common::protocol::{Named, Published, PublishedOn};
 
 use super::State;
@@ -59,11 +59,7 @@ impl State {
     /// Nodes with replicas of a service that take requests on a network, and how many.
     fn answering(&self, service: &Name, vni: Vni) -> BTreeMap<NodeId, u32> {
         let (names, placed) = (self.names.get(&vni), self.placed.get(&vni));
-        let from = Named {
-            service: service.clone(),
-            replica: 0,
-            host: HostNumber(0),
-        };
+        let from = Named::first(service.clone());
         let of = names.into_iter().flat_map(|names| names.range(from.clone()..));
         let mut nodes = BTreeMap::new();
         for named in of.take_while(|named| named.service == *service) {

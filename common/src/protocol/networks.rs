@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,27 @@ pub struct Named {
     pub replica: u32,
     /// Its endpoint.
     pub host: HostNumber,
+}
+
+impl Named {
+    /// Where a service's names begin in an ordered set; they end with the first of another service.
+    pub const fn first(service: Name) -> Self {
+        Self {
+            service,
+            replica: 0,
+            host: HostNumber(0),
+        }
+    }
+}
+
+impl Published {
+    /// The ports at the node and the first in the containers; none of what makes no sense: no port, or ports beyond the last.
+    pub fn ports(&self) -> Option<(RangeInclusive<u16>, u16)> {
+        let more = self.count.checked_sub(1)?;
+        self.target.checked_add(more)?;
+        let last = self.first.checked_add(more)?;
+        (self.protocol != Protocol::Unknown).then_some((self.first..=last, self.target))
+    }
 }
 
 impl Called {
@@ -420,6 +442,15 @@ mod tests {
             published: Some(vec![published(443)]),
         }));
         assert_eq!(held.published, [published(443)]);
+        assert_eq!(published(443).ports(), Some((443..=443, 8080)));
+        let senseless = |count, protocol| Published {
+            count,
+            protocol,
+            ..published(65_000)
+        };
+        for (count, protocol) in [(0, Protocol::Tcp), (600, Protocol::Tcp), (1, Protocol::Unknown)] {
+            assert_eq!(senseless(count, protocol).ports(), None, "{count} {protocol}");
+        }
         assert_eq!(
             held.names,
             BTreeMap::from([(vni(7), [name("db", 1, 3), name("web", 2, 4)].into())])

@@ -9,7 +9,7 @@ mod outside;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -88,6 +88,8 @@ struct Net {
 /// This host's networks.
 #[derive(Debug)]
 pub struct Networks {
+    /// For what outlives a call and must not keep it alive.
+    own: Weak<Self>,
     kernel: Kernel,
     settings: NetworkSettings,
     board: Arc<Board>,
@@ -117,7 +119,8 @@ impl Networks {
         });
         let upstream = Upstream::new(settings.nameservers.clone(), "/etc/resolv.conf".into());
         let gate = Gate::new(settings.port, settings.switched.clone());
-        Arc::new(Self {
+        Arc::new_cyclic(|own| Self {
+            own: own.clone(),
             kernel,
             settings,
             board,
@@ -228,7 +231,7 @@ impl Networks {
         Arc::clone(self.nets.lock().entry(vni).or_default())
     }
 
-    async fn round(self: &Arc<Self>, all: bool) {
+    async fn round(&self, all: bool) {
         let Some(mut networks) = self.refresh() else {
             return;
         };
@@ -256,7 +259,7 @@ impl Networks {
     }
 
     /// Brings a network up to date; `look`: also where it is believed to be. Whether there is one.
-    async fn settle(self: &Arc<Self>, vni: Vni, net: &mut Net, look: bool) -> Result<bool, String> {
+    async fn settle(&self, vni: Vni, net: &mut Net, look: bool) -> Result<bool, String> {
         let mut wanted = self.overlay(vni)?;
         if !look && net.applied == wanted {
             return Ok(wanted.is_some());
@@ -301,13 +304,13 @@ impl Networks {
 
     /// Keeps a network's resolver listening on its gateway. Containers without names are better than none: what is wrong is told
     /// and tried again with the next look.
-    fn serve_names(self: &Arc<Self>, overlay: &Overlay, net: &mut Net, space: Namespace) {
+    fn serve_names(&self, overlay: &Overlay, net: &mut Net, space: Namespace) {
         if net.dns.as_ref().is_some_and(|dns| dns.is_in(&space)) {
             return;
         }
         // The old one's sockets first: they may have the address.
         net.dns = None;
-        let (vni, networks) = (overlay.vni, Arc::downgrade(self));
+        let (vni, networks) = (overlay.vni, self.own.clone());
         let knows = move |who: IpAddr, labels: &[&str], kind| {
             let Some(networks) = networks.upgrade() else {
                 return Answer::NoName;
@@ -321,7 +324,7 @@ impl Networks {
         let name = self.wanted.lock().name(vni);
         let problem = started.as_ref().err();
         let problem =
-            problem.map(|error| format!("{name} has no names: its resolver can't listen at {at}: {error}"));
+            problem.map(|error| format!("{name} has no names: its resolver can't listen at {at}: {error}; the agent needs the right to (CAP_NET_BIND_SERVICE, as its unit has it), and tries again every few seconds"));
         self.tell(&format!("names of network {vni}"), problem);
         net.dns = started.ok();
     }
@@ -362,7 +365,7 @@ impl Networks {
 }
 
 #[async_trait]
-impl Attach for Arc<Networks> {
+impl Attach for Networks {
     async fn attach(&self, container: ContainerId, pid: u32) -> Result<(), String> {
         self.refresh();
         let endpoints = self.wanted.lock().of(container).to_vec();

@@ -1,6 +1,5 @@
 //! What networks need of their host: where it is reached, where the brain is, numbers for the ways out, and the host's own part.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ impl Networks {
         let underlay = match found {
             None => {
                 problem = Some(
-                    "this host has no address that leads to the brain, so it can't have networks yet"
+                    "this host has no address that leads to the brain, so it can't have networks yet; see whether a route leads there, or set `underlay` in agent.toml"
                         .to_owned(),
                 );
                 None
@@ -82,20 +81,12 @@ impl Networks {
             Link::Uplink { number, .. } => *number,
             _ => None,
         });
-        loop {
-            let number = match seen {
-                Some(number) => number,
-                None => {
-                    let taken = self.transits.lock().values().copied().collect::<BTreeSet<_>>();
-                    self.kernel.free_transit(|number| taken.contains(&number)).await?
-                }
-            };
-            let mut held = self.transits.lock();
-            if seen.is_some() || held.values().all(|other| *other != number) {
-                held.insert(vni, number);
-                return Ok(number);
-            }
-        }
+        let links = self.kernel.transits().await?;
+        let mut held = self.transits.lock();
+        let taken = |number| links.contains(&number) || held.values().any(|other| *other == number);
+        let number = seen.or_else(|| Transit::free(taken)).ok_or(NetworkError::Full)?;
+        held.insert(vni, number);
+        Ok(number)
     }
 
     /// The host's own part. It goes with the last network.
