@@ -155,17 +155,23 @@ pub struct Agent {
     pub containerd: Containerd,
     dir: PathBuf,
     netns: Option<String>,
+    /// Its VXLAN port, of one that shares the machine's own network namespace with others.
+    beside_others: Option<u16>,
     /// The node's name.
     pub name: String,
 }
 
-/// Settings of an agent that shares the machine's own network namespace with others: its networks stay on the loopback, on a port
-/// of their own.
-fn beside_others() -> String {
+/// A VXLAN port of its own for an agent in the machine's own network namespace, which is to be left as it was.
+fn beside_others(dir: &Path) -> u16 {
     let free = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
     let port = free.expect("a free port").port();
-    crate::reaper::guard_table(port);
-    format!("underlay = \"127.0.0.1\"\nvxlan_port = {port}\n")
+    crate::reaper::guard_host(port, &switched(dir));
+    port
+}
+
+/// Where an agent keeps on which links it switched forwarding on.
+fn switched(dir: &Path) -> PathBuf {
+    dir.join("state/forwarding.json")
 }
 
 impl Agent {
@@ -190,16 +196,16 @@ impl Agent {
         std::fs::create_dir_all(dir).expect("folder");
         crate::reaper::guard_folder(dir);
         let containerd = Containerd::start(version, &dir.join("containerd"), host);
+        let beside_others = host.is_none().then(|| beside_others(dir));
         let config = format!(
             "state_dir = \"{}\"\nrun_dir = \"{}\"\ncontainerd_socket = \"{}\"\nlog_level = \"info,berth_agent=debug\"\n{}{extra}\n",
             dir.join("state").display(),
             dir.join("run").display(),
             containerd.socket().display(),
-            if host.is_some() {
-                String::new()
-            } else {
-                beside_others()
-            }
+            // Its networks stay on the loopback.
+            beside_others.map_or_else(String::new, |port| format!(
+                "underlay = \"127.0.0.1\"\nvxlan_port = {port}\n"
+            ))
         );
         std::fs::write(dir.join("agent.toml"), config).expect("config");
         let mut agent = Self {
@@ -207,6 +213,7 @@ impl Agent {
             containerd,
             dir: dir.to_path_buf(),
             netns: host.map(|h| h.netns().to_owned()),
+            beside_others,
             name: name.to_owned(),
         };
         let mut join = agent.command(&["join", "-", "--name", name, "--config"]);
@@ -288,6 +295,9 @@ impl Drop for Agent {
             crate::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
         }
         unmount_below(&self.dir);
+        if let Some(port) = self.beside_others {
+            crate::reaper::leave_host(port, &switched(&self.dir));
+        }
     }
 }
 

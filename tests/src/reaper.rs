@@ -11,6 +11,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use berth_agent::network::{Namespace, gate};
 use nix::sys::signal::Signal;
 
 use crate::containerd::{processes, unmount_below};
@@ -47,14 +48,24 @@ pub fn guard_netns(name: &str) {
     tell(&format!("netns {name}"));
 }
 
-/// The table of packet filters that an agent with this VXLAN port keeps in the machine's own namespace goes with the test.
-pub fn guard_table(port: u16) {
-    tell(&format!("table {port}"));
+/// What an agent with this VXLAN port does to the machine's own network namespace is undone with the test; it keeps in `file` what it
+/// switched on.
+pub fn guard_host(port: u16, file: &Path) {
+    tell(&format!("host {port} {}", file.display()));
+}
+
+/// Undoes it.
+pub fn leave_host(port: u16, file: &Path) {
+    let left = Namespace::current().map_err(|error| error.to_string());
+    let left = left.and_then(|host| gate::restore(&host, port, file));
+    if let Err(why) = left {
+        eprintln!("the machine's own network is not as it was: {why}");
+    }
 }
 
 /// What the reaper does: reads until the test is gone, then cleans up.
 pub fn reap(input: impl std::io::BufRead) {
-    let (mut dirs, mut namespaces, mut tables) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut dirs, mut namespaces, mut agents) = (Vec::new(), Vec::new(), Vec::new());
     let temporary = std::env::temp_dir();
     for line in input.lines().map_while(Result::ok) {
         match line.split_once(' ') {
@@ -71,7 +82,10 @@ pub fn reap(input: impl std::io::BufRead) {
                 }
             }
             Some(("netns", name)) => namespaces.push(name.to_owned()),
-            Some(("table", port)) => tables.extend(port.parse::<u16>()),
+            Some(("host", agent)) => agents.extend(agent.split_once(' ').and_then(|(port, file)| {
+                let port: u16 = port.parse().ok()?;
+                Some((port, PathBuf::from(file)))
+            })),
             _ => {}
         }
     }
@@ -93,13 +107,8 @@ pub fn reap(input: impl std::io::BufRead) {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    for port in tables {
-        // Another than the usual port has a table of its own, see `ruleset::Table::title`; there may be none.
-        let name = format!("berth_{port}");
-        let _ = Command::new("nft")
-            .args(["delete", "table", "inet", &name])
-            .stderr(Stdio::null())
-            .status();
+    for (port, file) in agents {
+        leave_host(port, &file);
     }
     for dir in &dirs {
         unmount_below(dir);
