@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod dns;
 pub mod facts;
 pub mod fakes;
+pub mod health;
 pub mod image;
 pub mod join;
 pub mod ledger;

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use berth_common::error::ErrorKind;
-use berth_common::model::{MemorySwap, Phase, Restart, RunState};
+use berth_common::model::{HealthState, MemorySwap, Phase, Restart, RunState};
 use berth_common::protocol::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -73,6 +73,7 @@ fn recordings() -> Vec<Recording> {
             ("desired_full", samples::full()),
             ("desired_delta", samples::delta()),
             ("desired_on_networks", samples::on_networks()),
+            ("desired_checked", samples::checked().0),
         ],
     );
     add(&mut all, samples::neighbours());
@@ -291,7 +292,9 @@ fn a_newer_sender_may_send_messages_of_new_types() {
 }
 
 /// Fields that hold one word of a closed list.
-const WORDS: [&str; 8] = ["type", "form", "phase", "run", "on", "swap", "stream", "kind"];
+const WORDS: [&str; 9] = [
+    "type", "form", "phase", "run", "on", "swap", "stream", "kind", "state",
+];
 
 fn new_words(value: &Value, at: &str, out: &mut Vec<String>) {
     match value {
@@ -342,6 +345,7 @@ fn new_words_mean_nothing_that_is_known() {
     assert_eq!(word::<Phase>(), Phase::Unknown);
     assert_eq!(word::<RunState>(), RunState::Unknown);
     assert_eq!(word::<Restart>(), Restart::Unknown);
+    assert_eq!(word::<HealthState>(), HealthState::Unknown);
     assert_eq!(word::<MemorySwap>(), MemorySwap::Unknown);
     assert_eq!(word::<LogStream>(), LogStream::Unknown);
     assert_eq!(word::<ErrorKind>(), ErrorKind::Unknown);
@@ -363,6 +367,7 @@ fn words_of_the_wire_stay() {
     let today = json!({
         "phase": phases,
         "run": [RunState::Running, RunState::Stopped],
+        "health": [HealthState::Starting, HealthState::Healthy, HealthState::Unhealthy],
         "restart": [Restart::Always, Restart::OnFailure, Restart::Never],
         "swap": [MemorySwap::None],
         "log_stream": [LogStream::Stdout, LogStream::Stderr],

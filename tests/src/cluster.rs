@@ -114,16 +114,18 @@ impl Brain {
 
     /// A service of small containers that sleep and end when they are told to; `more`: further options of `berth run`.
     pub fn run_sleepers(&self, name: &str, replicas: usize, more: &[&str]) {
+        let more: Vec<&str> = ["-d"].iter().chain(more).copied().collect();
+        self.run_script(name, replicas, &more, "while true; do sleep 0.2; done");
+    }
+
+    /// Runs small containers with a script of a shell that ends with its stop signal.
+    pub fn run_script(&self, name: &str, replicas: usize, more: &[&str], script: &str) {
+        let script = format!("trap 'exit 0' TERM; {script}");
         let replicas = replicas.to_string();
-        let mut args = vec!["run", "example:1", "--name", name, "-d", "--replicas", &replicas];
+        let mut args = vec!["run", "example:1", "--name", name, "--replicas", &replicas];
         args.extend(["--memory", "16MiB", "--disk", "8MiB", "--stop-grace", "1s"]);
         args.extend(more);
-        args.extend([
-            "--",
-            "sh",
-            "-c",
-            "trap 'exit 0' TERM; while true; do sleep 0.2; done",
-        ]);
+        args.extend(["--", "sh", "-c", &script]);
         self.berth(&args);
     }
 

@@ -12,13 +12,15 @@ pub const SIGKILLED: i32 = 128 + 9;
 
 /// What is known of an end besides its exit.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Circumstances {
+pub struct Circumstances<'a> {
     /// Nobody saw how it ended, and the exit is only assumed.
     pub unseen: bool,
     /// The agent sent SIGKILL, after so many seconds of grace.
     pub killed_after_secs: Option<u32>,
     /// It was stopped because its layer exceeded this limit.
     pub over_disk: Option<Bytes>,
+    /// It was stopped because its checks failed, and this is what the last one said.
+    pub ill: Option<&'a str>,
     /// OOM kills of this run that were noticed before its end.
     pub oom_noticed: u64,
     /// When the last of them was noticed.
@@ -30,7 +32,7 @@ pub struct Circumstances {
 /// PID 1 fell to the kernel's OOM killer only if it died by a SIGKILL that the agent did not send, while the kernel's
 /// counter moved: more kills at the end than were noticed before it, or one noticed just before. Where it survived the
 /// death of a child and ended by itself, the code is its own and the reason mentions the child.
-pub fn explain(exit: &TaskExit, around: &Circumstances, limits: &Limits) -> ExitInfo {
+pub fn explain(exit: &TaskExit, around: &Circumstances<'_>, limits: &Limits) -> ExitInfo {
     let more_kills = exit.oom_kills.is_some_and(|n| n > around.oom_noticed);
     let just_noticed = around
         .oom_noticed_at
@@ -40,6 +42,8 @@ pub fn explain(exit: &TaskExit, around: &Circumstances, limits: &Limits) -> Exit
         format!("out of memory (limit {})", limits.memory)
     } else if let Some(limit) = around.over_disk {
         format!("disk limit {limit} exceeded")
+    } else if let Some(said) = around.ill {
+        format!("unhealthy: {said}")
     } else if around.unseen {
         "ended while nobody could see how (host or runtime restarted)".to_owned()
     } else if let Some(grace) = around.killed_after_secs {
@@ -138,11 +142,17 @@ mod tests {
             over_disk: Some(Bytes::gib(1)),
             ..by_itself
         };
+        let ill = Circumstances {
+            ill: Some("GET / was answered with 500"),
+            killed_after_secs: Some(10),
+            ..by_itself
+        };
         let unseen = Circumstances {
             unseen: true,
             ..by_itself
         };
         let cases = [
+            (137, Some(0), ill, false, "unhealthy: GET / was answered with 500"),
             (0, Some(0), by_itself, false, "exited with code 0"),
             (3, None, by_itself, false, "exited with code 3"),
             (255, Some(0), by_itself, false, "exited with code 255"),

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use berth_common::id::Name;
 use berth_common::model::Subnets;
-use berth_common::protocol::Named;
+use berth_common::protocol::{Member, Named, names_of};
 
 /// What everything of berth's is called below; `internal` is reserved for private use (ICANN, 2024) and never resolved outside.
 pub const DOMAIN: &str = "berth.internal";
+/// Below it, a service's name means all its replicas instead of the address that they share.
+const ALL: &str = "all";
 /// The most addresses in an answer: what fits into a message over TCP with room to spare.
 const MOST: usize = 1_000;
 
@@ -19,13 +21,21 @@ pub struct KnownNetwork<'a> {
     pub name: &'a Name,
     /// Its addresses.
     pub subnets: Subnets,
-    /// Who takes requests there.
+    /// Services' addresses there, and who takes requests.
     pub names: Option<&'a BTreeSet<Named>>,
 }
 
 /// What a container may know: its networks, in the order in which it is on them. Borrowed: a question copies nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Zone<'a>(pub Vec<KnownNetwork<'a>>);
+
+/// What of a service a name means.
+#[derive(Clone, Copy)]
+enum Which {
+    Service,
+    All,
+    One(u32),
+}
 
 /// What is asked of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +64,9 @@ pub enum Answer {
 impl Zone<'_> {
     /// The answer to a question; `labels` as they are in the name, from its left, in lower case.
     ///
-    /// `web` and `1.web` mean a service and one of its replicas on the first network that has them, `web.NETWORK.berth.internal` and
-    /// `1.web.NETWORK.berth.internal` those of one network. A name of one label never leaves the host.
+    /// `web` means a service's own address on the first network that has it (where it has none, its replicas'), `1.web` one of its
+    /// replicas and `all.web` all of them; `web.NETWORK.berth.internal` and so on those of one network. A name of one label never
+    /// leaves the host.
     pub fn answer(&self, labels: &[&str], kind: Kind) -> Answer {
         let below = labels.strip_suffix(&["berth", "internal"]);
         let found = match below {
@@ -82,21 +93,22 @@ impl Zone<'_> {
 }
 
 impl KnownNetwork<'_> {
-    /// Endpoints of a service (`web`) or of one replica (`1.web`); none if nobody there is called so.
+    /// Addresses of a service (`web`), of one replica (`1.web`) or of all (`all.web`); none if nobody there is called so.
     fn find(&self, labels: &[&str]) -> Option<Vec<(IpAddr, IpAddr)>> {
-        let (service, replica) = match labels {
-            [service] => (*service, None),
-            [replica, service] => (*service, Some(replica.parse::<u32>().ok()?)),
+        let (service, which) = match labels {
+            [service] => (*service, Which::Service),
+            [ALL, service] => (*service, Which::All),
+            [replica, service] => (*service, Which::One(replica.parse().ok()?)),
             _ => return None,
         };
         let service: Name = service.parse().ok()?;
-        let from = Named {
-            replica: replica.unwrap_or(0),
-            ..Named::first(service.clone())
-        };
-        let of = self.names?.range(from..);
-        let of = of.take_while(|named| {
-            named.service == service && replica.is_none_or(|replica| named.replica == replica)
+        let mut of = names_of(self.names?, &service).peekable();
+        let own = of.peek().is_some_and(|named| named.member == Member::Service);
+        let of = of.filter(|named| match (which, named.member) {
+            (Which::Service, Member::Service) => true,
+            (Which::Service, Member::Replica(_)) => !own,
+            (Which::All, member) => member != Member::Service,
+            (Which::One(replica), member) => member == Member::Replica(replica),
         });
         let addresses: Vec<_> = of
             .take(MOST)
@@ -128,10 +140,10 @@ mod tests {
     use super::*;
 
     fn named(service: &str, replica: u32, host: u32) -> Named {
-        Named {
-            service: service.parse().unwrap(),
-            replica,
-            host: HostNumber(host),
+        let service = service.parse().unwrap();
+        match replica {
+            0 => Named::service(service, HostNumber(host)),
+            replica => Named::replica(service, replica, HostNumber(host)),
         }
     }
 
@@ -143,7 +155,13 @@ mod tests {
                 .collect::<BTreeSet<_>>()
         };
         let first = all(&[("web", 1, 2), ("web", 2, 3), ("web", 2, 9), ("web-2", 1, 5)]);
-        let second = all(&[("db", 1, 2), ("web", 1, 4)]);
+        let second = all(&[
+            ("db", 1, 2),
+            ("web", 1, 4),
+            ("api", 0, 7),
+            ("api", 1, 8),
+            ("idle", 0, 6),
+        ]);
         let (one, other): (Name, Name) = ("default".parse().unwrap(), "back".parse().unwrap());
         let network = |cidr: &str| Subnets::new(cidr.parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap();
         let zone = Zone(vec![
@@ -168,7 +186,16 @@ mod tests {
             ("1.web", "10.64.0.2"),
             ("2.web", "10.64.0.3 10.64.0.9"),
             ("web-2", "10.64.0.5"),
+            ("all.web", "10.64.0.2 10.64.0.3 10.64.0.9"),
+            ("all.web.back.berth.internal", "10.80.0.4"),
             ("db", "10.80.0.2"),
+            ("api", "10.80.0.7"),
+            ("all.api", "10.80.0.8"),
+            ("1.api", "10.80.0.8"),
+            ("0.api", "elsewhere"),
+            ("idle.back.berth.internal", "10.80.0.6"),
+            ("all.idle", "elsewhere"),
+            ("all.idle.back.berth.internal", "no name"),
             ("web.back.berth.internal", "10.80.0.4"),
             ("1.web.back.berth.internal", "10.80.0.4"),
             ("web.default.berth.internal", "10.64.0.2 10.64.0.3 10.64.0.9"),

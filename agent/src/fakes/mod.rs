@@ -4,10 +4,12 @@ mod cgroups;
 mod facts;
 mod faults;
 mod images;
+mod prober;
 mod runtime;
 
 pub use cgroups::FakeCgroups;
 pub use facts::facts;
 pub use faults::{Fault, Faults};
 pub use images::{FakeImages, NoLoadedImages};
+pub use prober::FakeProber;
 pub use runtime::FakeRuntime;

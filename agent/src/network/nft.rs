@@ -61,6 +61,30 @@ impl Tables {
     }
 }
 
+/// Loads a script that replaces a table. Blocks.
+///
+/// # Errors
+/// [`NftError`]; the old table is in force then.
+pub fn replace(namespace: &Namespace, table: Table, script: &str) -> Result<(), NftError> {
+    nft(namespace, table, load(), script.to_owned()).map(drop)
+}
+
+/// The same where there is no such table yet: nothing has to be taken away first, for which the kernel would wait. Blocks.
+///
+/// # Errors
+/// [`NftError`], also when there is one.
+pub fn create(namespace: &Namespace, table: Table, script: &str) -> Result<(), NftError> {
+    let (family, name) = (table.family, table.title());
+    let body = script.strip_prefix(&ruleset::without(table)).unwrap_or(script);
+    nft(
+        namespace,
+        table,
+        load(),
+        format!("create table {family} {name}\n{body}"),
+    )
+    .map(drop)
+}
+
 /// Takes a table away; none is success. Blocks.
 ///
 /// # Errors

@@ -214,8 +214,10 @@ fn meddle(seen: &mut Seen, with: &Meddle) {
             }
         }
         Meddle::ForeignTunnel(n, node) if seen.links.contains_key(TUNNEL) => {
-            seen.entries
-                .insert(Entry::Tunnel(mac(*n), [192, 0, 2, *node].into()));
+            // One address has one node: the kernel appends a second for those of groups alone (`vxlan_fdb_update`).
+            let entry = Entry::Tunnel(mac(*n), [192, 0, 2, *node].into());
+            seen.entries.retain(|other| !same_key(other, &entry));
+            seen.entries.insert(entry);
         }
         Meddle::ForeignNeighbour(n, other) if seen.links.contains_key(BRIDGE) => {
             let entry = Entry::Neighbour([10, 80, 0, *n].into(), mac(*other));

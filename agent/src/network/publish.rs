@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use berth_common::model::{HostNumber, Protocol, Subnets, Vni};
-use berth_common::protocol::{Named, Neighbours, Published};
+use berth_common::protocol::{Named, Neighbours, Published, replicas_of};
 use ipnet::Ipv4Net;
 
 use super::egress::{HOST_LINKS, Transit};
@@ -65,13 +65,9 @@ fn here(
     names: &BTreeMap<Vni, BTreeSet<Named>>,
     local: &BTreeSet<HostNumber>,
 ) -> Vec<HostNumber> {
-    let from = Named::first(published.service.clone());
-    let of = names
-        .get(&published.vni)
-        .into_iter()
-        .flat_map(|names| names.range(from.clone()..));
-    let of = of.take_while(|named| named.service == published.service);
-    of.map(|named| named.host)
+    let names = names.get(&published.vni).into_iter();
+    let of = names.flat_map(|names| replicas_of(names, &published.service));
+    of.map(|(_, host)| host)
         .filter(|host| local.contains(host))
         .collect()
 }
@@ -145,7 +141,7 @@ fn range(ports: &RangeInclusive<u16>) -> String {
 }
 
 /// One of several, by chance; the kernel keeps a connection where it went first.
-fn choice(ways: &[impl std::fmt::Display]) -> String {
+pub(super) fn choice(ways: &[impl std::fmt::Display]) -> String {
     if let [only] = ways {
         return only.to_string();
     }
@@ -272,11 +268,8 @@ mod tests {
     }
 
     fn known() -> Neighbours {
-        let named = |service: &str, host: u32| Named {
-            service: service.parse().unwrap(),
-            replica: host,
-            host: HostNumber(host),
-        };
+        let named =
+            |service: &str, host: u32| Named::replica(service.parse().unwrap(), host, HostNumber(host));
         let published = |protocol, first, count, target, service: &str| Published {
             protocol,
             first,
@@ -293,6 +286,7 @@ mod tests {
             names: [(
                 vni(7),
                 [
+                    Named::service("web".parse().unwrap(), HostNumber(4)),
                     named("web", 2),
                     named("web", 3),
                     named("web", 4),

@@ -68,6 +68,13 @@ pub const ON_HOST: Table = Table {
     port: 0,
 };
 
+/// Where services' addresses lead, in a container's namespace.
+pub const IN_CONTAINER: Table = Table {
+    family: "inet",
+    name: "berth",
+    port: 0,
+};
+
 /// Who may send what from a port: an endpoint speaks with its own hardware and IP addresses alone, and announces no routers.
 /// What comes through the tunnel was held against this on the node that it comes from.
 pub fn endpoints(overlay: &Overlay) -> String {
@@ -249,11 +256,11 @@ pub fn without(table: Table) -> String {
 }
 
 /// A script that replaces a table begins by taking the old one away, in the same transaction.
-fn begin(table: Table) -> String {
+pub(super) fn begin(table: Table) -> String {
     format!("{}table {} {} {{\n", without(table), table.family, table.title())
 }
 
-fn set(text: &mut String, name: &str, kind: &str, elements: &[impl Display]) {
+pub(super) fn set(text: &mut String, name: &str, kind: &str, elements: &[impl Display]) {
     let _ = write!(text, "  set {name} {{\n    {kind}\n");
     if let Some((first, rest)) = elements.split_first() {
         let _ = write!(text, "    elements = {{ {first}");

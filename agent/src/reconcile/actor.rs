@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{ContainerId, TenantId};
-use berth_common::model::UnixMillis;
+use berth_common::model::{Health, UnixMillis};
 use berth_common::protocol::{Apply, DesiredSet, Progress};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -24,6 +24,7 @@ use super::outcome::{self, Outcome};
 use super::plan::{Step, plan_containers, plan_tenants};
 use super::state::Observed;
 use crate::container::runtime::{RuntimeContainer, TaskState};
+use crate::health::Watch;
 use crate::ledger::{Ledger, Restored};
 
 /// How the reconciler works.
@@ -62,6 +63,8 @@ pub(super) enum Message {
     Pulling(ContainerId, String),
     OomKills(ContainerId, u64),
     Disk(Vec<(ContainerId, u64)>),
+    /// What a check found of the process of that pid.
+    Health(ContainerId, u32, Health),
 }
 
 /// The reconciler's state. [`Reconciler::start`] runs it.
@@ -88,6 +91,7 @@ pub struct Reconciler {
     pub(super) relist_at: Instant,
     pub(super) disk_at: Option<Instant>,
     pub(super) tenants_dirty: bool,
+    pub(super) watches: HashMap<ContainerId, Watch>,
     pub(super) inbox: mpsc::UnboundedSender<Message>,
 }
 
@@ -140,6 +144,7 @@ impl Reconciler {
             relist_at: Instant::now(),
             disk_at: Some(Instant::now() + settings.disk_every),
             tenants_dirty: false,
+            watches: HashMap::new(),
             inbox,
             settings,
         };
@@ -320,6 +325,9 @@ impl Reconciler {
     }
 
     pub(super) fn kick(&mut self, ids: Vec<ContainerId>) {
+        for id in &ids {
+            self.watch(*id);
+        }
         if self.blind {
             return ids.into_iter().for_each(|id| self.publish(id));
         }
@@ -344,6 +352,7 @@ impl Reconciler {
                 self.observed.containers.remove(id);
                 self.hints.remove(id);
                 self.touched.remove(id);
+                self.watches.remove(id);
                 self.ledger.forget(*id);
                 self.board.remove(*id);
                 self.tenants_dirty = true;

@@ -1,6 +1,7 @@
 //! Carries steps out. Thin: every parameter comes with the step, and "already so" is success.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
@@ -8,6 +9,7 @@ use super::outcome::Outcome;
 use super::plan::Step;
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::container::runtime::{CreateRequest, Runtime, RuntimeError};
+use crate::health::Prober;
 use crate::image::{ImageError, Images};
 
 /// The host's facilities.
@@ -19,6 +21,8 @@ pub struct Facilities {
     pub images: Arc<dyn Images>,
     /// Control groups.
     pub cgroups: Arc<dyn Cgroups>,
+    /// Health checks.
+    pub prober: Arc<dyn Prober>,
 }
 
 /// Bounds on work at the same time.
@@ -84,10 +88,14 @@ pub(super) async fn apply(
                 Err(error) => runtime_failed(&error),
             }
         }
-        Step::Stop { id, .. } => match runtime.stop_signal(*id).await {
-            Ok(signal) => done(runtime.signal(*id, signal, false).await),
-            Err(error) => runtime_failed(&error),
-        },
+        Step::Stop { id, leave_ms, .. } => {
+            // From here on it is shown as stopping, and what balances requests goes by that.
+            tokio::time::sleep(Duration::from_millis(*leave_ms)).await;
+            match runtime.stop_signal(*id).await {
+                Ok(signal) => done(runtime.signal(*id, signal, false).await),
+                Err(error) => runtime_failed(&error),
+            }
+        }
         Step::Kill { id } => done(runtime.signal(*id, nix::libc::SIGKILL, true).await),
         Step::Collect { id } => match runtime.collect(*id).await {
             Ok(exit) => Outcome::Exit(exit),

@@ -10,7 +10,7 @@ use berth_common::units::Bytes;
 use proptest::prelude::*;
 
 use super::outcome::{Outcome, backoff_ms, on_end_noticed, settle};
-use super::plan::{Step, plan};
+use super::plan::{LEAVE_MS, Step, plan};
 use super::state::{Observed, Rest, StopReason};
 use crate::container::runtime::{Started, TaskExit, TaskState};
 
@@ -328,7 +328,7 @@ fn a_deaf_process_is_killed_after_its_grace() {
     else {
         panic!("{steps:?}")
     };
-    assert_eq!(deadline.since(world.now), 10_000);
+    assert_eq!(deadline.since(world.now), LEAVE_MS + 10_000);
     let seen = world.observed.containers.get_mut(&id(1)).unwrap();
     settle(seen, &steps[0], Outcome::Done, None, world.now);
     assert!(plan(&world.desired, &world.observed, UnixMillis(deadline.0 - 1)).is_empty());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use berth_common::id::ContainerId;
-use berth_common::model::UnixMillis;
+use berth_common::model::{Health, UnixMillis};
 use tokio::time::Instant;
 
 use super::actor::{Message, Reconciler};
@@ -13,6 +13,7 @@ use super::observe::merge;
 use super::outcome::{self, Outcome};
 use super::plan::Step;
 use crate::container::runtime::{RuntimeContainer, RuntimeEvent, TaskState};
+use crate::health::{Target, Watch};
 
 impl Reconciler {
     pub(super) fn on_message(&mut self, message: Message) {
@@ -38,6 +39,7 @@ impl Reconciler {
                     self.publish(id);
                 }
             }
+            Message::Health(id, pid, health) => self.on_health(id, pid, health),
             Message::Disk(sizes) => {
                 for (id, bytes) in sizes {
                     let Some(seen) = self.observed.containers.get_mut(&id) else {
@@ -49,6 +51,66 @@ impl Reconciler {
                 self.disk_at = Some(Instant::now() + self.settings.disk_every);
             }
         }
+    }
+
+    /// Keeps checks of a container going while it runs and has some.
+    pub(super) fn watch(&mut self, id: ContainerId) {
+        let Some(seen) = self.observed.containers.get_mut(&id) else {
+            return drop(self.watches.remove(&id));
+        };
+        let now = UnixMillis::now();
+        // One that was adopted without a memory of its health begins anew.
+        outcome::note_check(seen, now);
+        let running = seen
+            .runtime
+            .as_ref()
+            .filter(|_| !seen.ended && seen.memory.stopping.is_none());
+        let (Some(runtime), Some(health)) = (running, seen.memory.health.clone()) else {
+            return drop(self.watches.remove(&id));
+        };
+        let (TaskState::Running { pid, .. }, Some(check)) = (&runtime.task, &runtime.spec.health) else {
+            return drop(self.watches.remove(&id));
+        };
+        let pid = *pid;
+        let endpoint = self.desired.container(id).and_then(|want| want.endpoints.first());
+        let target = Target {
+            id,
+            pid,
+            address: endpoint.map(|at| at.subnets.address(at.host).into()),
+            check: check.clone(),
+        };
+        let old = self.watches.get(&id);
+        // What is no longer wanted has no places any more, and leaves as it is.
+        if self.desired.container(id).is_none() || old.is_some_and(|old| old.is_of(&target)) {
+            return;
+        }
+        let ran = Duration::from_millis(seen.memory.started_at.map_or(0, |at| now.since(at)));
+        let inbox = self.inbox.clone();
+        let tell = move |health| drop(inbox.send(Message::Health(id, pid, health)));
+        let prober = self.facilities.prober.clone();
+        self.watches
+            .insert(id, Watch::begin(target, prober, health, ran, tell));
+    }
+
+    fn on_health(&mut self, id: ContainerId, pid: u32, health: Health) {
+        let Some(seen) = self.observed.containers.get_mut(&id) else {
+            return;
+        };
+        // An earlier process's last words.
+        let task = seen.runtime.as_ref().map(|runtime| &runtime.task);
+        if !matches!(task, Some(TaskState::Running { pid: now, .. }) if *now == pid) {
+            return;
+        }
+        let before = seen.memory.health.as_ref().map(|health| health.state);
+        let turned = before != Some(health.state);
+        if let Some(notice) = outcome::on_health(seen, id, health) {
+            self.board.notice(notice);
+        }
+        // An agent that is started again goes on from here: what was healthy keeps its requests.
+        if turned {
+            self.remember(id);
+        }
+        self.kick(vec![id]);
     }
 
     pub(super) fn on_done(&mut self, id: ContainerId, step: &Step, outcome: Outcome) {

@@ -4,20 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_common::id::{Generation, NodeId};
-use berth_common::model::{Phase, Restart, UnixMillis};
+use berth_common::model::{HealthCheck, HealthState, Phase, Restart, UnixMillis};
 use berth_common::protocol::DesiredUpdate;
 
 use super::apply::Facilities;
 use super::converge::{NODE, container, id, set};
 use super::{Board, Handle, Reconciler, Settings};
 use crate::container::runtime::RuntimeEvent;
-use crate::fakes::{FakeCgroups, FakeImages, FakeRuntime, Fault};
+use crate::fakes::{FakeCgroups, FakeImages, FakeProber, FakeRuntime, Fault};
 use crate::ledger::Ledger;
 
 struct Rig {
     runtime: Arc<FakeRuntime>,
     images: Arc<FakeImages>,
     cgroups: Arc<FakeCgroups>,
+    prober: Arc<FakeProber>,
     state: tempfile::TempDir,
 }
 
@@ -27,6 +28,7 @@ impl Rig {
             runtime: Arc::default(),
             images: Arc::default(),
             cgroups: Arc::default(),
+            prober: Arc::default(),
             state: tempfile::tempdir().unwrap(),
         }
     }
@@ -38,6 +40,7 @@ impl Rig {
             runtime: self.runtime.clone(),
             images: self.images.clone(),
             cgroups: self.cgroups.clone(),
+            prober: self.prober.clone(),
         };
         let settings = Settings {
             disk_every: Duration::from_millis(50),
@@ -90,6 +93,80 @@ async fn r3_a_killed_agent_adopts_and_starts_nothing_twice() {
     assert_eq!((rig.runtime.starts(id(1)), rig.runtime.starts(id(2))), (2, 2));
     assert_eq!(rig.runtime.double_starts(), 0);
     assert_eq!(board.generation(), Generation(1));
+}
+
+/// A container that is checked every tenth of a second.
+fn checked(n: u8, restart: bool) -> DesiredUpdate {
+    let mut container = container(n);
+    container.spec.health = Some(HealthCheck {
+        tcp: Some(80),
+        interval_ms: 100,
+        retries: 1,
+        start_period_ms: 60_000,
+        restart,
+        ..HealthCheck::default()
+    });
+    container.spec.restart.delay_ms = 10;
+    DesiredUpdate::Full {
+        set: set(1, vec![container]),
+    }
+}
+
+fn is(n: u8, state: HealthState) -> impl Fn(&Board) -> bool {
+    move |board| {
+        let health = board.container(id(n)).and_then(|c| c.health);
+        health.is_some_and(|health| health.state == state)
+    }
+}
+
+#[tokio::test]
+async fn r3_an_agent_that_is_started_again_goes_on_from_what_was_healthy() {
+    let rig = Rig::new();
+    let (handle, board, task) = rig.agent();
+    rig.prober.set(id(1), Some("not yet"));
+    handle.order(checked(1, false)).await.unwrap();
+    until(&board, "starting", is(1, HealthState::Starting)).await;
+    assert!(
+        !board.container(id(1)).unwrap().serves(),
+        "nobody has asked it yet"
+    );
+    rig.prober.set(id(1), None);
+    until(&board, "healthy", is(1, HealthState::Healthy)).await;
+    task.abort();
+    rig.prober.set(id(1), Some("later"));
+    let (_handle, board, _task) = rig.agent();
+    until(&board, "known", |b| b.is_ready() && b.container(id(1)).is_some()).await;
+    let first = board.container(id(1)).unwrap();
+    assert!(first.serves(), "its requests go on: {first:?}");
+    until(&board, "unhealthy", is(1, HealthState::Unhealthy)).await;
+    let health = board.container(id(1)).unwrap().health.unwrap();
+    assert_eq!((health.failures, health.output.as_deref()), (1, Some("later")));
+    let told = board.take_all().notices;
+    assert!(
+        told.iter().any(|n| n.kind == "unhealthy" && n.text == "later"),
+        "{told:?}"
+    );
+    assert_eq!(rig.runtime.starts(id(1)), 1, "it is left alone");
+}
+
+#[tokio::test]
+async fn who_becomes_unhealthy_is_started_again_and_begins_anew() {
+    let rig = Rig::new();
+    let (handle, board, _task) = rig.agent();
+    handle.order(checked(1, true)).await.unwrap();
+    until(&board, "healthy", is(1, HealthState::Healthy)).await;
+    rig.prober.set(id(1), Some("it hangs"));
+    until(&board, "started again", |_| rig.runtime.starts(id(1)) == 2).await;
+    // Failures of its second life don't count before it was well once: so it is not started a third time.
+    until(&board, "starting", is(1, HealthState::Starting)).await;
+    let seen = board.container(id(1)).unwrap();
+    assert_eq!(
+        (seen.restarts, seen.last_exit.unwrap().reason.as_str()),
+        (1, "unhealthy: it hangs")
+    );
+    rig.prober.set(id(1), None);
+    until(&board, "healthy", is(1, HealthState::Healthy)).await;
+    assert_eq!(rig.runtime.starts(id(1)), 2);
 }
 
 #[tokio::test]

@@ -99,6 +99,7 @@ pub fn view(
         reason,
         pid,
         started_at: memory.started_at,
+        health: memory.health.clone().filter(|_| phase == Phase::Running),
         last_exit: memory.last_exit.clone(),
         restarts: memory.restarts,
         oom_kills: memory.oom_kills(),

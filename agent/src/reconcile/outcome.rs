@@ -4,7 +4,9 @@
 //! tested and explained. Ends are told truthfully (R9): who sent the signal, whether memory was the cause.
 
 use berth_common::id::ContainerId;
-use berth_common::model::{ContainerSpec, Digest, ExitInfo, Limits, Restart, RestartPolicy, UnixMillis};
+use berth_common::model::{
+    ContainerSpec, Digest, Health, HealthState, Limits, Restart, RestartPolicy, UnixMillis,
+};
 use berth_common::protocol::DesiredContainer;
 
 use super::plan::Step;
@@ -86,7 +88,10 @@ pub fn settle(
             seen.ended = false;
             seen.disk = None;
         }
-        (Step::Start { again, .. }, Outcome::Started(started)) => on_started(seen, *again, started),
+        (Step::Start { again, .. }, Outcome::Started(started)) => {
+            on_started(seen, *again, started);
+            note_check(seen, now);
+        }
         (Step::Stop { reason, deadline, .. }, _) => {
             seen.memory.stopping = Some(Stopping {
                 reason: *reason,
@@ -116,6 +121,7 @@ pub fn settle(
             if let Some(runtime) = &mut seen.runtime {
                 runtime.spec = (**spec).clone();
             }
+            note_check(seen, now);
             seen.limits_tried = false;
             clear_failure(&mut seen.memory);
         }
@@ -185,6 +191,37 @@ fn clear_failure(memory: &mut Memory) {
     memory.not_before = None;
 }
 
+/// One that is checked has a health from its first moment on, and one that is not has none.
+pub(super) fn note_check(seen: &mut Seen, now: UnixMillis) {
+    let runs = |runtime: &&RuntimeContainer| matches!(runtime.task, TaskState::Running { .. });
+    let check = seen
+        .runtime
+        .as_ref()
+        .filter(runs)
+        .and_then(|runtime| runtime.spec.health.as_ref());
+    match check.is_some_and(|check| check.probe().is_some()) {
+        true => drop(seen.memory.health.get_or_insert(Health::starting(now))),
+        false => seen.memory.health = None,
+    }
+}
+
+/// What a check found, and what to tell of it.
+pub fn on_health(seen: &mut Seen, id: ContainerId, health: Health) -> Option<Notice> {
+    let old = seen.memory.health.replace(health.clone())?;
+    let output = health.output.unwrap_or_default();
+    let (kind, text) = match (old.state, health.state) {
+        (a, b) if a == b => return None,
+        (_, HealthState::Unhealthy) => ("unhealthy", output),
+        (HealthState::Unhealthy, HealthState::Healthy) => ("healthy", "it is healthy again".to_owned()),
+        _ => return None,
+    };
+    Some(Notice {
+        container: id,
+        kind,
+        text,
+    })
+}
+
 fn on_started(seen: &mut Seen, again: bool, started: Started) {
     if let Some(runtime) = &mut seen.runtime {
         runtime.task = TaskState::Running {
@@ -195,6 +232,7 @@ fn on_started(seen: &mut Seen, again: bool, started: Started) {
     let memory = &mut seen.memory;
     clear_failure(memory);
     memory.started_at = Some(started.at);
+    memory.health = None;
     memory.running = true;
     memory.rest = None;
     memory.stopping = None;
@@ -270,7 +308,9 @@ fn on_exit(
     if !std::mem::take(&mut memory.running) && !proves_a_run(&known) {
         return never_ran(memory, id, stopping.is_some(), now);
     }
-    let around = circumstances(exit.is_none(), stopping.as_ref(), memory, &runtime.spec);
+    let said = memory.health.take().and_then(|health| health.output);
+    let said = said.unwrap_or_default();
+    let around = circumstances(exit.is_none(), stopping.as_ref(), memory, &runtime.spec, &said);
     let info = explain(&known, &around, &runtime.spec.limits);
     memory.oom_run = memory.oom_run.max(known.oom_kills.unwrap_or(0));
     memory.oom_past = memory.oom_kills();
@@ -291,14 +331,16 @@ fn on_exit(
             memory.restarts_done = want.map_or(memory.restarts_done, |w| w.restarts_asked);
         }
         Some(StopReason::DiskLimit { limit }) => memory.rest = Some(Rest::DiskLimit { limit }),
-        None => {
+        ill @ (None | Some(StopReason::Unhealthy)) => {
             let policy = want.map_or(runtime.spec.restart, |w| w.spec.restart);
-            by_policy(memory, policy, &info, now);
+            let failed = ill.is_some() || info.code != 0 || info.oom;
+            by_policy(memory, policy, failed, info.at, now);
         }
     }
     let kind = match stopping.map(|s| s.reason) {
         _ if info.oom => "oom",
         Some(StopReason::DiskLimit { .. }) => "disk-limit",
+        Some(StopReason::Unhealthy) => "restarted",
         None if info.code != 0 => "exited",
         _ => return None,
     };
@@ -326,15 +368,15 @@ fn never_ran(memory: &mut Memory, id: ContainerId, asked: bool, now: UnixMillis)
     count_failure(memory, id, text.to_owned(), true, now)
 }
 
-fn by_policy(memory: &mut Memory, policy: RestartPolicy, exit: &ExitInfo, now: UnixMillis) {
-    let ran_ms = memory.started_at.map_or(0, |at| exit.at.since(at));
+fn by_policy(memory: &mut Memory, policy: RestartPolicy, failed: bool, ended: UnixMillis, now: UnixMillis) {
+    let ran_ms = memory.started_at.map_or(0, |at| ended.since(at));
     if ran_ms >= u64::from(policy.reset_after_ms) {
         memory.ends_in_a_row = 0;
     }
     memory.ends_in_a_row = memory.ends_in_a_row.saturating_add(1);
     let again = match policy.on {
         Restart::Always => true,
-        Restart::OnFailure => exit.code != 0 || exit.oom,
+        Restart::OnFailure => failed,
         Restart::Never | Restart::Unknown => false,
     };
     let used_up = policy.max_restarts.is_some_and(|max| memory.ends_in_a_row > max);
@@ -351,12 +393,13 @@ fn by_policy(memory: &mut Memory, policy: RestartPolicy, exit: &ExitInfo, now: U
 }
 
 /// What the end of a run is judged by, besides the exit itself.
-fn circumstances(
+fn circumstances<'a>(
     unseen: bool,
     stopping: Option<&Stopping>,
     memory: &Memory,
     spec: &ContainerSpec,
-) -> Circumstances {
+    said: &'a str,
+) -> Circumstances<'a> {
     let killed = stopping.is_some_and(|s| s.killed_at.is_some());
     Circumstances {
         unseen,
@@ -365,6 +408,9 @@ fn circumstances(
             Some(StopReason::DiskLimit { limit }) => Some(limit),
             _ => None,
         },
+        ill: stopping
+            .filter(|s| s.reason == StopReason::Unhealthy)
+            .map(|_| said),
         oom_noticed: memory.oom_run,
         oom_noticed_at: memory.oom_at,
     }

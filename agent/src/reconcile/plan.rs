@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use berth_common::id::{ContainerId, TenantId};
-use berth_common::model::{ContainerSpec, ImageRef, RegistryCredential, RunState, UnixMillis};
+use berth_common::model::{ContainerSpec, HealthState, ImageRef, RegistryCredential, RunState, UnixMillis};
 use berth_common::protocol::{DesiredContainer, DesiredSet};
 
 use super::state::{Observed, Rest, Seen, StopReason};
@@ -17,6 +17,11 @@ use crate::image::ImageInfo;
 
 /// How long after a SIGKILL another is sent, milliseconds: a process in the kernel can't die at once.
 pub const KILL_AGAIN_MS: u64 = 5_000;
+
+/// How long a container on a network goes on after it is known that it is to stop, milliseconds: in that time everybody who sends
+/// it requests hears that others are to have them. A change of names takes a commit of the brain, one message and a table of every
+/// container on the network; seen here: 30 to 300 ms.
+pub const LEAVE_MS: u64 = 1_000;
 
 /// One transition.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,12 +67,14 @@ pub enum Step {
         /// Restarts asked for that this start fulfils.
         restarts_done: u32,
     },
-    /// Send the stop signal.
+    /// Let it leave those that send it requests, then send the stop signal.
     Stop {
         /// Which.
         id: ContainerId,
         /// Why.
         reason: StopReason,
+        /// Time between the two, milliseconds.
+        leave_ms: u64,
         /// When SIGKILL is due.
         deadline: UnixMillis,
     },
@@ -305,7 +312,7 @@ fn decide_gone(seen: &Seen, id: ContainerId, reason: StopReason, now: UnixMillis
         return Decision::Rest;
     };
     if matches!(runtime.task, TaskState::Running { .. }) && !seen.ended {
-        return decide_stop(seen, id, runtime.spec.stop_grace_secs, reason, now);
+        return decide_stop(seen, id, &runtime.spec, runtime.spec.stop_grace_secs, reason, now);
     }
     if matches!(runtime.task, TaskState::Stopped(_)) || seen.ended {
         return Decision::Do(Step::Collect { id });
@@ -319,16 +326,22 @@ fn decide_gone(seen: &Seen, id: ContainerId, reason: StopReason, now: UnixMillis
 fn decide_stop(
     seen: &Seen,
     id: ContainerId,
+    has: &ContainerSpec,
     grace_secs: u32,
     reason: StopReason,
     now: UnixMillis,
 ) -> Decision {
     let grace_ms = u64::from(grace_secs) * 1000;
     let Some(stopping) = seen.memory.stopping else {
+        // One that fills a disk is not let go on, and one that is unhealthy gets no requests any more.
+        let urgent = matches!(reason, StopReason::DiskLimit { .. } | StopReason::Unhealthy);
+        let leaves = !has.networks.is_empty() && !urgent;
+        let leave_ms = if leaves { LEAVE_MS } else { 0 };
         return Decision::Do(Step::Stop {
             id,
             reason,
-            deadline: UnixMillis(now.0.saturating_add(grace_ms)),
+            leave_ms,
+            deadline: UnixMillis(now.0.saturating_add(leave_ms).saturating_add(grace_ms)),
         });
     };
     // A clock that went back must not stretch the grace.
@@ -352,7 +365,7 @@ fn decide_running(
     now: UnixMillis,
 ) -> Decision {
     let id = want.id;
-    let stop = |reason| decide_stop(seen, id, want.spec.stop_grace_secs, reason, now);
+    let stop = |reason| decide_stop(seen, id, has, want.spec.stop_grace_secs, reason, now);
     if let Some(stopping) = seen.memory.stopping {
         // The signal is out: whatever is wanted now, the process is going to end.
         return stop(stopping.reason);
@@ -369,6 +382,9 @@ fn decide_running(
             spec: Box::new(want.spec.clone()),
         });
     }
+    if is_ill(want, seen) {
+        return stop(StopReason::Unhealthy);
+    }
     let limit = want.spec.limits.disk;
     if !observed.disk_limit_hard && seen.disk.is_some_and(|used| used > limit.0) {
         return stop(StopReason::DiskLimit { limit });
@@ -377,6 +393,15 @@ fn decide_running(
         return Decision::Do(Step::ReadLimits { id });
     }
     Decision::Rest
+}
+
+/// Whether it is to be started again, since its checks say that it does not do its work.
+fn is_ill(want: &DesiredContainer, seen: &Seen) -> bool {
+    let wanted = want.spec.health.as_ref().is_some_and(|check| check.restart);
+    let health = seen.memory.health.as_ref();
+    wanted
+        && want.run == RunState::Running
+        && health.is_some_and(|health| health.state == HealthState::Unhealthy)
 }
 
 fn decide_absent(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use berth_common::id::{ContainerId, TenantId};
-use berth_common::model::{ExitInfo, Limits, UnixMillis};
+use berth_common::model::{ExitInfo, Health, Limits, UnixMillis};
 use berth_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub enum StopReason {
     Restart,
     /// Its spec changed in more than limits.
     Recreate,
+    /// Its checks say that it does not do its work.
+    Unhealthy,
     /// Its writable layer outgrew its limit where the kernel does not enforce it.
     DiskLimit {
         /// The limit that was exceeded.
@@ -78,6 +80,8 @@ pub struct Memory {
     pub stopping: Option<Stopping>,
     /// Present when it ended for good.
     pub rest: Option<Rest>,
+    /// How the present run is, where it is checked.
+    pub health: Option<Health>,
     /// Start of the present or last run.
     pub started_at: Option<UnixMillis>,
     /// A run was seen whose end is not counted yet.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use berth_agent::fakes::{self, FakeCgroups, FakeImages, FakeRuntime};
+use berth_agent::fakes::{self, FakeCgroups, FakeImages, FakeProber, FakeRuntime};
 use berth_agent::join::NodeFiles;
 use berth_agent::ledger::Ledger;
 use berth_agent::link::{Link, LinkSettings, LogSource, Server, dial};
@@ -97,6 +97,7 @@ impl Node {
             runtime: Arc::new(FakeRuntime::default()),
             images: Arc::new(FakeImages::default()),
             cgroups: Arc::new(FakeCgroups::default()),
+            prober: Arc::new(FakeProber::default()),
         };
         let settings = Settings {
             relist_every: QUIET,

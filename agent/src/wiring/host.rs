@@ -14,6 +14,7 @@ use crate::container::runtime::Runtime;
 use crate::container::{ContainerdRuntime, IoDevice, RuntimeSettings};
 use crate::containerd::Containerd;
 use crate::facts;
+use crate::health::probe::RuntimeProber;
 use crate::image::{ContainerdImages, ImageSettings, LoadedImages};
 use crate::link::Brain;
 use crate::network::{Kernel, Namespace, NetworkSettings};
@@ -58,6 +59,7 @@ pub fn open(
     let runtime = make_runtime(config, containerd, cgroups.clone(), &snapshotter)?;
     Ok(Host {
         facilities: Facilities {
+            prober: Arc::new(RuntimeProber::new(runtime.clone())),
             runtime,
             images: Arc::new(images),
             cgroups,

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Agent, Host, LogFolders};
 use crate::config::Config;
-use crate::fakes::{FakeCgroups, FakeImages, FakeRuntime};
+use crate::fakes::{FakeCgroups, FakeImages, FakeProber, FakeRuntime};
 use crate::join::{JoinError, NodeFiles, join};
 use crate::logs::record::{self, Source};
 use crate::logs::writer::{Bounds, Log};
@@ -245,6 +245,7 @@ impl Rig {
                 runtime: self.runtime.clone(),
                 images: Arc::new(FakeImages::default()),
                 cgroups: Arc::new(FakeCgroups::default()),
+                prober: Arc::new(FakeProber::default()),
             },
             logs: Arc::new(LogFolders(state_dir.join("logs"))),
             snapshotter: "fake".to_owned(),

@@ -73,6 +73,7 @@ pub fn apply(
         spec.ports.retain(|old| !same_port(old, port));
         spec.ports.push(*port);
     }
+    args.health.apply(&mut spec.health)?;
     if let Some(restart) = args.restart {
         spec.restart.on = match restart {
             RestartArg::Always => Restart::Always,
@@ -150,6 +151,9 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
             return Err(missing("--tmpfs-rm", path, there.collect()));
         };
         spec.tmpfs.remove(at);
+    }
+    if args.health_rm && spec.health.take().is_none() {
+        return Err("--health-rm: its containers are not checked".to_owned());
     }
     for port in &args.publish_rm {
         let Some(at) = spec.ports.iter().position(|old| same_port(old, port)) else {
@@ -255,6 +259,7 @@ mod tests {
         spec.labels = map(vec![("tier".into(), "web".into())]);
         spec.node_labels = map(vec![("disk".into(), "ssd".into())]);
         spec.tmpfs = vec![crate::args::value::tmpfs("/tmp:1MiB").unwrap()];
+        spec.health = Some(Default::default());
         spec.ports = vec!["8080:80".parse().unwrap(), "8080/udp".parse().unwrap()];
         let typo = RemoveArgs {
             env_rm: vec!["AA".into()],
@@ -268,11 +273,13 @@ mod tests {
             label_rm: vec!["tier".into()],
             on_rm: vec!["disk".into()],
             tmpfs_rm: vec!["/tmp".into()],
+            health_rm: true,
         };
         remove(&mut spec, &all).unwrap();
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
         assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
         assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
+        assert_eq!(spec.health, None);
         assert!(remove(&mut spec, &all).unwrap_err().contains("--env-rm"));
     }
 

@@ -13,7 +13,7 @@ use super::auth::Scope;
 use super::page::Page;
 use super::problem::{ApiError, Json};
 use super::{Answer, ApiState, tenants, views};
-use crate::allocate::{self, Hosts};
+use crate::allocate;
 use crate::cluster::{Change, Network, State, networks as reach};
 use crate::controllers::NewEvent;
 use crate::controllers::endpoints::make;
@@ -180,10 +180,7 @@ async fn create(
                 subject: format!("network {}", record.name),
                 text: format!("{} and {}", record.subnets.v4(), record.subnets.v6()),
             };
-            let network = Network {
-                record,
-                hosts: Hosts::default(),
-            };
+            let network = Network::new(record);
             Ok((vec![Change::PutNetwork(network)], vec![told], ()))
         })
         .await?;

@@ -1,10 +1,8 @@
 //! How objects are shown: records joined with what is observed and with other objects' names. Pure over a snapshot.
 
-use berth_common::api::{ContainerView, EndpointView, NodeView, ServiceView, TokenView};
+use berth_common::api::{ContainerView, EndpointView, NodeView, ServiceAddress, ServiceView, TokenView};
 use berth_common::id::{Name, NodeId, TenantId};
-use berth_common::model::{
-    ContainerRecord, NodeKind, NodeRecord, NodeState, Phase, ServiceRecord, TokenRecord,
-};
+use berth_common::model::{ContainerRecord, NodeKind, NodeRecord, NodeState, ServiceRecord, TokenRecord};
 
 use crate::cluster::{Cluster, State};
 use crate::controllers::{nodes, view};
@@ -50,20 +48,26 @@ pub fn service(state: &State, record: &ServiceRecord) -> ServiceView {
                 && c.node
                     .is_some_and(|node| state.nodes.get(&node).is_some_and(|n| !n.lost))
         })
-        .filter(|c| {
-            state
-                .observed
-                .get(&c.id)
-                .is_some_and(|seen| seen.phase == Phase::Running)
-        })
+        .filter(|c| state.observed.get(&c.id).is_some_and(|seen| seen.serves()))
         .count();
     ServiceView {
         record: record.clone(),
         tenant_name: tenant_name(state, record.tenant),
         running: u32::try_from(running).unwrap_or(u32::MAX),
         outdated: view::outdated(state, record.id),
+        addresses: addresses(state, record),
         problem: view::service_problem(state, record.id),
     }
+}
+
+/// A service's own addresses.
+fn addresses(state: &State, record: &ServiceRecord) -> Vec<ServiceAddress> {
+    let held = state.addresses(record).map(|(host, network)| ServiceAddress {
+        network: network.name.clone(),
+        ipv4: network.subnets.address(host).to_string(),
+        ipv6: network.subnets.address6(host).to_string(),
+    });
+    held.collect()
 }
 
 /// `service.replica`.

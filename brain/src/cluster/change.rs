@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use berth_common::id::{ContainerId, NodeId, Revision, ServiceId, TenantId, TokenId};
 use berth_common::model::{
-    ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, Phase, RegistryCredential,
-    ServiceRecord, TenantRecord, TokenRecord, Vni,
+    ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, RegistryCredential, ServiceRecord,
+    TenantRecord, TokenRecord, Vni,
 };
 
 use super::{Connection, JoinTokenRecord, Network, State};
@@ -205,17 +205,8 @@ impl State {
                     self.gone.remove(&id);
                 }
             }
-            Change::PutNetwork(n) => {
-                let (vni, name) = (n.record.vni, (n.record.tenant, n.record.name.clone()));
-                self.network_names.insert(name, vni);
-                self.networks.insert(vni, Arc::new(n));
-            }
-            Change::DeleteNetwork(vni) => {
-                if let Some(old) = self.networks.remove(&vni) {
-                    self.network_names
-                        .remove(&(old.record.tenant, old.record.name.clone()));
-                }
-            }
+            Change::PutNetwork(n) => self.put_network(n.record.vni, Some(n)),
+            Change::DeleteNetwork(vni) => self.put_network(vni, None),
             Change::PutNode(n) => {
                 if let Some(old) = self.nodes.get(&n.id) {
                     self.node_names.remove(&old.name);
@@ -271,11 +262,9 @@ impl State {
         let own =
             |state: &Self, id: &ContainerId| state.containers.get(id).is_some_and(|c| c.node == Some(node));
         let same_run = |state: &Self, seen: &ObservedContainer| {
-            seen.phase == Phase::Running
+            seen.serves()
                 && state.observed.get(&seen.id).is_some_and(|old| {
-                    old.phase == Phase::Running
-                        && old.started_at == seen.started_at
-                        && old.restarts == seen.restarts
+                    old.serves() && old.started_at == seen.started_at && old.restarts == seen.restarts
                 })
         };
         let heard: Vec<_> = containers

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use berth_common::id::{ContainerId, Name, NodeId, TenantId};
 use berth_common::model::{
-    ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, NodeRecord, Phase, RunState, Vni,
+    ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, NodeRecord, RunState, ServiceRecord, Vni,
 };
 use berth_common::protocol::Named;
 use imbl::{OrdMap, OrdSet};
@@ -23,12 +24,26 @@ pub struct Network {
     /// Which numbers rest, and where the round is.
     #[serde(default)]
     pub hosts: Hosts,
+    /// Services' own addresses on it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses: BTreeMap<Name, HostNumber>,
+}
+
+impl Network {
+    /// One that nobody is on.
+    pub fn new(record: NetworkRecord) -> Self {
+        Self {
+            record,
+            hosts: Hosts::default(),
+            addresses: BTreeMap::new(),
+        }
+    }
 }
 
 /// Endpoints of a network on nodes. A persistent map: whoever keeps an old one can tell cheaply what changed since.
 pub type Placed = OrdMap<HostNumber, NodeId>;
 
-/// Who takes requests on a network, by name. Persistent, as [`Placed`] is.
+/// Who takes requests on a network, by name, and services' own addresses. Persistent, as [`Placed`] is.
 pub type Names = OrdSet<Named>;
 
 /// The label that says where a node is. Nodes of different sites, and a private node and others, don't see each other's
@@ -194,7 +209,7 @@ impl State {
             return false;
         }
         match self.observed.get(&container.id) {
-            Some(seen) => seen.phase == Phase::Running,
+            Some(seen) => seen.serves(),
             None => self.connections.get(&node).is_none_or(|link| !link.synced),
         }
     }
@@ -221,19 +236,75 @@ impl State {
     }
 
     fn name(&mut self, container: &ContainerRecord, endpoint: Endpoint, there: bool) {
-        let name = Named {
-            service: container.service_name.clone(),
-            replica: container.replica,
-            host: endpoint.host,
-        };
+        let name = Named::replica(container.service_name.clone(), container.replica, endpoint.host);
+        self.put_name(endpoint.vni, name, there);
+    }
+
+    fn put_name(&mut self, vni: Vni, name: Named, there: bool) {
         if there {
-            self.names.entry(endpoint.vni).or_default().insert(name);
-        } else if let Some(names) = self.names.get_mut(&endpoint.vni) {
+            self.names.entry(vni).or_default().insert(name);
+        } else if let Some(names) = self.names.get_mut(&vni) {
             names.remove(&name);
             if names.is_empty() {
-                self.names.remove(&endpoint.vni);
+                self.names.remove(&vni);
             }
         }
+    }
+
+    /// Puts a network in place, or takes it away, with the services' addresses on it.
+    pub(super) fn put_network(&mut self, vni: Vni, new: Option<Network>) {
+        let old = self.networks.get(&vni).cloned();
+        let before = old.iter().flat_map(|old| old.addresses.iter());
+        let addresses = new.as_ref().map(|new| &new.addresses);
+        let gone: Vec<_> = before
+            .filter(|(name, host)| addresses.and_then(|new| new.get(*name)) != Some(host))
+            .map(|(name, host)| (name.clone(), *host))
+            .collect();
+        let tenant = new
+            .as_ref()
+            .or(old.as_deref())
+            .map(|network| network.record.tenant);
+        for (name, host) in gone {
+            if let Some(key) = tenant.map(|tenant| (tenant, name.clone()))
+                && let Some(held) = self.addressed.get_mut(&key)
+            {
+                held.remove(&vni);
+                if held.is_empty() {
+                    self.addressed.remove(&key);
+                }
+            }
+            self.put_name(vni, Named::service(name, host), false);
+        }
+        let Some(new) = new else {
+            if let Some(old) = self.networks.remove(&vni) {
+                self.network_names
+                    .remove(&(old.record.tenant, old.record.name.clone()));
+            }
+            return;
+        };
+        for (name, host) in &new.addresses {
+            if old.as_ref().and_then(|old| old.addresses.get(name)) != Some(host) {
+                let held = self.addressed.entry((new.record.tenant, name.clone()));
+                held.or_default().insert(vni);
+                self.put_name(vni, Named::service(name.clone(), *host), true);
+            }
+        }
+        let name = (new.record.tenant, new.record.name.clone());
+        self.network_names.insert(name, vni);
+        self.networks.insert(vni, Arc::new(new));
+    }
+
+    /// A service's own addresses, in the order in which it names its networks.
+    pub fn addresses<'a>(
+        &'a self,
+        service: &'a ServiceRecord,
+    ) -> impl Iterator<Item = (HostNumber, &'a NetworkRecord)> {
+        let named = service.spec.networks.iter();
+        named.filter_map(|name| {
+            let network = self.network(service.tenant, name)?;
+            let host = network.addresses.get(&service.spec.name)?;
+            Some((*host, &network.record))
+        })
     }
 
     /// A container's places with their networks, in the order in which its service names them.
@@ -282,6 +353,13 @@ pub fn concerned(changes: &[Change], before: &State, after: &State) -> BTreeSet<
             Change::DeleteContainer(id) => {
                 let old = before.containers.get(id);
                 networks.extend(old.into_iter().flat_map(|c| c.endpoints.iter().map(|e| e.vni)));
+            }
+            Change::PutNetwork(new) => {
+                let vni = new.record.vni;
+                let old = before.networks.get(&vni).map(|old| &old.addresses);
+                if old.map_or(!new.addresses.is_empty(), |old| *old != new.addresses) {
+                    networks.insert(vni);
+                }
             }
             Change::PutNode(new) => {
                 let same = before

@@ -62,7 +62,8 @@ impl State {
         let from = Named::first(service.clone());
         let of = names.into_iter().flat_map(|names| names.range(from.clone()..));
         let mut nodes = BTreeMap::new();
-        for named in of.take_while(|named| named.service == *service) {
+        let of = of.take_while(|named| named.service == *service);
+        for named in of.filter(|named| named.is_replica().is_some()) {
             if let Some(node) = placed.and_then(|placed| placed.get(&named.host)) {
                 *nodes.entry(*node).or_default() += 1;
             }

@@ -86,8 +86,10 @@ pub struct State {
     pub endpoints: OrdMap<Vni, OrdMap<HostNumber, ContainerId>>,
     /// Those that are to be reachable, and on which node.
     pub placed: OrdMap<Vni, Placed>,
-    /// Who takes requests on each network, by name.
+    /// Who takes requests on each network, by name, and services' own addresses.
     pub names: OrdMap<Vni, Names>,
+    /// Networks on which services, by tenant and name, have addresses of their own.
+    pub addressed: OrdMap<(TenantId, Name), OrdSet<Vni>>,
     /// Services with published ports.
     pub publishing: OrdSet<ServiceId>,
     /// What they publish, and where it is answered. Made anew when anything it follows from changes.

@@ -147,7 +147,12 @@ fn r5_a_network_is_read_as_it_was_written_with_numbers_that_rest() {
     let mut hosts = Hosts::default();
     let one = hosts.take(record.subnets.hosts(), |_| false, now).unwrap();
     hosts.give_back(one, now);
-    let network = Network { record, hosts };
+    let addresses = [("web".parse().unwrap(), berth_common::model::HostNumber(7))].into();
+    let network = Network {
+        record,
+        hosts,
+        addresses,
+    };
     let change = Change::PutNetwork(network.clone());
     let Some(crate::store::Op::Put(key, value)) = keys::op(&change).unwrap() else {
         panic!()
@@ -161,9 +166,14 @@ fn r5_a_network_is_read_as_it_was_written_with_numbers_that_rest() {
     state.restore(keys::read(&entry(Some(value))).unwrap().unwrap());
     assert_eq!(*state.networks[&network.record.vni], network);
     assert!(state.network(tenant, &"back".parse().unwrap()).is_some());
+    let key = (tenant, "web".parse().unwrap());
+    assert!(state.addressed[&key].contains(&network.record.vni));
+    assert_eq!(state.names[&network.record.vni].len(), 1);
     let gone = keys::change(&entry(None)).unwrap();
     assert!(
         matches!(gone, Change::DeleteNetwork(vni) if vni == network.record.vni),
         "{gone:?}"
     );
+    state.apply(vec![gone], Revision(2));
+    assert!(state.addressed.is_empty() && state.names.is_empty() && state.network_names.is_empty());
 }

@@ -1,7 +1,7 @@
 //! Tests of the controllers on the simulated cluster: named cases, and random sequences of actions and faults.
 
 use berth_common::id::NodeId;
-use berth_common::model::{NodeKind, NodeRecord, Restart, RunState, ServiceRecord, UpdateOrder};
+use berth_common::model::{HealthCheck, NodeKind, NodeRecord, Restart, RunState, ServiceRecord, UpdateOrder};
 use berth_common::units::Bytes;
 use proptest::prelude::*;
 
@@ -197,6 +197,42 @@ fn a_crashing_successor_stops_the_rollout_and_says_why() {
         "going back removes the failed one and touches nothing else"
     );
     assert_eq!(w.running(service_id(1)), 3);
+}
+
+#[test]
+fn a_rollout_goes_by_health_where_that_is_checked() {
+    let mut w = world(2, 8);
+    put(&mut w, 1, "web:1", 3, 1);
+    edit(&mut w, 1, |s| {
+        s.spec.health = Some(HealthCheck::default());
+        s.spec.update.settle_ms = 0;
+    });
+    w.run(20);
+    let serving = |w: &World| {
+        let live = w.state.containers_of(service_id(1)).filter(|c| !c.removing);
+        live.filter(|c| w.state.takes_requests(c)).count()
+    };
+    assert_eq!(serving(&w), 3);
+    // Never fewer than three, though a new one is there a while before it is well.
+    image(&mut w, 1, "web:2");
+    for _ in 0..60 {
+        w.run(1);
+        assert!(serving(&w) >= 3, "{}", serving(&w));
+    }
+    assert_eq!((outdated(&w.state, service_id(1)), serving(&w)), (0, 3));
+    // One that is never well replaces nobody.
+    image(&mut w, 1, "sick:1");
+    w.run(200);
+    assert_eq!((outdated(&w.state, service_id(1)), serving(&w)), (3, 3));
+    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    assert!(
+        problem.contains("the rollout stopped") && problem.contains("unhealthy: it coughs"),
+        "{problem}"
+    );
+    // Going back touches nobody who is well.
+    image(&mut w, 1, "web:2");
+    w.run(20);
+    assert_eq!((outdated(&w.state, service_id(1)), serving(&w)), (0, 3));
 }
 
 #[test]

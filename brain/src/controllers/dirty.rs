@@ -4,6 +4,7 @@ use berth_common::id::ContainerId;
 use berth_common::model::{NodeRecord, ObservedContainer};
 
 use super::Dirty;
+use super::context::is_ill;
 use crate::cluster::{Change, State};
 
 impl Dirty {
@@ -141,5 +142,9 @@ fn placement_differs(old: &NodeRecord, new: &NodeRecord) -> bool {
 }
 
 fn moved_on(old: &ObservedContainer, new: &ObservedContainer) -> bool {
-    old.phase != new.phase || old.restarts != new.restarts || old.started_at != new.started_at
+    old.phase != new.phase
+        || old.serves() != new.serves()
+        || is_ill(old) != is_ill(new)
+        || old.restarts != new.restarts
+        || old.started_at != new.started_at
 }

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{Name, TenantId};
 use berth_common::model::{
-    ContainerRecord, DEFAULT_NETWORK, Endpoint, HostNumber, NetworkRecord, Subnets, UnixMillis, Vni,
+    ContainerRecord, DEFAULT_NETWORK, Endpoint, HostNumber, NetworkRecord, ServiceRecord, Subnets,
+    UnixMillis, Vni,
 };
 use ipnet::Ipv4Net;
 
 use super::context::Context;
-use crate::allocate::{self, Hosts};
+use crate::allocate;
 use crate::cluster::{Change, Network, State};
 
 /// Where networks that nobody chose addresses for lie.
@@ -43,7 +44,12 @@ impl Networks {
             again_ms: None,
         })?;
         let (given, held) = (&self.given, state.endpoints.get(&vni));
-        let taken = |host| given.contains(&(vni, host)) || held.is_some_and(|held| held.contains_key(&host));
+        let addresses: BTreeSet<HostNumber> = network.addresses.values().copied().collect();
+        let taken = |host| {
+            given.contains(&(vni, host))
+                || addresses.contains(&host)
+                || held.is_some_and(|held| held.contains_key(&host))
+        };
         let host = network.hosts.take(network.record.subnets.hosts(), taken, now);
         let host = host.map_err(|full| NoPlace {
             why: format!("network {}: {full}", network.record.name),
@@ -160,10 +166,56 @@ impl Context<'_, '_> {
         let vni = record.vni;
         let text = format!("{} and {}", record.subnets.v4(), record.subnets.v6());
         self.event("network-created", Some(tenant), format!("network {name}"), text);
-        let hosts = Hosts::default();
-        self.networks.changed.insert(vni, Network { record, hosts });
+        self.networks.changed.insert(vni, Network::new(record));
         self.networks.made.insert(key, vni);
         Ok(vni)
+    }
+
+    /// Gives a service an address of its own on each of its networks, and takes back those on others. One that a full network
+    /// has none for goes without, since its replicas need the numbers more: its name means them, then.
+    pub(super) fn address_service(&mut self, service: &ServiceRecord) {
+        let name = &service.spec.name;
+        let wanted: BTreeSet<Vni> = {
+            let all = service.spec.networks.iter();
+            all.filter_map(|network| self.network(service.tenant, network).ok())
+                .collect()
+        };
+        self.release_addresses(service.tenant, name, &wanted);
+        let key = (service.tenant, name.clone());
+        let held = self.state.addressed.get(&key);
+        let missing: Vec<_> = wanted
+            .into_iter()
+            .filter(|vni| held.is_none_or(|held| !held.contains(vni)))
+            .collect();
+        for vni in missing {
+            if let Ok(host) = self.networks.number(self.state, vni, self.input.now.wall)
+                && let Some(network) = changed(&mut self.networks.changed, self.state, vni)
+            {
+                network.addresses.insert(name.clone(), host);
+            }
+        }
+    }
+
+    /// Takes back the addresses of services that are gone.
+    pub(super) fn release_orphans(&mut self) {
+        let state = self.state;
+        let orphans = state
+            .addressed
+            .keys()
+            .filter(|key| !state.service_names.contains_key(*key));
+        for (tenant, name) in orphans {
+            self.release_addresses(*tenant, name, &BTreeSet::new());
+        }
+    }
+
+    fn release_addresses(&mut self, tenant: TenantId, service: &Name, wanted: &BTreeSet<Vni>) {
+        let held = self.state.addressed.get(&(tenant, service.clone()));
+        for vni in held.into_iter().flatten().filter(|vni| !wanted.contains(vni)) {
+            let network = changed(&mut self.networks.changed, self.state, *vni);
+            if let Some(host) = network.and_then(|network| network.addresses.remove(service)) {
+                self.give_back(Endpoint { vni: *vni, host });
+            }
+        }
     }
 
     /// Gives a place back; it rests before anybody gets it.

@@ -141,6 +141,9 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
     if freed {
         services.extend(nodes::waiting(&cx));
     }
+    if dirty.all || services.iter().any(|id| !input.state.services.contains_key(id)) {
+        cx.release_orphans();
+    }
     for service in services {
         services::plan_service(&mut cx, service);
     }

@@ -8,7 +8,7 @@ use super::cases::{edit, put, world};
 use super::endpoints::make;
 use super::fixtures::{node_id, service_id, tenant_id};
 use super::sim::{TICK_MS, World};
-use crate::allocate::{Hosts, QUARANTINE_MS};
+use crate::allocate::QUARANTINE_MS;
 use crate::cluster::{Change, Network};
 
 fn places(w: &World, n: u64) -> Vec<(u32, Vec<Endpoint>)> {
@@ -34,8 +34,7 @@ fn network(w: &mut World, name: &str, cidr: &str) {
     let taken = |vni| w.state.networks.contains_key(&vni);
     let name = name.parse().unwrap();
     let record = make(&w.state, taken, tenant_id(1), name, Some(v4), Default::default()).unwrap();
-    let hosts = Hosts::default();
-    w.commit(vec![Change::PutNetwork(Network { record, hosts })]);
+    w.commit(vec![Change::PutNetwork(Network::new(record))]);
 }
 
 fn names(list: &[&str]) -> Vec<Name> {
@@ -57,9 +56,61 @@ fn a_tenants_default_network_is_made_when_it_is_first_needed_and_only_once() {
         .map(|(_, endpoints)| endpoints[0].host.0)
         .collect();
     numbers.sort_unstable();
-    assert_eq!(numbers, [2, 3, 4, 5, 6]);
+    // The first of each is the service's own.
+    assert_eq!(numbers, [3, 4, 5, 7, 8]);
+    assert_eq!((own(&w, "s1"), own(&w, "s2")), (vec![2], vec![6]));
     let told = w.events.iter().filter(|e| e.kind == "network-created").count();
     assert_eq!(told, 1);
+}
+
+/// A service's own numbers, by network.
+fn own(w: &World, name: &str) -> Vec<u32> {
+    let name: Name = name.parse().unwrap();
+    let networks = w.state.networks.values();
+    networks
+        .filter_map(|network| network.addresses.get(&name))
+        .map(|host| host.0)
+        .collect()
+}
+
+#[test]
+fn r6_a_services_own_address_is_there_before_its_containers_and_rests_when_it_is_gone() {
+    let mut w = world(2, 8);
+    network(&mut w, "small", "10.9.0.0/29");
+    network(&mut w, "other", "10.9.1.0/29");
+    put(&mut w, 1, "web", 0, 1);
+    let on = |w: &mut World, list: &[&str]| edit(w, 1, |s| s.spec.networks = names(list));
+    on(&mut w, &["small", "other"]);
+    w.run(5);
+    assert_eq!(own(&w, "s1"), [2, 2]);
+    on(&mut w, &["small"]);
+    w.run(5);
+    assert_eq!(own(&w, "s1"), [2]);
+    // What is given back rests, also for one of the same name.
+    let tenant = tenant_id(1);
+    let again = (*w.state.services[&service_id(1)]).clone();
+    w.commit(vec![Change::DeleteService(service_id(1))]);
+    w.run(5);
+    assert!(own(&w, "s1").is_empty() && w.state.addressed.is_empty());
+    w.commit(vec![Change::PutService(again)]);
+    w.run(5);
+    assert_eq!(own(&w, "s1"), [3], "two rests");
+    put(&mut w, 2, "late", 0, 1);
+    edit(&mut w, 2, |s| {
+        s.spec.networks = names(&["small"]);
+        s.spec.replicas = 3;
+    });
+    w.run(20);
+    // 2 rests, 3 and 4 are services', so two of three have a place.
+    assert_eq!(own(&w, "s2"), [4]);
+    assert_eq!(places(&w, 2).len(), 2, "{:?}", waits(&w, 2));
+    w.run(QUARANTINE_MS / TICK_MS + 20);
+    assert_eq!(places(&w, 2).len(), 3, "{:?}", waits(&w, 2));
+    // Where there is no room for one it goes without, and its containers don't.
+    put(&mut w, 3, "full", 0, 1);
+    edit(&mut w, 3, |s| s.spec.networks = names(&["small"]));
+    w.run(5);
+    assert!(own(&w, "s3").is_empty() && w.state.networks_of(tenant).count() == 3);
 }
 
 #[test]
@@ -111,11 +162,11 @@ fn r9_a_full_network_is_told_and_room_is_taken_when_it_comes() {
         s.spec.replicas = 7;
     });
     w.run(40);
-    // /29: eight addresses less network, gateway and broadcast.
-    assert_eq!(places(&w, 1).len(), 5);
+    // /29: eight addresses less network, gateway, broadcast and the service's own.
+    assert_eq!(places(&w, 1).len(), 4);
     let why = waits(&w, 1);
     assert!(
-        why.len() == 2 && why[0].contains("network small: all 5 addresses"),
+        why.len() == 3 && why[0].contains("network small: all 5 addresses"),
         "{why:?}"
     );
     // Given back, they rest, and are used again without anybody's doing.

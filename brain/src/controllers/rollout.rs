@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{ServiceId, TenantId};
-use berth_common::model::{ContainerRecord, ContainerSpec, Phase, RunState, UpdateOrder};
+use berth_common::model::{ContainerRecord, ContainerSpec, RunState, UpdateOrder};
 
 use super::context::{complete, label};
 use super::seating::New;
@@ -169,7 +169,8 @@ impl Pass<'_, '_, '_> {
         let (Some(node), Some(seen)) = (container.node, seen) else {
             return false;
         };
-        if seen.phase != Phase::Running {
+        // With a health check it counts from when it is healthy.
+        if !seen.serves() {
             return false;
         }
         let now = self.cx.input.now.mono_ms;

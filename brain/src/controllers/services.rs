@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_common::id::{ContainerId, ServiceId};
-use berth_common::model::{ContainerRecord, ContainerSpec, Phase, RunState, ServiceRecord};
+use berth_common::model::{ContainerRecord, ContainerSpec, RunState, ServiceRecord};
 
 use super::context::{Context, ended, failing};
 use super::rollout;
@@ -81,6 +81,7 @@ pub(super) fn plan_service(cx: &mut Context<'_, '_>, id: ServiceId) {
 
 impl<'a> Pass<'_, 'a, '_> {
     fn run(mut self, live: Vec<Live>) {
+        self.cx.address_service(self.service);
         let mut slots = self.slots(live);
         for slot in slots.values_mut() {
             self.tend(slot);
@@ -223,18 +224,13 @@ impl<'a> Pass<'_, 'a, '_> {
     pub fn idle(&self, one: &Live) -> bool {
         let Some(node) = one.record.node else { return true };
         one.record.run == RunState::Stopped
-            || self.cx.current(node)
-                && self
-                    .seen(&one.record)
-                    .is_none_or(|seen| seen.phase != Phase::Running)
+            || self.cx.current(node) && self.seen(&one.record).is_none_or(|seen| !seen.serves())
     }
 
-    /// It runs, as far as its node can be asked.
+    /// It runs and can do its work, as far as its node can be asked.
     pub fn serves(&self, one: &Live) -> bool {
         one.record.node.is_some_and(|node| self.cx.current(node))
-            && self
-                .seen(&one.record)
-                .is_some_and(|seen| seen.phase == Phase::Running)
+            && self.seen(&one.record).is_some_and(|seen| seen.serves())
     }
 
     /// Brings one slot forward by at most one step.

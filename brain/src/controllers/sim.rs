@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{ContainerId, Generation, NodeId, Revision, ServiceId};
 use berth_common::model::{
-    Endpoint, ExitInfo, NodeKind, NodeRecord, ObservedContainer, Phase, Restart, RunState, ServiceRecord,
-    TenantRecord, UnixMillis,
+    Endpoint, ExitInfo, Health, HealthState, NodeKind, NodeRecord, ObservedContainer, Phase, Restart,
+    RunState, ServiceRecord, TenantRecord, UnixMillis,
 };
 
 use super::fixtures::{container_id, tenant_id};
@@ -414,6 +414,18 @@ impl World {
                 Phase::Exited if !stop && seen.last_exit.is_none() => Phase::Creating,
                 other => other,
             };
+            let runs = seen.phase == Phase::Running;
+            let at = UnixMillis(self.now);
+            // Well a second after its start, as soon as its image lets it.
+            seen.health = want.spec.health.as_ref().filter(|_| runs).map(|_| Health {
+                state: match seen.started_at.is_some_and(|start| at.since(start) >= 1_000) {
+                    true if image.contains("sick") => HealthState::Unhealthy,
+                    true => HealthState::Healthy,
+                    false => HealthState::Starting,
+                },
+                output: image.contains("sick").then(|| "it coughs".to_owned()),
+                ..Health::starting(at)
+            });
         }
     }
 

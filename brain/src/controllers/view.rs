@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::ServiceId;
-use berth_common::model::{ContainerRecord, Phase, RunState};
+use berth_common::model::{ContainerRecord, HealthState, Phase, RunState};
 
-use super::context::{ended, failing, failure, label};
+use super::context::{ended, failing, failure, is_ill, label};
 use super::rollout;
 use crate::cluster::State;
 use crate::scheduler::{Search, View};
@@ -46,7 +46,7 @@ pub fn service_problem(state: &State, service: ServiceId) -> Option<String> {
     let mut failing_next = false;
     let fails = live.iter().filter_map(|c| {
         let seen = state.observed.get(&c.id)?;
-        (failing(c, Some(seen)) && seen.phase != Phase::Running
+        (failing(c, Some(seen)) && (seen.phase != Phase::Running || is_ill(seen))
             || c.replaces.is_some() && failing(c, Some(seen)))
         .then_some((c, seen))
     });
@@ -133,10 +133,17 @@ pub fn container_status(
         Phase::Pulling => say("pulling", seen.reason.clone()),
         Phase::Creating => say("creating", seen.reason.clone()),
         // One that runs without one of its networks.
-        Phase::Running => say(
-            "running",
-            seen.reason.clone().or_else(|| container.waiting.clone()),
-        ),
+        Phase::Running => {
+            let output = seen.health.as_ref().and_then(|health| health.output.clone());
+            let status = match seen.health.as_ref().map(|health| health.state) {
+                Some(HealthState::Starting) => "starting",
+                Some(HealthState::Healthy) => "healthy",
+                Some(HealthState::Unhealthy) => "unhealthy",
+                Some(HealthState::Unknown) | None => "running",
+            };
+            let reason = output.or_else(|| seen.reason.clone());
+            say(status, reason.or_else(|| container.waiting.clone()))
+        }
         Phase::Stopping => say("stopping", seen.reason.clone()),
         Phase::Backoff => say("backoff", Some(failure(seen))),
         Phase::Exited if container.run == RunState::Stopped => say("stopped", seen.reason.clone()),

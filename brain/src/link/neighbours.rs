@@ -175,8 +175,7 @@ mod tests {
             created_at: UnixMillis(0),
             revision: Revision(0),
         };
-        let hosts = crate::allocate::Hosts::default();
-        let network = crate::cluster::Network { record, hosts };
+        let network = crate::cluster::Network::new(record);
         let changes = vec![Change::PutService(published), Change::PutNetwork(network)];
         state.apply(changes, Revision(1));
         state
@@ -234,6 +233,8 @@ mod tests {
         Lose(u64, bool),
         /// A container is to stop or to run.
         Run(u64, bool),
+        /// A service gets an address of its own on the first network, another one, or loses it.
+        Address(bool, u32),
     }
 
     fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -245,6 +246,7 @@ mod tests {
             2 => (0..4_u64, 0..3_u8).prop_map(|(n, to)| Act::Link(n, to)),
             1 => (0..4_u64, any::<bool>()).prop_map(|(n, lost)| Act::Lose(n, lost)),
             1 => (0..12_u64, any::<bool>()).prop_map(|(c, run)| Act::Run(c, run)),
+            1 => (any::<bool>(), 90..93_u32).prop_map(|(has, host)| Act::Address(has, host)),
         ];
         proptest::collection::vec(act, 1..60)
     }
@@ -283,6 +285,12 @@ mod tests {
                         record.lost = lost;
                         Change::PutNode(record)
                     }
+                    Act::Address(has, host) => {
+                        let mut network = (*state.networks[&vni(1)]).clone();
+                        let address = has.then(|| ("s1".parse().unwrap(), HostNumber(host)));
+                        network.addresses = address.into_iter().collect();
+                        Change::PutNetwork(network)
+                    }
                     Act::Run(c, run) => {
                         let Some(record) = state.containers.get(&container_id(c)) else { continue };
                         let mut record = (**record).clone();
@@ -320,13 +328,23 @@ mod tests {
                     });
                     let passed_on = |at: usize| held.published[at].elsewhere.iter().map(|on| on.replicas as usize).sum::<usize>();
                     prop_assert_eq!((held.published.len(), passed_on(0), passed_on(1)), (2, others.count(), 0));
+                    // Services' own addresses are those that their networks have.
+                    let addresses = held.names.iter().flat_map(|(net, names)| {
+                        names.iter().filter(|x| x.is_replica().is_none()).map(|x| (*net, x.service.clone(), x.host))
+                    });
+                    let given = held.networks.keys().filter_map(|net| state.networks.get(net)).flat_map(|network| {
+                        network.addresses.iter().map(|(name, host)| (network.record.vni, name.clone(), *host))
+                    });
+                    prop_assert_eq!(addresses.collect::<Vec<_>>(), given.collect::<Vec<_>>());
                     // Who takes requests is called by name, and nobody else.
                     let takes = state.containers.values().filter(|c| state.takes_requests(c)).flat_map(|c| {
                         c.endpoints.iter().map(|e| (e.vni, c.replica, e.host))
                     });
                     let takes: std::collections::BTreeSet<_> =
                         takes.filter(|(net, ..)| held.networks.contains_key(net)).collect();
-                    let named = held.names.iter().flat_map(|(net, names)| names.iter().map(|x| (*net, x.replica, x.host)));
+                    let named = held.names.iter().flat_map(|(net, names)| {
+                        names.iter().filter_map(|x| Some((*net, x.is_replica()?, x.host)))
+                    });
                     prop_assert_eq!(named.collect::<std::collections::BTreeSet<_>>(), takes);
                 }
             }
@@ -334,7 +352,10 @@ mod tests {
             let all: Vec<_> = state.containers.keys().copied().collect();
             state.apply(all.into_iter().map(Change::DeleteContainer).collect(), Revision(99));
             prop_assert!(state.endpoints.is_empty() && state.placed.is_empty() && state.network_nodes.is_empty());
-            prop_assert!(state.names.is_empty());
+            let mut network = (*state.networks[&vni(1)]).clone();
+            network.addresses.clear();
+            state.apply(vec![Change::PutNetwork(network)], Revision(100));
+            prop_assert!(state.names.is_empty() && state.addressed.is_empty());
         }
     }
 }

@@ -473,7 +473,15 @@ impl Session<'_> {
 
 /// Kinds of events that agents may report.
 fn event_kind(kind: &str) -> &'static str {
-    const KNOWN: [&str; 4] = ["oom", "disk-limit", "exited", "failed"];
+    const KNOWN: [&str; 7] = [
+        "oom",
+        "disk-limit",
+        "exited",
+        "failed",
+        "unhealthy",
+        "healthy",
+        "restarted",
+    ];
     KNOWN.into_iter().find(|known| *known == kind).unwrap_or("agent")
 }
 

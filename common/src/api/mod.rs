@@ -39,7 +39,7 @@
 
 mod networks;
 
-pub use networks::{CreateNetwork, EndpointView, NetworkView};
+pub use networks::{CreateNetwork, EndpointView, NetworkView, ServiceAddress};
 
 use std::collections::BTreeMap;
 
@@ -189,10 +189,13 @@ pub struct ServiceView {
     pub record: ServiceRecord,
     /// The tenant's name.
     pub tenant_name: Name,
-    /// Containers that run.
+    /// Containers that run and, where that is checked, are healthy.
     pub running: u32,
     /// Containers of an older generation that still run.
     pub outdated: u32,
+    /// Its own addresses, its first network first; none on one that was full.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<ServiceAddress>,
     /// Why not all run, in words (R9).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId};
 use crate::model::{
-    Digest, Endpoint, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs, UnixMillis, default_networks,
+    Digest, Endpoint, Health, HealthCheck, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs, UnixMillis,
+    default_networks,
 };
 
 /// Everything an agent needs to make one container. No field is optional in effect: what the user left out is filled in.
@@ -69,6 +70,9 @@ pub struct ContainerSpec {
     /// Networks it is on, the first with the default route.
     #[serde(default = "default_networks")]
     pub networks: Vec<Name>,
+    /// How its health is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 impl ContainerSpec {
@@ -79,6 +83,7 @@ impl ContainerSpec {
         same.reservation = self.reservation;
         same.restart = self.restart;
         same.stop_grace_secs = self.stop_grace_secs;
+        same.health.clone_from(&self.health);
         same == *self
     }
 }
@@ -201,6 +206,9 @@ pub struct ObservedContainer {
     /// Start of the present or last run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<UnixMillis>,
+    /// How it is, while it runs and where it is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// The last end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<ExitInfo>,
@@ -225,6 +233,11 @@ pub struct ObservedContainer {
 }
 
 impl ObservedContainer {
+    /// It runs and can do its work, as far as it is known.
+    pub fn serves(&self) -> bool {
+        self.phase == Phase::Running && self.health.as_ref().is_none_or(Health::takes_requests)
+    }
+
     /// A container nothing was done for yet.
     pub fn pending(id: ContainerId) -> Self {
         Self {
@@ -233,6 +246,7 @@ impl ObservedContainer {
             reason: None,
             pid: None,
             started_at: None,
+            health: None,
             last_exit: None,
             restarts: 0,
             oom_kills: 0,

@@ -4,6 +4,7 @@
 //! stored and shown; the messages of the link are in [`crate::protocol`].
 
 mod container;
+mod health;
 mod image;
 mod network;
 mod node;
@@ -17,6 +18,7 @@ mod validate;
 pub use container::{
     ContainerRecord, ContainerSpec, ExitInfo, ObservedContainer, Phase, RegistryCredential, RunState,
 };
+pub use health::{Health, HealthCheck, HealthState, HttpCheck, Probe};
 pub use image::{Digest, ImageRef, LoadedImage};
 pub use network::{
     DEFAULT_NETWORK, Endpoint, HostNumber, Mac, NetworkError, NetworkRecord, Subnets, Vni, default_networks,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, Revision, ServiceId, TenantId};
 use crate::model::{
-    ContainerSpec, ImageRef, PublishedPort, ResourceSpec, RunState, SpecError, UnixMillis, default_networks,
-    strict,
+    ContainerSpec, HealthCheck, ImageRef, PublishedPort, ResourceSpec, RunState, SpecError, UnixMillis,
+    default_networks, strict,
 };
 use crate::units::Bytes;
 
@@ -84,6 +84,13 @@ pub struct ServiceSpec {
     /// Networks its containers are on, the first with the default route; default `["default"]`. None: only the loopback.
     #[serde(default = "default_networks")]
     pub networks: Vec<Name>,
+    /// How it is told whether its containers can do their work; none: those that run can.
+    #[serde(
+        default,
+        deserialize_with = "strict::health",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub health: Option<HealthCheck>,
     /// Ports at which the world reaches it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PublishedPort>,
@@ -243,6 +250,7 @@ impl ServiceSpec {
             cap_drop: Vec::new(),
             privileged: false,
             networks: default_networks(),
+            health: None,
             ports: Vec::new(),
             update: UpdatePolicy::default(),
         }
@@ -275,6 +283,7 @@ impl ServiceSpec {
             privileged: self.privileged,
             node_labels: self.node_labels.clone(),
             networks: self.networks.clone(),
+            health: self.health.clone(),
         })
     }
 }
@@ -326,6 +335,8 @@ mod tests {
             (r#""restart":{"on":"unknown"}"#, "unknown"),
             (r#""tmpfs":[{"path":"/run","sise":"1MiB"}]"#, "sise"),
             (r#""update":{"order":"unknown"}"#, "unknown"),
+            (r#""health":{"tcp":80,"intervall_ms":20}"#, "intervall_ms"),
+            (r#""health":{"http":{"port":80,"pfad":"/"}}"#, "pfad"),
             (r#""resources":{"limits":{"swap":"none"}}"#, "swap"),
         ];
         for (part, named) in table {
@@ -333,7 +344,7 @@ mod tests {
             let error = serde_json::from_str::<ServiceSpec>(&text).expect_err(&text);
             assert!(error.to_string().contains(named), "{part}: {error}");
         }
-        let good = r#"{"name":"web","image":"nginx","tmpfs":[{"path":"/run"}],"restart":{"on":"on-failure","max_restarts":3}}"#;
+        let good = r#"{"name":"web","image":"nginx","tmpfs":[{"path":"/run"}],"health":{"http":{"port":80}},"restart":{"on":"on-failure","max_restarts":3}}"#;
         let parsed: ServiceSpec = serde_json::from_str(good).unwrap();
         assert_eq!(parsed.tmpfs[0].size, Bytes::mib(64));
         assert_eq!(
@@ -341,6 +352,15 @@ mod tests {
             (Restart::OnFailure, Some(3))
         );
         assert_eq!(parsed.restart.delay_ms, 1_000);
+        assert_eq!(
+            parsed
+                .health
+                .as_ref()
+                .and_then(|health| health.http.as_ref())
+                .unwrap()
+                .path,
+            "/"
+        );
         assert_eq!(
             serde_json::from_str::<ServiceSpec>(&serde_json::to_string(&parsed).unwrap()).unwrap(),
             parsed

@@ -5,8 +5,9 @@
 
 use serde::{Deserialize, Deserializer};
 
+use super::health;
 use super::service::{restart_delay, restart_max, restart_reset, tmpfs_size};
-use crate::model::{Restart, RestartPolicy, Tmpfs};
+use crate::model::{HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs};
 use crate::units::Bytes;
 
 #[derive(Deserialize)]
@@ -38,6 +39,48 @@ struct StrictTmpfs {
     path: String,
     #[serde(default = "tmpfs_size")]
     size: Bytes,
+}
+
+#[derive(Deserialize)]
+#[serde(remote = "HttpCheck", deny_unknown_fields)]
+struct StrictHttp {
+    port: u16,
+    #[serde(default = "health::root")]
+    path: String,
+}
+
+#[derive(Deserialize)]
+#[serde(remote = "HealthCheck", deny_unknown_fields)]
+struct StrictHealth {
+    #[serde(default, deserialize_with = "http")]
+    http: Option<HttpCheck>,
+    #[serde(default)]
+    tcp: Option<u16>,
+    #[serde(default)]
+    command: Option<Vec<String>>,
+    #[serde(default = "health::interval")]
+    interval_ms: u32,
+    #[serde(default = "health::timeout")]
+    timeout_ms: u32,
+    #[serde(default = "health::retries")]
+    retries: u32,
+    #[serde(default = "health::start_period")]
+    start_period_ms: u32,
+    #[serde(default = "health::restart")]
+    restart: bool,
+}
+
+fn http<'de, D: Deserializer<'de>>(d: D) -> Result<Option<HttpCheck>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(with = "StrictHttp")] HttpCheck);
+    Ok(Option::<One>::deserialize(d)?.map(|one| one.0))
+}
+
+/// For a field that may hold a user's health check.
+pub(super) fn health<'de, D: Deserializer<'de>>(d: D) -> Result<Option<HealthCheck>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(with = "StrictHealth")] HealthCheck);
+    Ok(Option::<One>::deserialize(d)?.map(|one| one.0))
 }
 
 /// For a field that holds a user's restart policy.

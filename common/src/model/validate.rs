@@ -3,7 +3,7 @@
 //! Checked by the brain before a spec is taken and by the command line before it is sent. Every refusal names the field
 //! and says what would be right (R9).
 
-use crate::model::{MAX_PORTS, PublishedPort, Restart, ServiceSpec};
+use crate::model::{HealthCheck, MAX_PORTS, PublishedPort, Restart, ServiceSpec};
 use crate::units::Bytes;
 
 /// A field of a spec that can't be accepted.
@@ -41,9 +41,9 @@ pub const ADDABLE_CAPABILITIES: [&str; 8] = [
 /// Most networks of one service.
 const MAX_NETWORKS: usize = 8;
 /// Most bytes of one word or value.
-const MAX_TEXT: usize = 32 * 1024;
+pub(super) const MAX_TEXT: usize = 32 * 1024;
 /// Most words of a command, and most variables.
-const MAX_LIST: usize = 1024;
+pub(super) const MAX_LIST: usize = 1024;
 /// Most bytes of environment, labels and command together.
 const MAX_TOTAL: usize = 256 * 1024;
 
@@ -72,6 +72,7 @@ impl ServiceSpec {
         self.check_capabilities()?;
         self.check_networks()?;
         self.check_ports()?;
+        self.health.as_ref().map_or(Ok(()), HealthCheck::validate)?;
         self.check_policies()
     }
 

@@ -13,6 +13,7 @@
 mod codec;
 mod desired;
 mod join;
+mod names;
 mod networks;
 mod streams;
 mod usage;
@@ -20,10 +21,8 @@ mod usage;
 pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame, write_frame};
 pub use desired::{Apply, DesiredContainer, DesiredEndpoint, DesiredSet, DesiredUpdate, TenantShare};
 pub use join::{JoinReply, JoinRequest, JoinToken, TokenError};
-pub use networks::{
-    Called, CalledReplica, CalledService, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Published,
-    PublishedOn, Reached, There,
-};
+pub use names::{Called, CalledReplica, CalledService, Member, Named, names_of, replicas_of};
+pub use networks::{Elsewhere, Gone, Neighbours, NeighboursUpdate, Published, PublishedOn, Reached, There};
 pub use streams::{
     BrainReply, BrainRequest, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, LogStream,
     NodeReply, NodeRequest, Progress,

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use super::names::{Called, Named};
 use crate::id::{Name, NodeId};
 use crate::model::{HostNumber, Protocol, Vni};
 
@@ -61,55 +62,6 @@ pub struct Gone {
     pub hosts: Vec<HostNumber>,
 }
 
-/// Who is called what on one network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Called {
-    /// Which network.
-    pub vni: Vni,
-    /// Services with replicas there.
-    pub services: Vec<CalledService>,
-}
-
-/// Replicas of a service that take requests.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CalledService {
-    /// The service's name.
-    pub service: Name,
-    /// Its replicas, with their endpoints on that network.
-    pub replicas: Vec<CalledReplica>,
-}
-
-/// One replica that takes requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CalledReplica {
-    /// Which, from 1. For moments two containers may be the same one.
-    pub replica: u32,
-    /// Its endpoint.
-    pub host: HostNumber,
-}
-
-/// A replica's endpoint on a network, by what it is called.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Named {
-    /// The service's name.
-    pub service: Name,
-    /// Which replica, from 1.
-    pub replica: u32,
-    /// Its endpoint.
-    pub host: HostNumber,
-}
-
-impl Named {
-    /// Where a service's names begin in an ordered set; they end with the first of another service.
-    pub const fn first(service: Name) -> Self {
-        Self {
-            service,
-            replica: 0,
-            host: HostNumber(0),
-        }
-    }
-}
-
 impl Published {
     /// The ports at the node and the first in the containers; none of what makes no sense: no port, or ports beyond the last.
     pub fn ports(&self) -> Option<(RangeInclusive<u16>, u16)> {
@@ -117,42 +69,6 @@ impl Published {
         self.target.checked_add(more)?;
         let last = self.first.checked_add(more)?;
         (self.protocol != Protocol::Unknown).then_some((self.first..=last, self.target))
-    }
-}
-
-impl Called {
-    /// Groups names by service.
-    pub fn new(vni: Vni, names: impl IntoIterator<Item = Named>) -> Self {
-        let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for Named {
-            service,
-            replica,
-            host,
-        } in names
-        {
-            of.entry(service)
-                .or_default()
-                .push(CalledReplica { replica, host });
-        }
-        let services = of
-            .into_iter()
-            .map(|(service, replicas)| CalledService { service, replicas });
-        Self {
-            vni,
-            services: services.collect(),
-        }
-    }
-
-    fn names(self) -> impl Iterator<Item = Named> {
-        self.services.into_iter().flat_map(|of| {
-            of.replicas
-                .into_iter()
-                .map(move |CalledReplica { replica, host }| Named {
-                    service: of.service.clone(),
-                    replica,
-                    host,
-                })
-        })
     }
 }
 
@@ -193,7 +109,7 @@ pub struct Neighbours {
     pub nodes: BTreeMap<NodeId, IpAddr>,
     /// The networks that it has endpoints on, with those of other nodes.
     pub networks: BTreeMap<Vni, BTreeMap<HostNumber, NodeId>>,
-    /// Who takes requests on these networks, also on the node itself, and is called what.
+    /// Who takes requests on these networks, also on the node itself, and is called what; and services' own addresses.
     pub names: BTreeMap<Vni, BTreeSet<Named>>,
     /// What is published at the node.
     pub published: Vec<Published>,
@@ -381,10 +297,10 @@ mod tests {
     }
 
     fn name(service: &str, replica: u32, host: u32) -> Named {
-        Named {
-            service: service.parse().unwrap(),
-            replica,
-            host: HostNumber(host),
+        let service = service.parse().unwrap();
+        match replica {
+            0 => Named::service(service, HostNumber(host)),
+            replica => Named::replica(service, replica, HostNumber(host)),
         }
     }
 
@@ -437,7 +353,10 @@ mod tests {
                 hosts: vec![HostNumber(2)]
             }],
             left: vec![vni(8)],
-            named: vec![Called::new(vni(7), [name("web", 2, 4), name("db", 1, 3)])],
+            named: vec![Called::new(
+                vni(7),
+                [name("web", 2, 4), name("db", 1, 3), name("db", 0, 9)]
+            )],
             unnamed: vec![Called::new(vni(7), [name("web", 1, 2)])],
             published: Some(vec![published(443)]),
         }));
@@ -453,7 +372,10 @@ mod tests {
         }
         assert_eq!(
             held.names,
-            BTreeMap::from([(vni(7), [name("db", 1, 3), name("web", 2, 4)].into())])
+            BTreeMap::from([(
+                vni(7),
+                [name("db", 0, 9), name("db", 1, 3), name("web", 2, 4)].into()
+            )])
         );
         assert_eq!(held.networks.keys().collect::<Vec<_>>(), [&vni(7)]);
         assert_eq!(

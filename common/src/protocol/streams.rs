@@ -56,7 +56,7 @@ pub struct LogOptions {
 }
 
 /// A process to run beside a container's own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecSpec {
     /// Program and arguments.

@@ -30,6 +30,16 @@ pub fn agent() -> Vec<(&'static str, AgentMessage)> {
                 gone: vec![ContainerId::from_bytes([6; 10])],
             },
         ),
+        (
+            "agent_observed_checked",
+            AgentMessage::Observed {
+                full: false,
+                more: false,
+                generation: Generation(7),
+                containers: vec![checked().1],
+                gone: Vec::new(),
+            },
+        ),
         ("agent_facts", AgentMessage::Facts { facts: facts() }),
         (
             "agent_refused",

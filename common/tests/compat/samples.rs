@@ -132,6 +132,7 @@ pub fn spec() -> ContainerSpec {
         privileged: true,
         node_labels: map("zone", "north"),
         networks: default_networks(),
+        health: None,
     }
 }
 
@@ -179,11 +180,11 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
     let (vni, other) = (7.try_into().unwrap(), NodeId::from_bytes([5; 10]));
     let nodes = BTreeMap::from([(other, "192.0.2.7".parse().unwrap())]);
     let networks = BTreeMap::from([(vni, BTreeMap::from([(HostNumber(3), other)]))]);
-    let named = Named {
-        service: "web".parse().expect("name"),
-        replica: 1,
-        host: HostNumber(3),
-    };
+    let web = || "web".parse().expect("name");
+    let named = [
+        Named::service(web(), HostNumber(9)),
+        Named::replica(web(), 1, HostNumber(3)),
+    ];
     let published = vec![Published {
         protocol: Protocol::Tcp,
         first: 8080,
@@ -200,7 +201,7 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
         neighbours: Neighbours {
             nodes: nodes.clone(),
             networks,
-            names: [(vni, [named.clone()].into())].into(),
+            names: [(vni, named.clone().into())].into(),
             published: published.clone(),
         },
     };
@@ -212,8 +213,8 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
             hosts: vec![HostNumber(3)],
         }],
         left: vec![8.try_into().unwrap()],
-        named: vec![Called::new(vni, [named.clone()])],
-        unnamed: vec![Called::new(vni, [named])],
+        named: vec![Called::new(vni, named.clone())],
+        unnamed: vec![Called::new(vni, named)],
         published: Some(published),
     };
     vec![
@@ -261,6 +262,7 @@ pub fn observed_container() -> ObservedContainer {
         reason: Some("starts again in 4 s".to_owned()),
         pid: Some(4321),
         started_at: Some(UnixMillis(1_700_000_000_000)),
+        health: None,
         last_exit: Some(ExitInfo {
             code: 137,
             oom: true,
@@ -319,4 +321,34 @@ pub fn usage() -> UsageReport {
         }],
         full: true,
     }
+}
+
+/// A container that is checked, as it is wanted and as it is seen.
+pub fn checked() -> (DesiredUpdate, ObservedContainer) {
+    let DesiredUpdate::Full { mut set } = full() else {
+        unreachable!()
+    };
+    set.containers[0].spec.health = Some(HealthCheck {
+        http: Some(HttpCheck {
+            port: 8080,
+            path: "/ready".to_owned(),
+        }),
+        tcp: Some(8080),
+        command: Some(words(&["true"])),
+        interval_ms: 2_000,
+        timeout_ms: 1_000,
+        retries: 5,
+        start_period_ms: 20_000,
+        restart: false,
+    });
+    let seen = ObservedContainer {
+        health: Some(Health {
+            state: HealthState::Unhealthy,
+            since: UnixMillis(1_700_000_003_000),
+            failures: 5,
+            output: Some("GET /ready was answered with 503".to_owned()),
+        }),
+        ..observed_container()
+    };
+    (DesiredUpdate::Full { set }, seen)
 }

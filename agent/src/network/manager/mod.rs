@@ -4,18 +4,20 @@
 //! happens: so what somebody else did to it lasts that long. A container is attached between the making of its process and its
 //! first instruction; one that lost its end is attached again.
 
+mod inside;
 mod outside;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_common::id::ContainerId;
 use berth_common::model::{HostNumber, Subnets, Underlay, Vni};
-use berth_common::protocol::{Neighbours, NeighboursUpdate};
+use berth_common::protocol::{DesiredEndpoint, Neighbours, NeighboursUpdate};
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -99,6 +101,10 @@ pub struct Networks {
     underlay: watch::Sender<Option<Underlay>>,
     wanted: Mutex<Wanted>,
     nets: Mutex<HashMap<Vni, Arc<tokio::sync::Mutex<Net>>>>,
+    /// What was loaded into containers' own namespaces.
+    insides: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<inside::Inside>>>>,
+    /// Whose turn it is to be looked at.
+    turn: AtomicUsize,
     /// Networks' numbers on this host.
     transits: Mutex<BTreeMap<Vni, Transit>>,
     /// Where the brain was last found.
@@ -129,6 +135,8 @@ impl Networks {
             underlay: watch::Sender::new(None),
             wanted: Mutex::default(),
             nets: Mutex::default(),
+            insides: Mutex::default(),
+            turn: AtomicUsize::new(0),
             transits: Mutex::default(),
             brains: Mutex::default(),
             gate: tokio::sync::Mutex::new(gate),
@@ -255,6 +263,8 @@ impl Networks {
             self.tell(&format!("network {vni}"), problem);
         });
         work.await;
+        // After the networks: nobody is led to a replica that can't be reached yet.
+        self.lead(all).await;
         self.tell("host", self.keep_host(all).await.err());
     }
 
@@ -374,22 +384,12 @@ impl Attach for Networks {
         }
         let namespace =
             Namespace::of_process(pid).map_err(|error| format!("its namespace can't be opened: {error}"))?;
-        for (place, endpoint) in endpoints.iter().enumerate() {
-            let net = self.net(endpoint.vni);
-            let mut net = net.lock().await;
-            let name = &endpoint.network;
-            self.settle(endpoint.vni, &mut net, false)
-                .await
-                .map_err(|why| format!("network {name}: {why}"))?;
-            let Some(overlay) = &net.applied else {
-                return Err(format!("network {name} is not wanted here any more"));
-            };
-            let attached = self
-                .kernel
-                .attach(overlay, endpoint.host, &namespace, place)
-                .await;
-            attached.map_err(|error| format!("network {name}: {}", chain(&error)))?;
-        }
+        let (joined, led) = tokio::join!(
+            self.join(&endpoints, &namespace),
+            self.lead_new(container, pid, &namespace)
+        );
+        joined?;
+        led.map_err(|why| format!("where services' addresses lead: {why}"))?;
         // No container starts before it is settled what it may reach.
         self.keep_host(false).await
     }
@@ -404,6 +404,26 @@ impl Attach for Networks {
             address: gateway.into(),
             search: search.collect(),
         })
+    }
+}
+
+impl Networks {
+    /// Connects a container's namespace to its networks.
+    async fn join(&self, endpoints: &[DesiredEndpoint], namespace: &Namespace) -> Result<(), String> {
+        for (place, endpoint) in endpoints.iter().enumerate() {
+            let net = self.net(endpoint.vni);
+            let mut net = net.lock().await;
+            let name = &endpoint.network;
+            self.settle(endpoint.vni, &mut net, false)
+                .await
+                .map_err(|why| format!("network {name}: {why}"))?;
+            let Some(overlay) = &net.applied else {
+                return Err(format!("network {name} is not wanted here any more"));
+            };
+            let attached = self.kernel.attach(overlay, endpoint.host, namespace, place).await;
+            attached.map_err(|error| format!("network {name}: {}", chain(&error)))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line's grammar.
 
 mod admin;
+mod health;
 mod service;
 pub mod value;
 

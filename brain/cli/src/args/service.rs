@@ -7,6 +7,7 @@ use berth_common::model::{ImageRef, PublishedPort, Tmpfs};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::health::HealthArgs;
 use super::value::{self, Since};
 
 /// `berth run`.
@@ -107,6 +108,9 @@ pub struct SpecArgs {
     /// sees the client's address: 8080:80,mode=node.
     #[arg(short, long, value_name = "PORT[:INSIDE]")]
     pub publish: Vec<PublishedPort>,
+    /// How its containers are checked.
+    #[command(flatten)]
+    pub health: HealthArgs,
     /// When to start a container again.
     #[arg(long, value_enum)]
     pub restart: Option<RestartArg>,
@@ -151,6 +155,9 @@ pub struct RemoveArgs {
     /// Publish this port no more: 8080, 53/udp.
     #[arg(long, value_name = "PORT")]
     pub publish_rm: Vec<PublishedPort>,
+    /// Check its containers no more.
+    #[arg(long)]
+    pub health_rm: bool,
     /// Remove the scratch file system at this path.
     #[arg(long, value_name = "PATH")]
     pub tmpfs_rm: Vec<String>,
@@ -198,7 +205,7 @@ pub enum ServiceCommand {
         spec: Box<SpecArgs>,
         /// What goes.
         #[command(flatten)]
-        remove: RemoveArgs,
+        remove: Box<RemoveArgs>,
         /// Don't wait.
         #[arg(short, long)]
         detach: bool,

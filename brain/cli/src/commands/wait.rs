@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use berth_common::api::{ContainerView, ServiceView};
 use berth_common::id::Name;
-use berth_common::model::{Phase, RunState};
+use berth_common::model::{Health, HealthState, ObservedContainer, Phase, RunState};
 
 use super::Session;
 use super::progress::Line;
@@ -41,16 +41,22 @@ fn judge(service: &ServiceView, containers: &[ContainerView], patient: bool) -> 
                 .and_then(|o| o.last_exit.as_ref())
                 .is_some_and(|e| e.code == 0)
     };
-    let fine = current
-        .iter()
-        .filter(|c| phase(c) == Some(Phase::Running) || ended_well(c))
-        .count();
+    let serves = |c: &ContainerView| c.observed.as_ref().is_some_and(ObservedContainer::serves);
+    let fine = current.iter().filter(|c| serves(c) || ended_well(c)).count();
     if fine >= wanted as usize && service.outdated == 0 {
         return Verdict::Done;
     }
     let bad = current.iter().find(|c| match phase(c) {
         Some(Phase::Failed | Phase::Backoff) => true,
         Some(Phase::Exited) => !ended_well(c),
+        _ if c
+            .observed
+            .as_ref()
+            .and_then(|o| o.health.as_ref())
+            .is_some_and(unhealthy) =>
+        {
+            true
+        }
         _ => c.record.waiting.is_some(),
     });
     let why = bad.map(|c| {
@@ -65,14 +71,18 @@ fn judge(service: &ServiceView, containers: &[ContainerView], patient: bool) -> 
     if !patient && let Some(why) = why.or_else(|| service.problem.clone()) {
         return Verdict::Hopeless(why);
     }
-    let doing = current
-        .iter()
-        .find(|c| phase(c) != Some(Phase::Running) && !ended_well(c))
-        .map_or_else(
-            || "waiting for containers".to_owned(),
-            |c| format!("{} is {}", c.name, c.status),
-        );
+    let doing = current.iter().find(|c| !serves(c) && !ended_well(c)).map_or_else(
+        || "waiting for containers".to_owned(),
+        |c| match (c.status.as_str(), reason(c)) {
+            ("starting", Some(said)) => format!("{} is starting: {said}", c.name),
+            (status, _) => format!("{} is {status}", c.name),
+        },
+    );
     Verdict::Wait(format!("{fine} of {wanted} run; {doing}"))
+}
+
+fn unhealthy(health: &Health) -> bool {
+    health.state == HealthState::Unhealthy
 }
 
 /// Waits until the service runs.

@@ -22,8 +22,8 @@ impl Style {
     pub fn state(self, word: &str) -> Cell {
         let cell = Cell::new(text::clean(word));
         let color = match word.to_ascii_lowercase().as_str() {
-            "running" | "ready" => Color::Green,
-            "failed" | "lost" | "unreachable" | "backoff" => Color::Red,
+            "running" | "healthy" | "ready" => Color::Green,
+            "failed" | "unhealthy" | "lost" | "unreachable" | "backoff" => Color::Red,
             "stopped" | "exited" => Color::DarkGrey,
             _ => Color::Yellow,
         };
