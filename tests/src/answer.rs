@@ -53,7 +53,7 @@ pub fn asked(from: &Namespace, at: SocketAddr) -> Option<(String, String)> {
 pub fn asked_udp(from: &Namespace, at: SocketAddr) -> Option<String> {
     let said = from.within(move || {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         socket.send_to(b"x", at)?;
         let mut word = [0; 64];
         let (length, _) = socket.recv_from(&mut word)?;

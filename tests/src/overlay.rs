@@ -80,6 +80,7 @@ impl World {
             )
             .expect("subnets"),
             transit: Transit::free(|number| usize::from(number.address().octets()[3]) < 2 + vni as usize),
+            rates: BTreeMap::new(),
             published: Vec::new(),
             underlay: (self.address(here), 1500),
             port: 4789,

@@ -99,7 +99,7 @@ fn reach_one_another(c: &Cluster) {
     let to = other["addresses"][0]["ipv4"].as_str().expect("address");
     let name = from["name"].as_str().expect("name");
     let looked = berth_tests::lab::eventually(BACK, || {
-        let out = c.try_berth(&["exec", name, "nslookup", "web"]);
+        let out = c.try_berth(&["exec", name, "nslookup", "all.web"]);
         String::from_utf8_lossy(&out.stdout).contains(to).then_some(())
     });
     assert!(
@@ -135,6 +135,10 @@ fn reach_one_another(c: &Cluster) {
         );
     }
     c.lab.step("the world reaches them");
+    // The service's own address, by its name: one of three listens.
+    let ((here, ask), at) = (at(from), "web 8080");
+    here.eventually(&format!("{ask} -w 5 {at} </dev/null | grep -q published"), BACK);
+    c.lab.step("a service's address leads to it");
 }
 
 /// A job that ran once and must not run again, whatever happens to its host.

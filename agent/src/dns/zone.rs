@@ -107,7 +107,8 @@ impl KnownNetwork<'_> {
         let of = of.filter(|named| match (which, named.member) {
             (Which::Service, Member::Service) => true,
             (Which::Service, Member::Replica(_)) => !own,
-            (Which::All, member) => member != Member::Service,
+            (Which::All, Member::Replica(_)) => true,
+            (Which::Service | Which::All, _) => false,
             (Which::One(replica), member) => member == Member::Replica(replica),
         });
         let addresses: Vec<_> = of

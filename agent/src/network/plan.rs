@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use berth_common::model::{HostNumber, Mac, Subnets, Vni};
+use berth_common::model::{Bandwidth, HostNumber, Mac, Subnets, Vni};
 
 use super::egress::{Transit, UPLINK};
 use super::publish::Inward;
@@ -40,6 +40,8 @@ pub struct Overlay {
     pub remote: Option<BTreeMap<HostNumber, IpAddr>>,
     /// Its number on this host, for the way out; none: there is no way out.
     pub transit: Option<Transit>,
+    /// Endpoints here that send and receive so much at most.
+    pub rates: BTreeMap<HostNumber, Bandwidth>,
     /// Published ports that lead in.
     pub published: Vec<Inward>,
 }

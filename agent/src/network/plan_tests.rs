@@ -24,6 +24,7 @@ fn overlay(local: &[u32], remote: &[(u32, u8)]) -> Overlay {
                 .collect(),
         ),
         transit: Transit::free(|_| false),
+        rates: BTreeMap::new(),
         published: Vec::new(),
     }
 }

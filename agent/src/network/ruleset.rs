@@ -3,11 +3,12 @@
 //! Each script replaces its whole table in one transaction, so there is no moment without rules. Everything in them is a number or
 //! an address of our own types: nothing that a person or a container names gets in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use berth_common::model::Mac;
+use berth_common::model::{Bandwidth, HostNumber, Mac};
+use berth_common::units::Bytes;
 
 use super::egress::{ADDRESSES, HOST_LINKS, UPLINK};
 use super::plan::{BRIDGE, Overlay, TUNNEL, port_name};
@@ -89,6 +90,7 @@ pub fn endpoints(overlay: &Overlay) -> String {
         }
     }
     let mut text = begin(ON_BRIDGE);
+    let (outward, inward) = rates(&mut text, &overlay.rates);
     set(&mut text, "v4", "typeof iifname . ether saddr . ip saddr", &v4);
     set(
         &mut text,
@@ -102,7 +104,7 @@ pub fn endpoints(overlay: &Overlay) -> String {
         "  chain from_endpoints {{
     type filter hook prerouting priority -300; policy drop;
     iifname \"{TUNNEL}\" accept
-    ether type ip6 icmpv6 type nd-router-advert counter drop
+{outward}    ether type ip6 icmpv6 type nd-router-advert counter drop
     iifname . ether saddr . ip saddr @v4 accept
     iifname . ether saddr . arp saddr ether . arp saddr ip @arps accept
     iifname . ether saddr . ip6 saddr @v6 accept
@@ -111,10 +113,52 @@ pub fn endpoints(overlay: &Overlay) -> String {
     ether type ip6 counter drop
     counter drop
   }}
-}}
+{inward}}}
 "
     );
     text
+}
+
+/// Bounds what endpoints send and receive: what is over is dropped, which makes a sender go slower. Chains are written; what leads to
+/// them comes out, for what leaves endpoints and for what reaches them.
+fn rates(text: &mut String, rates: &BTreeMap<HostNumber, Bandwidth>) -> (String, String) {
+    let mut lead = |way: &str, rate: fn(&Bandwidth) -> Option<Bytes>| {
+        let mut ways = Vec::new();
+        for (host, bandwidth) in rates {
+            let Some(Bytes(rate)) = rate(bandwidth) else {
+                continue;
+            };
+            let port = port_name(*host);
+            // Packets of up to 64 KiB come in one piece on the way between containers of a host.
+            let burst = (rate / 10).clamp(256 << 10, 1 << 30);
+            let _ = write!(
+                text,
+                "  chain {way}_{port} {{
+    limit rate over {rate} bytes/second burst {burst} bytes counter drop
+  }}
+"
+            );
+            ways.push(format!("\"{port}\" : jump {way}_{port}"));
+        }
+        ways.join(", ")
+    };
+    let outward = lead("sends", |bandwidth| bandwidth.outward);
+    let inward = lead("receives", |bandwidth| bandwidth.inward);
+    let outward = match outward.is_empty() {
+        true => String::new(),
+        false => format!("    iifname vmap {{ {outward} }}\n"),
+    };
+    let inward = match inward.is_empty() {
+        true => String::new(),
+        false => format!(
+            "  chain to_endpoints {{
+    type filter hook postrouting priority 0; policy accept;
+    oifname vmap {{ {inward} }}
+  }}
+"
+        ),
+    };
+    (outward, inward)
 }
 
 /// What a container may ask of its gateway: whether it is there, names (no more than one process can answer), and to pass on what goes out, and the answers to it. What leaves

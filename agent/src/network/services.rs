@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use berth_common::id::Name;
 use berth_common::model::{HostNumber, Subnets, Vni};
-use berth_common::protocol::{Member, Named};
+use berth_common::protocol::{Member, Named, endpoints_of};
 
 use super::publish::choice;
 use super::ruleset::{IN_CONTAINER, begin, set};
@@ -57,15 +58,64 @@ pub fn on_network(vni: Vni, subnets: &Subnets, names: &BTreeSet<Named>) -> Vec<S
                     service.replicas.push(addresses(named.host));
                 }
             }
-            Member::Replica(_) => {}
+            Member::Replica(_) | Member::Idle(_) => {}
         }
     }
     services
 }
 
-/// The table of a container's namespace. Who asks a service that nobody answers for is refused at once, as by a host without a
+/// Who may open connections to a container, of those on its networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guard {
+    subnets: Vec<Subnets>,
+    from: BTreeSet<Addresses>,
+}
+
+impl Guard {
+    /// Lets in containers of services on one more network.
+    pub fn add(&mut self, subnets: Subnets, names: &BTreeSet<Named>, services: &[Name]) {
+        self.subnets.push(subnets);
+        let hosts = services.iter().flat_map(|service| endpoints_of(names, service));
+        self.from
+            .extend(hosts.map(|host| (subnets.address(host), subnets.address6(host))));
+    }
+
+    /// What is from none of its networks was published for it, or is an answer.
+    fn write(&self, text: &mut String) {
+        let (fours, sixes): (Vec<_>, Vec<_>) = self.from.iter().copied().unzip();
+        set(text, "from4", "type ipv4_addr", &fours);
+        set(text, "from6", "type ipv6_addr", &sixes);
+        let list = |of: fn(&Subnets) -> String| self.subnets.iter().map(of).collect::<Vec<_>>().join(", ");
+        let _ = write!(
+            text,
+            "  chain from_others {{
+    type filter hook input priority 0; policy accept;
+    iif lo accept
+    ct state established,related accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
+    ip saddr {{ {} }} accept
+    ip6 saddr {{ {} }} accept
+    ip saddr @from4 accept
+    ip6 saddr @from6 accept
+    ip saddr {{ {} }} goto refused
+    ip6 saddr {{ fe80::/10, {} }} goto refused
+  }}
+  chain refused {{
+    meta l4proto tcp reject with tcp reset
+    reject
+  }}
+",
+            list(|net| net.address(Subnets::GATEWAY).to_string()),
+            list(|net| net.address6(Subnets::GATEWAY).to_string()),
+            list(|net| net.v4().to_string()),
+            list(|net| net.v6().to_string()),
+        );
+    }
+}
+
+/// The table of a container's namespace; `guard`: who may come in, where that is not everybody of its networks. Who asks a service that nobody answers for is refused at once, as by a host without a
 /// listener, instead of waiting for an answer that can't come.
-pub fn in_container(services: &[Service]) -> String {
+pub fn in_container(services: &[Service], guard: Option<&Guard>) -> String {
     let (mut idle4, mut idle6) = (Vec::new(), Vec::new());
     let mut ways = BTreeMap::new();
     let mut text = begin(IN_CONTAINER);
@@ -117,9 +167,12 @@ pub fn in_container(services: &[Service]) -> String {
     ip daddr @idle4 reject
     ip6 daddr @idle6 reject
   }
-}
 ",
     );
+    if let Some(guard) = guard {
+        guard.write(&mut text);
+    }
+    text.push_str("}\n");
     text
 }
 
@@ -150,7 +203,7 @@ mod tests {
             ("web3", 1, 5),
         ]);
         assert_eq!(all.len(), 2);
-        let text = in_container(&all);
+        let text = in_container(&all, None);
         assert!(
             text.contains("chain s7_9 {\n    meta nfproto ipv4 dnat ip to numgen random mod 2 map { 0 : 10.64.0.3, 1 : 10.64.0.4 }\n    dnat ip6 to numgen random mod 2 map { 0 : fd00::3, 1 : fd00::4 }\n  }"),
             "{text}"
@@ -169,7 +222,7 @@ mod tests {
             !text.contains("10.64.0.2 ") && !text.contains("10.64.0.5"),
             "{text}"
         );
-        let one = in_container(&services(&[("web", 0, 9), ("web", 1, 3)]));
+        let one = in_container(&services(&[("web", 0, 9), ("web", 1, 3)]), None);
         assert!(
             one.contains("dnat ip to 10.64.0.3\n    dnat ip6 to fd00::3\n"),
             "{one}"
@@ -178,18 +231,39 @@ mod tests {
 
     #[test]
     fn nothing_to_choose_from_makes_no_map() {
-        let none = in_container(&services(&[("web", 0, 9)]));
+        let none = in_container(&services(&[("web", 0, 9)]), None);
         assert!(
             !none.contains("vmap") && none.contains("elements = { 10.64.0.9 }"),
             "{none}"
         );
-        assert!(!in_container(&[]).contains("elements"));
+        assert!(!in_container(&[], None).contains("elements"));
     }
 
     #[test]
     fn more_replicas_than_a_map_should_have_are_cut() {
         let mut many = vec![("web", 0, 9)];
         many.extend((1..400).map(|n| ("web", n, n + 10)));
-        assert!(in_container(&services(&many)).contains("mod 256 map"));
+        assert!(in_container(&services(&many), None).contains("mod 256 map"));
+    }
+
+    #[test]
+    fn a_guard_lets_in_whom_it_names_whether_they_take_requests_or_not() {
+        let subnets = Subnets::new("10.64.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap();
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let names = BTreeSet::from([
+            Named::service(name("web"), HostNumber(9)),
+            Named::replica(name("web"), 1, HostNumber(3)),
+            Named::idle(name("web"), 2, HostNumber(4)),
+            Named::replica(name("other"), 1, HostNumber(5)),
+        ]);
+        let mut guard = Guard::default();
+        guard.add(subnets, &names, &[name("web"), name("nobody")]);
+        let text = in_container(&[], Some(&guard));
+        assert!(text.contains("elements = { 10.64.0.3, 10.64.0.4 }"), "{text}");
+        assert!(text.contains("ip saddr { 10.64.0.1 } accept"), "{text}");
+        assert!(text.contains("ip saddr { 10.64.0.0/16 } goto refused"), "{text}");
+        let mut shut = Guard::default();
+        shut.add(subnets, &names, &[]);
+        assert!(!in_container(&[], Some(&shut)).contains("elements"));
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use berth_common::id::ContainerId;
-use berth_common::model::{HostNumber, Underlay, Vni};
+use berth_common::id::{ContainerId, Name};
+use berth_common::model::{Bandwidth, HostNumber, Underlay, Vni};
 use berth_common::protocol::{DesiredEndpoint, Named, Neighbours};
 
 use super::plan::Overlay;
@@ -27,7 +27,16 @@ impl Wanted {
 
     /// A container's places, the first with the default route.
     pub fn of(&self, container: ContainerId) -> &[DesiredEndpoint] {
-        self.0.get(&container).map_or(&[], Vec::as_slice)
+        self.0.get(&container).map_or(&[], |places| &places.at)
+    }
+
+    /// Services whose containers may open connections to a container; none: all.
+    pub fn lets_in(&self, container: ContainerId) -> Option<&[Name]> {
+        self.0.get(&container)?.ingress_from.as_deref()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &DesiredEndpoint> {
+        self.0.values().flat_map(|places| &places.at)
     }
 
     /// What the one with an address on a network may know of names: those of all networks that it is on.
@@ -38,7 +47,7 @@ impl Wanted {
         names: Option<&'a BTreeMap<Vni, BTreeSet<Named>>>,
     ) -> Zone<'a> {
         let is = |place: &&DesiredEndpoint| place.vni == vni && place.subnets.number(who) == Some(place.host);
-        let mut all = self.0.values();
+        let mut all = self.0.values().map(|places| &places.at);
         let places = all.find(|places| places.iter().any(|place| is(&place)));
         let known = places.into_iter().flatten().map(|place| KnownNetwork {
             name: &place.network,
@@ -50,13 +59,13 @@ impl Wanted {
 
     /// Networks that somebody here is on.
     pub fn networks(&self) -> BTreeSet<Vni> {
-        self.0.values().flatten().map(|place| place.vni).collect()
+        self.all().map(|place| place.vni).collect()
     }
 
     /// Endpoints here, by network.
     pub fn local(&self) -> Local {
         let mut local = Local::new();
-        for place in self.0.values().flatten() {
+        for place in self.all() {
             let held = local.entry(place.vni);
             let (_, hosts) = held.or_insert_with(|| (place.subnets, BTreeSet::new()));
             hosts.insert(place.host);
@@ -66,7 +75,7 @@ impl Wanted {
 
     /// What a network is called, for people.
     pub fn name(&self, vni: Vni) -> String {
-        let place = self.0.values().flatten().find(|place| place.vni == vni);
+        let place = self.all().find(|place| place.vni == vni);
         place.map_or_else(
             || format!("the network with VNI {vni}"),
             |place| format!("network {} (VNI {vni})", place.network),
@@ -75,12 +84,7 @@ impl Wanted {
 
     /// A network as it must be here; none if nobody here is on it. `neighbours`: none while nobody has said who else there is.
     pub fn overlay(&self, vni: Vni, at: Underlay, neighbours: Option<&Neighbours>) -> Option<Overlay> {
-        let own: Vec<_> = self
-            .0
-            .values()
-            .flatten()
-            .filter(|place| place.vni == vni)
-            .collect();
+        let own: Vec<_> = self.all().filter(|place| place.vni == vni).collect();
         let subnets = own.first()?.subnets;
         let local: BTreeSet<HostNumber> = own.iter().map(|place| place.host).collect();
         let remote = neighbours.map(|known| {
@@ -96,9 +100,19 @@ impl Wanted {
             port: at.port,
             remote,
             transit: None,
+            rates: self.rates(vni),
             published: neighbours.map_or_else(Vec::new, |known| inward(known, vni, &subnets, &local)),
             local,
         })
+    }
+
+    fn rates(&self, vni: Vni) -> BTreeMap<HostNumber, Bandwidth> {
+        let limited = self.0.values().filter(|places| !places.bandwidth.is_free());
+        let rates = limited.flat_map(|places| {
+            let here = places.at.iter().filter(|place| place.vni == vni);
+            here.map(|place| (place.host, places.bandwidth))
+        });
+        rates.collect()
     }
 
     /// Which of a container's places on a network are among `absent`: as which of its networks, and which number there.
@@ -120,6 +134,7 @@ mod tests {
     use berth_common::model::Subnets;
 
     use super::*;
+    use crate::reconcile::Places;
 
     fn vni(n: u32) -> Vni {
         Vni::try_from(n).unwrap()
@@ -138,12 +153,19 @@ mod tests {
         }
     }
 
+    fn at(at: Vec<DesiredEndpoint>) -> Places {
+        Places {
+            at,
+            ..Places::default()
+        }
+    }
+
     #[test]
     fn what_still_runs_keeps_its_places_and_what_does_not_loses_them() {
         let mut wanted = Wanted::default();
         let desired = Endpoints::from([
-            (id(1), vec![place(7, 2)]),
-            (id(2), vec![place(8, 2), place(7, 3)]),
+            (id(1), at(vec![place(7, 2)])),
+            (id(2), at(vec![place(8, 2), place(7, 3)])),
         ]);
         wanted.take(&desired, &BTreeSet::new());
         assert_eq!(wanted.networks(), [vni(7), vni(8)].into());
@@ -163,7 +185,10 @@ mod tests {
     #[test]
     fn an_endpoint_is_here_or_elsewhere_and_unknown_is_not_nobody() {
         let mut wanted = Wanted::default();
-        wanted.take(&Endpoints::from([(id(1), vec![place(7, 2)])]), &BTreeSet::new());
+        wanted.take(
+            &Endpoints::from([(id(1), at(vec![place(7, 2)]))]),
+            &BTreeSet::new(),
+        );
         let at = Underlay {
             address: [192, 0, 2, 1].into(),
             mtu: 1500,

@@ -24,5 +24,5 @@ mod loop_tests;
 mod newer_brain;
 
 pub use actor::{Reconciler, Settings};
-pub use observe::{Board, Changes, Endpoints};
+pub use observe::{Board, Changes, Endpoints, Places};
 pub use orders::{Accepted, Handle, Refusal};

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use berth_common::id::{ContainerId, Generation, TenantId};
-use berth_common::model::{ObservedContainer, Phase, Restart, RunState};
+use berth_common::id::{ContainerId, Generation, Name, TenantId};
+use berth_common::model::{Bandwidth, ObservedContainer, Phase, Restart, RunState};
 use berth_common::protocol::{DesiredContainer, DesiredEndpoint, DesiredSet};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -217,8 +217,19 @@ pub struct Board {
     endpoints: watch::Sender<Option<Arc<Endpoints>>>,
 }
 
+/// A container's places on networks, and what is allowed there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The places, the first with the default route.
+    pub at: Vec<DesiredEndpoint>,
+    /// Services whose containers may open connections to it; none: all.
+    pub ingress_from: Option<Vec<Name>>,
+    /// Most that it sends and receives.
+    pub bandwidth: Bandwidth,
+}
+
 /// Places on networks that containers are to have.
-pub type Endpoints = BTreeMap<ContainerId, Vec<DesiredEndpoint>>;
+pub type Endpoints = BTreeMap<ContainerId, Places>;
 
 impl Board {
     /// An empty board that is not ready.
@@ -229,7 +240,12 @@ impl Board {
     /// The desired set that is acted on from now on: only networks are read from it here.
     pub fn set_desired(&self, set: &DesiredSet) {
         let on_networks = set.containers.iter().filter(|c| !c.endpoints.is_empty());
-        let endpoints: Endpoints = on_networks.map(|c| (c.id, c.endpoints.clone())).collect();
+        let places = |c: &DesiredContainer| Places {
+            at: c.endpoints.clone(),
+            ingress_from: c.spec.ingress_from.clone(),
+            bandwidth: c.spec.bandwidth,
+        };
+        let endpoints: Endpoints = on_networks.map(|c| (c.id, places(c))).collect();
         self.endpoints.send_if_modified(|held| {
             let changed = held.as_deref() != Some(&endpoints);
             if changed {

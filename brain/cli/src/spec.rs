@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::{Name, clip};
-use berth_common::model::{ImageRef, PublishedPort, Restart, ServiceSpec};
+use berth_common::model::{Bandwidth, ImageRef, PublishedPort, Restart, ServiceSpec};
 use serde::Deserialize as _;
 
 use crate::args::{RemoveArgs, RestartArg, SpecArgs};
@@ -66,8 +66,17 @@ pub fn apply(
     spec.labels.extend(args.label.iter().cloned());
     spec.node_labels.extend(args.on.iter().cloned());
     if !args.network.is_empty() {
-        spec.networks = networks(&args.network)?;
+        spec.networks = names("--network", &args.network)?;
     }
+    for link in &args.link {
+        spec.links.retain(|old| old.service != link.service);
+        spec.links.push(link.clone());
+    }
+    if !args.ingress_from.is_empty() {
+        spec.ingress_from = Some(names("--ingress-from", &args.ingress_from)?);
+    }
+    set(&mut spec.bandwidth.inward, &args.bandwidth_in);
+    set(&mut spec.bandwidth.outward, &args.bandwidth_out);
     for port in &args.publish {
         // The same port to another inside, or in another mode, takes the old one's place.
         spec.ports.retain(|old| !same_port(old, port));
@@ -108,17 +117,16 @@ fn same_port(a: &PublishedPort, b: &PublishedPort) -> bool {
     (a.published, a.count, a.protocol) == (b.published, b.count, b.protocol)
 }
 
-/// Networks by name; `none` alone is none.
-fn networks(names: &[String]) -> Result<Vec<Name>, String> {
+/// Networks or services by name; `none` alone is none.
+fn names(flag: &str, names: &[String]) -> Result<Vec<Name>, String> {
     if let [only] = names
         && only == "none"
     {
         return Ok(Vec::new());
     }
-    let parsed = names.iter().map(|name| {
-        name.parse()
-            .map_err(|error| format!("--network {name:?}: {error}"))
-    });
+    let parsed = names
+        .iter()
+        .map(|name| name.parse().map_err(|error| format!("{flag} {name:?}: {error}")));
     parsed.collect()
 }
 
@@ -151,6 +159,19 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
             return Err(missing("--tmpfs-rm", path, there.collect()));
         };
         spec.tmpfs.remove(at);
+    }
+    for name in &args.link_rm {
+        let Some(at) = spec.links.iter().position(|link| link.service == *name) else {
+            let there: Vec<&str> = spec.links.iter().map(|link| link.service.as_str()).collect();
+            return Err(missing("--link-rm", name.as_str(), there));
+        };
+        spec.links.remove(at);
+    }
+    if args.ingress_rm && spec.ingress_from.take().is_none() {
+        return Err("--ingress-rm: all services of the tenant may come in already".to_owned());
+    }
+    if args.bandwidth_rm {
+        spec.bandwidth = Bandwidth::default();
     }
     if args.health_rm && spec.health.take().is_none() {
         return Err("--health-rm: its containers are not checked".to_owned());
@@ -260,6 +281,16 @@ mod tests {
         spec.node_labels = map(vec![("disk".into(), "ssd".into())]);
         spec.tmpfs = vec![crate::args::value::tmpfs("/tmp:1MiB").unwrap()];
         spec.health = Some(Default::default());
+        let mut with = SpecArgs {
+            link: vec!["db:1".parse().unwrap(), "db:2".parse().unwrap()],
+            ingress_from: vec!["none".into()],
+            bandwidth_in: Some(Bytes::mib(1)),
+            ..Default::default()
+        };
+        with.health.health_tcp = Some(80);
+        apply(&mut spec, &with, &[], &[], |_| None).unwrap();
+        assert_eq!(spec.links, ["db:2".parse().unwrap()]);
+        assert_eq!(spec.ingress_from, Some(vec![]));
         spec.ports = vec!["8080:80".parse().unwrap(), "8080/udp".parse().unwrap()];
         let typo = RemoveArgs {
             env_rm: vec!["AA".into()],
@@ -274,12 +305,16 @@ mod tests {
             on_rm: vec!["disk".into()],
             tmpfs_rm: vec!["/tmp".into()],
             health_rm: true,
+            link_rm: vec!["db".parse().unwrap()],
+            ingress_rm: true,
+            bandwidth_rm: true,
         };
         remove(&mut spec, &all).unwrap();
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
         assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
         assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
-        assert_eq!(spec.health, None);
+        assert_eq!((&spec.health, &spec.ingress_from), (&None, &None));
+        assert!(spec.links.is_empty() && spec.bandwidth.is_free());
         assert!(remove(&mut spec, &all).unwrap_err().contains("--env-rm"));
     }
 

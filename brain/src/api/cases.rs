@@ -120,6 +120,67 @@ async fn what_the_framework_refuses_has_the_one_form_too() {
 }
 
 #[tokio::test]
+async fn links_that_wait_for_each_other_or_lead_nowhere_are_refused() {
+    let b = Bench::new().await;
+    b.join(1, NodeKind::Shared).await;
+    let with = |name: &str, links: &[&str], networks: &[&str]| {
+        let mut spec = spec(name, 1);
+        spec["links"] = json!(links);
+        spec["networks"] = json!(networks);
+        spec
+    };
+    b.ok(
+        "shop",
+        "POST",
+        "/v1/tenants/shop/networks",
+        json!({"name": "back"}),
+    )
+    .await;
+    let default = ["default"];
+    // What is not there yet may come.
+    assert_eq!(
+        b.send("shop", "POST", SERVICES, with("a", &["b:80"], &default))
+            .await
+            .status,
+        201
+    );
+    assert_eq!(
+        b.send("shop", "POST", SERVICES, with("b", &["c"], &default))
+            .await
+            .status,
+        201
+    );
+    let circle = b
+        .send("shop", "POST", SERVICES, with("c", &["a"], &default))
+        .await
+        .problem();
+    assert_eq!(circle.field.as_deref(), Some("/links"));
+    assert!(circle.detail.contains("c → a → b → c"), "{circle:?}");
+    assert_eq!(
+        b.send("shop", "POST", SERVICES, with("c", &[], &["back"]))
+            .await
+            .status,
+        201
+    );
+    let apart = b
+        .send("shop", "POST", SERVICES, with("d", &["c"], &default))
+        .await
+        .problem();
+    assert!(apart.detail.contains("no network in common"), "{apart:?}");
+    assert_eq!(
+        b.send("shop", "POST", SERVICES, with("d", &["c"], &["back", "default"]))
+            .await
+            .status,
+        201
+    );
+    let bad = b
+        .send("shop", "POST", SERVICES, with("e", &["e"], &default))
+        .await
+        .problem();
+    assert_eq!(bad.field.as_deref(), Some("/links"));
+}
+
+#[tokio::test]
 async fn create_update_conflict_and_no_change() {
     let b = Bench::new().await;
     b.join(1, NodeKind::Shared).await;

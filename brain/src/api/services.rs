@@ -76,6 +76,7 @@ fn judge(
     }
     super::networks::judge(state, tenant.id, &spec.networks)?;
     judge_ports(state, tenant.id, spec)?;
+    judge_links(state, tenant.id, spec)?;
     quota::judge(state, tenant, spec, replaced)
 }
 
@@ -100,6 +101,47 @@ fn judge_ports(state: &State, tenant: TenantId, spec: &ServiceSpec) -> Result<()
                     .cure("publish another port; in the containers it can stay the same: OTHER:PORT"),
             );
         }
+    }
+    Ok(())
+}
+
+/// Whether its links lead somewhere: not in a circle, where each would wait for the other, and to services that it can reach. One that is
+/// not there yet may come.
+fn judge_links(state: &State, tenant: TenantId, spec: &ServiceSpec) -> Result<(), Problem> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut ahead: Vec<(&Name, Vec<&Name>)> = spec
+        .links
+        .iter()
+        .map(|link| (&link.service, vec![&spec.name]))
+        .collect();
+    while let Some((name, mut path)) = ahead.pop() {
+        path.push(name);
+        if *name == spec.name {
+            let path: Vec<String> = path.iter().map(ToString::to_string).collect();
+            return Err(Problem::invalid(format!(
+                "its links lead back to itself: {}; each would wait for the other for ever",
+                path.join(" → ")
+            ))
+            .field("/links")
+            .cure("leave out one of these links; names resolve without them"));
+        }
+        let Some(other) = state.service(tenant, name).filter(|_| seen.insert(name)) else {
+            continue;
+        };
+        if path.len() == 2
+            && !other
+                .spec
+                .networks
+                .iter()
+                .any(|network| spec.networks.contains(network))
+        {
+            return Err(Problem::invalid(format!(
+                "it links to service {name}, but the two have no network in common"
+            ))
+            .field("/links")
+            .cure("put both on one network"));
+        }
+        ahead.extend(other.spec.links.iter().map(|link| (&link.service, path.clone())));
     }
     Ok(())
 }

@@ -188,12 +188,17 @@ impl State {
                     true => self.publishing.remove(&s.id),
                     false => self.publishing.insert(s.id),
                 };
+                match s.spec.links.is_empty() {
+                    true => self.linking.remove(&s.id),
+                    false => self.linking.insert(s.id),
+                };
                 self.services.insert(s.id, Arc::new(s));
             }
             Change::DeleteService(id) => {
                 if let Some(old) = self.services.remove(&id) {
                     self.service_names.remove(&(old.tenant, old.spec.name.clone()));
                     self.publishing.remove(&id);
+                    self.linking.remove(&id);
                 }
             }
             Change::PutContainer(c) => self.put_container(c),

@@ -172,14 +172,11 @@ impl State {
                 continue;
             }
             take(&mut self.endpoints, *vni, host);
-            self.name(
-                container,
-                Endpoint {
-                    vni: *vni,
-                    host: *host,
-                },
-                false,
-            );
+            let endpoint = Endpoint {
+                vni: *vni,
+                host: *host,
+            };
+            self.name(container, endpoint, None);
             if let Some(node) = on {
                 take(&mut self.placed, *vni, host);
                 let count = self
@@ -224,7 +221,7 @@ impl State {
             let held = self.endpoints.get(&endpoint.vni);
             // Its successor may have the place already.
             if held.and_then(|held| held.get(&endpoint.host)) == Some(&id) {
-                self.name(&container, *endpoint, takes);
+                self.name(&container, *endpoint, container.node.map(|_| takes));
             }
         }
     }
@@ -235,9 +232,14 @@ impl State {
         bound.into_iter().for_each(|id| self.rename(id));
     }
 
-    fn name(&mut self, container: &ContainerRecord, endpoint: Endpoint, there: bool) {
-        let name = Named::replica(container.service_name.clone(), container.replica, endpoint.host);
-        self.put_name(endpoint.vni, name, there);
+    /// Names a container's endpoint as one that takes requests, or doesn't, or none of both any more.
+    fn name(&mut self, container: &ContainerRecord, endpoint: Endpoint, takes: Option<bool>) {
+        let (replica, host) = (container.replica, endpoint.host);
+        let name = || container.service_name.clone();
+        let active = Named::replica(name(), replica, host);
+        let idle = Named::idle(name(), replica, host);
+        self.put_name(endpoint.vni, active, takes == Some(true));
+        self.put_name(endpoint.vni, idle, takes == Some(false));
     }
 
     fn put_name(&mut self, vni: Vni, name: Named, there: bool) {

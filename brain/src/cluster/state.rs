@@ -90,6 +90,8 @@ pub struct State {
     pub names: OrdMap<Vni, Names>,
     /// Networks on which services, by tenant and name, have addresses of their own.
     pub addressed: OrdMap<(TenantId, Name), OrdSet<Vni>>,
+    /// Services that link to others.
+    pub linking: OrdSet<ServiceId>,
     /// Services with published ports.
     pub publishing: OrdSet<ServiceId>,
     /// What they publish, and where it is answered. Made anew when anything it follows from changes.

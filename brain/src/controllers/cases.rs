@@ -236,6 +236,47 @@ fn a_rollout_goes_by_health_where_that_is_checked() {
 }
 
 #[test]
+fn r9_whoever_links_to_a_service_begins_after_it_and_says_so_meanwhile() {
+    let mut w = world(2, 8);
+    let link = |w: &mut World, n: u64, to: &str| {
+        let to: Vec<_> = to.split(' ').map(|to| to.parse().unwrap()).collect();
+        let mut web = service(n, 1, "web:1", 2, Bytes::gib(1));
+        web.spec.links = to;
+        w.commit(vec![Change::PutService(web)]);
+    };
+    link(&mut w, 1, "s2:5432");
+    w.run(20);
+    assert_eq!(w.running(service_id(1)), 0);
+    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    assert!(
+        problem.contains("2 of 2 wait")
+            && problem.contains("service s2, which it links to and which is not there"),
+        "{problem}"
+    );
+    put(&mut w, 2, "sick:1", 1, 1);
+    edit(&mut w, 2, |s| s.spec.health = Some(HealthCheck::default()));
+    w.run(20);
+    assert_eq!(w.running(service_id(1)), 0);
+    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    assert!(
+        problem.contains("no container of it takes requests yet"),
+        "{problem}"
+    );
+    image(&mut w, 2, "db:1");
+    w.run(20);
+    assert_eq!(w.running(service_id(1)), 2, "nobody had to do anything");
+    // What runs is left alone when the other one goes, and replaced where it must be.
+    w.commit(vec![Change::DeleteService(service_id(2))]);
+    w.run(20);
+    image(&mut w, 1, "web:2");
+    w.run(60);
+    assert_eq!(
+        (w.running(service_id(1)), outdated(&w.state, service_id(1))),
+        (2, 0)
+    );
+}
+
+#[test]
 fn limits_change_in_place_where_they_fit_and_by_replacement_where_not() {
     let mut w = world(2, 8);
     put(&mut w, 1, "web:1", 1, 1);

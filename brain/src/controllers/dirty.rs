@@ -1,6 +1,6 @@
 //! What a batch of changes makes worth planning again: small, so that a quiet cluster costs nothing.
 
-use berth_common::id::ContainerId;
+use berth_common::id::{ContainerId, Name, TenantId};
 use berth_common::model::{NodeRecord, ObservedContainer};
 
 use super::Dirty;
@@ -41,7 +41,12 @@ impl Dirty {
 
     fn add(&mut self, change: &Change, before: &State) {
         match change {
-            Change::PutService(service) => drop(self.services.insert(service.id)),
+            Change::PutService(service) => {
+                self.services.insert(service.id);
+                if !before.services.contains_key(&service.id) {
+                    self.linked(service.tenant, &service.spec.name, before);
+                }
+            }
             Change::DeleteService(id) => drop(self.services.insert(*id)),
             Change::PutContainer(container) => {
                 self.services.insert(container.service);
@@ -92,6 +97,9 @@ impl Dirty {
                         .is_none_or(|old| moved_on(old, seen))
                     {
                         self.container(seen.id, before);
+                        if let Some(container) = before.containers.get(&seen.id).filter(|_| seen.serves()) {
+                            self.linked(container.tenant, &container.service_name, before);
+                        }
                     }
                 }
                 for id in gone {
@@ -120,6 +128,16 @@ impl Dirty {
             | Change::DeleteNetwork(_)
             | Change::RunningSince(..) => {}
         }
+    }
+
+    /// Services that may wait for another one, since they link to it.
+    fn linked(&mut self, tenant: TenantId, name: &Name, before: &State) {
+        let linking = before.linking.iter().filter_map(|id| before.services.get(id));
+        let waiting = linking.filter(|service| {
+            let mut links = service.spec.links.iter();
+            service.tenant == tenant && links.any(|link| link.service == *name)
+        });
+        self.services.extend(waiting.map(|service| service.id));
     }
 
     fn container(&mut self, id: ContainerId, before: &State) {

@@ -61,6 +61,13 @@ impl Pass<'_, '_, '_> {
             ));
             return;
         }
+        if one.record.replaces.is_none()
+            && let Some(why) = self.link_missing()
+        {
+            self.tell_waiting(one.record.waiting.as_deref(), &why);
+            one.record.waiting = Some(why);
+            return;
+        }
         match self.place() {
             Ok(node) => {
                 if !self.connect(&mut one.record) {
@@ -104,8 +111,34 @@ impl Pass<'_, '_, '_> {
         }
     }
 
+    /// Why containers of this service can't begin yet: a service that it links to takes no requests. Those that take over from others
+    /// don't wait for that, since something serves already.
+    fn link_missing(&self) -> Option<String> {
+        let (state, tenant) = (self.cx.state, self.service.tenant);
+        self.service.spec.links.iter().find_map(|link| {
+            let name = &link.service;
+            let Some(other) = state.service(tenant, name) else {
+                return Some(format!("waits for service {name}, which it links to and which is not there; make it with `berth run` or `berth service apply`"));
+            };
+            let ready = state.containers_of(other.id).any(|c| state.takes_requests(c));
+            (!ready).then(|| format!("waits for service {name}, which it links to: no container of it takes requests yet; see `berth ps {name}`"))
+        })
+    }
+
     /// A new container, placed at once where that is possible and `now` allows.
     pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
+        if replaces.is_none()
+            && now
+            && let Some(waiting) = self.link_missing()
+        {
+            self.tell_waiting(None, &waiting);
+            return self.add(New {
+                replica,
+                waiting: Some(waiting),
+                run: self.service.run,
+                ..New::default()
+            });
+        }
         let placed = if now {
             self.place()
         } else {

@@ -204,10 +204,7 @@ impl World {
             // Judged by what is known of nodes after the plan: a container on a lost node serves nobody.
             let node = c.node.and_then(|id| self.state.nodes.get(&id));
             node.is_some_and(|n| !n.lost && self.state.connections.get(&n.id).is_some_and(|c| c.synced))
-                && state
-                    .observed
-                    .get(&c.id)
-                    .is_some_and(|seen| seen.phase == Phase::Running)
+                && state.observed.get(&c.id).is_some_and(|seen| seen.serves())
         })
         .map(|c| c.replica)
         .collect()

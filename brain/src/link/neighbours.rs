@@ -143,6 +143,7 @@ mod tests {
         ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, ObservedContainer, Phase, RunState,
         Subnets, Underlay, UnixMillis,
     };
+    use berth_common::protocol::Member;
     use berth_common::units::Bytes;
     use proptest::prelude::*;
 
@@ -330,7 +331,8 @@ mod tests {
                     prop_assert_eq!((held.published.len(), passed_on(0), passed_on(1)), (2, others.count(), 0));
                     // Services' own addresses are those that their networks have.
                     let addresses = held.names.iter().flat_map(|(net, names)| {
-                        names.iter().filter(|x| x.is_replica().is_none()).map(|x| (*net, x.service.clone(), x.host))
+                        let own = names.iter().filter(|x| x.member == Member::Service);
+                        own.map(|x| (*net, x.service.clone(), x.host))
                     });
                     let given = held.networks.keys().filter_map(|net| state.networks.get(net)).flat_map(|network| {
                         network.addresses.iter().map(|(name, host)| (network.record.vni, name.clone(), *host))
@@ -345,7 +347,20 @@ mod tests {
                     let named = held.names.iter().flat_map(|(net, names)| {
                         names.iter().filter_map(|x| Some((*net, x.is_replica()?, x.host)))
                     });
-                    prop_assert_eq!(named.collect::<std::collections::BTreeSet<_>>(), takes);
+                    prop_assert_eq!(named.collect::<std::collections::BTreeSet<_>>(), takes.clone());
+                    // All others that have a place are known, too.
+                    let all = state.containers.values().filter(|c| c.node.is_some()).flat_map(|c| {
+                        c.endpoints.iter().map(|e| (e.vni, c.replica, e.host))
+                    });
+                    let all = all.filter(|(net, ..)| held.networks.contains_key(net));
+                    let idle = held.names.iter().flat_map(|(net, names)| {
+                        names.iter().filter_map(|x| match x.member {
+                            Member::Idle(replica) => Some((*net, replica, x.host)),
+                            _ => None,
+                        })
+                    });
+                    let idle: std::collections::BTreeSet<_> = idle.collect();
+                    prop_assert_eq!(idle, all.filter(|one| !takes.contains(one)).collect::<std::collections::BTreeSet<_>>());
                 }
             }
             // Nothing is left in the indexes of what is gone.

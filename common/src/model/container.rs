@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId};
 use crate::model::{
-    Digest, Endpoint, Health, HealthCheck, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs, UnixMillis,
-    default_networks,
+    Bandwidth, Digest, Endpoint, Health, HealthCheck, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs,
+    UnixMillis, default_networks,
 };
 
 /// Everything an agent needs to make one container. No field is optional in effect: what the user left out is filled in.
@@ -73,6 +73,12 @@ pub struct ContainerSpec {
     /// How its health is checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthCheck>,
+    /// Services whose containers may open connections to it; none: all of its tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_from: Option<Vec<Name>>,
+    /// Most that it sends and receives.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_free")]
+    pub bandwidth: Bandwidth,
 }
 
 impl ContainerSpec {
@@ -84,6 +90,8 @@ impl ContainerSpec {
         same.restart = self.restart;
         same.stop_grace_secs = self.stop_grace_secs;
         same.health.clone_from(&self.health);
+        same.ingress_from.clone_from(&self.ingress_from);
+        same.bandwidth = self.bandwidth;
         same == *self
     }
 }

@@ -6,6 +6,7 @@
 mod container;
 mod health;
 mod image;
+mod link;
 mod network;
 mod node;
 mod port;
@@ -20,6 +21,7 @@ pub use container::{
 };
 pub use health::{Health, HealthCheck, HealthState, HttpCheck, Probe};
 pub use image::{Digest, ImageRef, LoadedImage};
+pub use link::{Bandwidth, Link};
 pub use network::{
     DEFAULT_NETWORK, Endpoint, HostNumber, Mac, NetworkError, NetworkRecord, Subnets, Vni, default_networks,
     parse_cidr,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, Revision, ServiceId, TenantId};
 use crate::model::{
-    ContainerSpec, HealthCheck, ImageRef, PublishedPort, ResourceSpec, RunState, SpecError, UnixMillis,
-    default_networks, strict,
+    Bandwidth, ContainerSpec, HealthCheck, ImageRef, Link, PublishedPort, ResourceSpec, RunState, SpecError,
+    UnixMillis, default_networks, strict,
 };
 use crate::units::Bytes;
 
@@ -84,6 +84,21 @@ pub struct ServiceSpec {
     /// Networks its containers are on, the first with the default route; default `["default"]`. None: only the loopback.
     #[serde(default = "default_networks")]
     pub networks: Vec<Name>,
+    /// Other services that it needs, `db` or `db:5432`: its containers start once these take requests, and find them in their environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub links: Vec<Link>,
+    /// Services whose containers may open connections to its own, over its networks; none: all of its tenant may. What is published is
+    /// open to the world all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_from: Option<Vec<Name>>,
+    /// Most that each of its containers sends and receives.
+    #[serde(
+        default,
+        deserialize_with = "strict::bandwidth",
+        skip_serializing_if = "Bandwidth::is_free"
+    )]
+    pub bandwidth: Bandwidth,
     /// How it is told whether its containers can do their work; none: those that run can.
     #[serde(
         default,
@@ -250,6 +265,9 @@ impl ServiceSpec {
             cap_drop: Vec::new(),
             privileged: false,
             networks: default_networks(),
+            links: Vec::new(),
+            ingress_from: None,
+            bandwidth: Bandwidth::default(),
             health: None,
             ports: Vec::new(),
             update: UpdatePolicy::default(),
@@ -266,7 +284,7 @@ impl ServiceSpec {
             image: self.image.clone(),
             entrypoint: self.entrypoint.clone(),
             command: self.command.clone(),
-            env: self.env.clone(),
+            env: self.environment(),
             working_dir: self.working_dir.clone(),
             user: self.user.clone(),
             hostname: self.hostname.clone(),
@@ -284,6 +302,8 @@ impl ServiceSpec {
             node_labels: self.node_labels.clone(),
             networks: self.networks.clone(),
             health: self.health.clone(),
+            ingress_from: self.ingress_from.clone(),
+            bandwidth: self.bandwidth,
         })
     }
 }
@@ -336,6 +356,7 @@ mod tests {
             (r#""tmpfs":[{"path":"/run","sise":"1MiB"}]"#, "sise"),
             (r#""update":{"order":"unknown"}"#, "unknown"),
             (r#""health":{"tcp":80,"intervall_ms":20}"#, "intervall_ms"),
+            (r#""bandwidth":{"on":"1MiB"}"#, "on"),
             (r#""health":{"http":{"port":80,"pfad":"/"}}"#, "pfad"),
             (r#""resources":{"limits":{"swap":"none"}}"#, "swap"),
         ];

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::health;
 use super::service::{restart_delay, restart_max, restart_reset, tmpfs_size};
-use crate::model::{HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs};
+use crate::model::{Bandwidth, HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs};
 use crate::units::Bytes;
 
 #[derive(Deserialize)]
@@ -39,6 +39,20 @@ struct StrictTmpfs {
     path: String,
     #[serde(default = "tmpfs_size")]
     size: Bytes,
+}
+
+#[derive(Deserialize)]
+#[serde(remote = "Bandwidth", deny_unknown_fields)]
+struct StrictBandwidth {
+    #[serde(default, rename = "in")]
+    inward: Option<Bytes>,
+    #[serde(default, rename = "out")]
+    outward: Option<Bytes>,
+}
+
+/// For a field that holds a user's bandwidth.
+pub(super) fn bandwidth<'de, D: Deserializer<'de>>(d: D) -> Result<Bandwidth, D::Error> {
+    StrictBandwidth::deserialize(d)
 }
 
 #[derive(Deserialize)]

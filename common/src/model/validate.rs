@@ -72,6 +72,7 @@ impl ServiceSpec {
         self.check_capabilities()?;
         self.check_networks()?;
         self.check_ports()?;
+        self.check_relations()?;
         self.health.as_ref().map_or(Ok(()), HealthCheck::validate)?;
         self.check_policies()
     }

@@ -26,9 +26,12 @@ pub struct CalledService {
     pub address: Option<HostNumber>,
     /// Those of its replicas that take requests, with their endpoints on that network.
     pub replicas: Vec<CalledReplica>,
+    /// The others: they have no names, but may send requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub idle: Vec<CalledReplica>,
 }
 
-/// One replica that takes requests.
+/// One replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CalledReplica {
     /// Which, from 1. For moments two containers may be the same one.
@@ -44,6 +47,8 @@ pub enum Member {
     Service,
     /// A replica that takes requests, from 1.
     Replica(u32),
+    /// One that takes none now: it starts, is unhealthy, or leaves.
+    Idle(u32),
 }
 
 /// An address on a network, by what it is called.
@@ -67,11 +72,20 @@ impl Named {
         }
     }
 
-    /// A replica's endpoint.
+    /// The endpoint of a replica that takes requests.
     pub const fn replica(service: Name, replica: u32, host: HostNumber) -> Self {
         Self {
             service,
             member: Member::Replica(replica),
+            host,
+        }
+    }
+
+    /// The endpoint of a replica that takes no requests now.
+    pub const fn idle(service: Name, replica: u32, host: HostNumber) -> Self {
+        Self {
+            service,
+            member: Member::Idle(replica),
             host,
         }
     }
@@ -81,10 +95,10 @@ impl Named {
         Self::service(service, HostNumber(0))
     }
 
-    /// Which replica it is; none of a service itself.
+    /// Which replica that takes requests it is; none of anything else.
     pub const fn is_replica(&self) -> Option<u32> {
         match self.member {
-            Member::Service => None,
+            Member::Service | Member::Idle(_) => None,
             Member::Replica(replica) => Some(replica),
         }
     }
@@ -104,30 +118,40 @@ pub fn replicas_of<'a>(
     names_of(names, service).filter_map(|named| Some((named.is_replica()?, named.host)))
 }
 
+/// Endpoints of a service, whether they take requests or not.
+pub fn endpoints_of<'a>(
+    names: &'a BTreeSet<Named>,
+    service: &'a Name,
+) -> impl Iterator<Item = HostNumber> + 'a {
+    let of = names_of(names, service).filter(|named| named.member != Member::Service);
+    of.map(|named| named.host)
+}
+
 impl Called {
     /// Groups names by service.
     pub fn new(vni: Vni, names: impl IntoIterator<Item = Named>) -> Self {
-        let mut of: BTreeMap<_, (Option<HostNumber>, Vec<_>)> = BTreeMap::new();
-        for named in names {
-            let (address, replicas) = of.entry(named.service).or_default();
-            match named.member {
-                Member::Service => *address = Some(named.host),
-                Member::Replica(replica) => replicas.push(CalledReplica {
-                    replica,
-                    host: named.host,
-                }),
+        let mut of: BTreeMap<Name, CalledService> = BTreeMap::new();
+        for Named {
+            service,
+            member,
+            host,
+        } in names
+        {
+            let called = of.entry(service.clone()).or_insert_with(|| CalledService {
+                service,
+                address: None,
+                replicas: Vec::new(),
+                idle: Vec::new(),
+            });
+            match member {
+                Member::Service => called.address = Some(host),
+                Member::Replica(replica) => called.replicas.push(CalledReplica { replica, host }),
+                Member::Idle(replica) => called.idle.push(CalledReplica { replica, host }),
             }
         }
-        let services = of
-            .into_iter()
-            .map(|(service, (address, replicas))| CalledService {
-                service,
-                address,
-                replicas,
-            });
         Self {
             vni,
-            services: services.collect(),
+            services: of.into_values().collect(),
         }
     }
 
@@ -135,10 +159,21 @@ impl Called {
     pub(super) fn names(self) -> impl Iterator<Item = Named> {
         self.services.into_iter().flat_map(|of| {
             let service = of.service;
-            let own = of.address.map(|host| Named::service(service.clone(), host));
-            let replicas = of.replicas.into_iter();
-            own.into_iter()
-                .chain(replicas.map(move |one| Named::replica(service.clone(), one.replica, one.host)))
+            let named = |member, host| Named {
+                service: service.clone(),
+                member,
+                host,
+            };
+            let own = of.address.map(|host| named(Member::Service, host));
+            let replicas = of
+                .replicas
+                .iter()
+                .map(|one| named(Member::Replica(one.replica), one.host));
+            let idle = of
+                .idle
+                .iter()
+                .map(|one| named(Member::Idle(one.replica), one.host));
+            own.into_iter().chain(replicas).chain(idle).collect::<Vec<_>>()
         })
     }
 }

@@ -322,6 +322,7 @@ mod tests {
     #[test]
     fn changes_lead_to_the_whole() {
         let mut held = Neighbours::default();
+        let idle = Named::idle("db".parse().unwrap(), 2, HostNumber(5));
         let at = |n: u8| IpAddr::from([192, 0, 2, n]);
         let full = Neighbours {
             nodes: BTreeMap::from([(node(1), at(1))]),
@@ -355,7 +356,12 @@ mod tests {
             left: vec![vni(8)],
             named: vec![Called::new(
                 vni(7),
-                [name("web", 2, 4), name("db", 1, 3), name("db", 0, 9)]
+                [
+                    name("web", 2, 4),
+                    name("db", 1, 3),
+                    name("db", 0, 9),
+                    idle.clone()
+                ]
             )],
             unnamed: vec![Called::new(vni(7), [name("web", 1, 2)])],
             published: Some(vec![published(443)]),
@@ -374,7 +380,7 @@ mod tests {
             held.names,
             BTreeMap::from([(
                 vni(7),
-                [name("db", 0, 9), name("db", 1, 3), name("web", 2, 4)].into()
+                [name("db", 0, 9), name("db", 1, 3), idle, name("web", 2, 4)].into()
             )])
         );
         assert_eq!(held.networks.keys().collect::<Vec<_>>(), [&vni(7)]);

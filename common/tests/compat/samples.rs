@@ -133,6 +133,8 @@ pub fn spec() -> ContainerSpec {
         node_labels: map("zone", "north"),
         networks: default_networks(),
         health: None,
+        ingress_from: None,
+        bandwidth: Bandwidth::default(),
     }
 }
 
@@ -184,6 +186,7 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
     let named = [
         Named::service(web(), HostNumber(9)),
         Named::replica(web(), 1, HostNumber(3)),
+        Named::idle(web(), 2, HostNumber(4)),
     ];
     let published = vec![Published {
         protocol: Protocol::Tcp,
@@ -341,6 +344,12 @@ pub fn checked() -> (DesiredUpdate, ObservedContainer) {
         start_period_ms: 20_000,
         restart: false,
     });
+    let spec = &mut set.containers[0].spec;
+    spec.ingress_from = Some(vec!["front".parse().unwrap()]);
+    spec.bandwidth = Bandwidth {
+        inward: Some(Bytes::mib(5)),
+        outward: Some(Bytes::mib(6)),
+    };
     let seen = ObservedContainer {
         health: Some(Health {
             state: HealthState::Unhealthy,

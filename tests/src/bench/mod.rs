@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod idle;
+pub mod network;
 pub mod start;
 pub mod writes;
 

@@ -1,8 +1,8 @@
-//! Benchmarks of the whole: `scripts/bench [start|idle|writes|agents]`. Ratios against the peer in one run, never a verdict.
+//! Benchmarks of the whole: `scripts/bench [start|idle|writes|network|agents]`. Ratios against the peer in one run, never a verdict.
 
 use std::time::Duration;
 
-use berth_tests::bench::{agents, idle, start, writes};
+use berth_tests::bench::{agents, idle, network, start, writes};
 
 fn main() -> anyhow::Result<()> {
     let what = std::env::args().nth(1).unwrap_or_else(|| "all".into());
@@ -21,6 +21,9 @@ fn main() -> anyhow::Result<()> {
     }
     if all || what == "writes" {
         writes::run(&runtime)?;
+    }
+    if all || what == "network" {
+        network::run()?;
     }
     if all || what == "agents" {
         let count = std::env::args()

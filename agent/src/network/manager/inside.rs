@@ -3,13 +3,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use berth_common::id::ContainerId;
+use berth_common::id::{ContainerId, Name};
 use berth_common::model::Vni;
+use berth_common::protocol::Neighbours;
 use futures::StreamExt as _;
 
 use super::{AT_ONCE, Networks, namespace_of};
 use crate::network::generation::generation;
 use crate::network::ruleset::{IN_CONTAINER, without};
+use crate::network::services::Guard;
 use crate::network::{Namespace, nft, services};
 use crate::reconcile::apply::chain;
 
@@ -30,28 +32,45 @@ struct Loaded {
     generation: Option<u32>,
 }
 
-/// Tables of one round, by the networks that they are for: replicas of a service share theirs.
-pub(super) type Cache = HashMap<Vec<Vni>, Option<Arc<str>>>;
+/// Tables of one round, by the networks that they are for and whom they let in: replicas of a service share theirs.
+pub(super) type Cache = HashMap<(Vec<Vni>, Option<Vec<Name>>), Option<Arc<str>>>;
 
 impl Networks {
-    /// The table that a container should have; none while nobody has said what services there are.
-    fn table(&self, container: ContainerId, cache: &mut Cache) -> Option<Arc<str>> {
+    /// The table that a container should have; none while nobody has said what services there are. One that begins then and is not
+    /// open to all lets nobody in yet.
+    fn table(&self, container: ContainerId, cache: &mut Cache, begins: bool) -> Option<Arc<str>> {
         let wanted = self.wanted.lock();
         let places = wanted.of(container);
-        let key: Vec<Vni> = places.iter().map(|place| place.vni).collect();
+        let lets_in = wanted.lets_in(container);
+        let key = (
+            places.iter().map(|place| place.vni).collect(),
+            lets_in.map(<[Name]>::to_vec),
+        );
         if let Some(table) = cache.get(&key) {
             return table.clone();
         }
         let neighbours = self.neighbours.lock();
-        let table = neighbours.as_ref().filter(|_| !places.is_empty()).map(|known| {
+        let nothing = Neighbours::default();
+        let known = neighbours
+            .as_ref()
+            .or((begins && lets_in.is_some()).then_some(&nothing));
+        let table = known.filter(|_| !places.is_empty()).map(|known| {
             let of = places.iter().filter_map(|place| {
                 let names = known.names.get(&place.vni)?;
                 Some(services::on_network(place.vni, &place.subnets, names))
             });
             let all: Vec<_> = of.flatten().collect();
-            match all.is_empty() {
+            let guard = lets_in.map(|services| {
+                let (mut guard, nobody) = (Guard::default(), BTreeSet::new());
+                for place in places {
+                    let names = known.names.get(&place.vni).unwrap_or(&nobody);
+                    guard.add(place.subnets, names, services);
+                }
+                guard
+            });
+            match all.is_empty() && guard.is_none() {
                 true => Arc::from(without(IN_CONTAINER)),
-                false => Arc::from(services::in_container(&all)),
+                false => Arc::from(services::in_container(&all, guard.as_ref())),
             }
         });
         cache.insert(key, table.clone());
@@ -71,7 +90,7 @@ impl Networks {
     ) -> Result<(), String> {
         let inside = self.inside(container);
         let mut inside = inside.lock().await;
-        let Some(table) = self.table(container, &mut Cache::new()) else {
+        let Some(table) = self.table(container, &mut Cache::new(), true) else {
             return Ok(());
         };
         if *table == *without(IN_CONTAINER) {
@@ -96,7 +115,7 @@ impl Networks {
         let mut cache = Cache::new();
         let mut due = Vec::new();
         for (nth, one) in running.into_iter().enumerate() {
-            if let Some(table) = self.table(one.id, &mut cache) {
+            if let Some(table) = self.table(one.id, &mut cache, false) {
                 due.push((one, table, nth % LOOKS == turn));
             }
         }
@@ -107,7 +126,7 @@ impl Networks {
                 return;
             }
             // A start that went on meanwhile may have loaded something newer.
-            let Some(table) = self.table(one.id, &mut Cache::new()) else {
+            let Some(table) = self.table(one.id, &mut Cache::new(), false) else {
                 return;
             };
             let Some(namespace) = namespace_of(one.id, one.pid) else {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::id::Name;
-use berth_common::model::{ImageRef, PublishedPort, Tmpfs};
+use berth_common::model::{ImageRef, Link, PublishedPort, Tmpfs};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -104,6 +104,18 @@ pub struct SpecArgs {
     /// Network to be on, the first with the default route; none for none at all. Default: default.
     #[arg(long, value_name = "NAME")]
     pub network: Vec<String>,
+    /// Service that it needs: it starts once that takes requests, and finds it in its environment: db, db:5432.
+    #[arg(long, value_name = "SERVICE[:PORT]")]
+    pub link: Vec<Link>,
+    /// Service whose containers may open connections to it; none for no other at all. Default: all of the tenant.
+    #[arg(long, value_name = "SERVICE")]
+    pub ingress_from: Vec<String>,
+    /// Most that each container receives a second: 10MiB.
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub bandwidth_in: Option<Bytes>,
+    /// Most that each container sends a second: 10MiB.
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub bandwidth_out: Option<Bytes>,
     /// Port at which the world reaches it, at every node: 8080:80, 53:53/udp, 8000-8010, or only at nodes with a replica, which then
     /// sees the client's address: 8080:80,mode=node.
     #[arg(short, long, value_name = "PORT[:INSIDE]")]
@@ -155,6 +167,15 @@ pub struct RemoveArgs {
     /// Publish this port no more: 8080, 53/udp.
     #[arg(long, value_name = "PORT")]
     pub publish_rm: Vec<PublishedPort>,
+    /// Link to this service no more.
+    #[arg(long, value_name = "SERVICE")]
+    pub link_rm: Vec<Name>,
+    /// Let all services of the tenant in again.
+    #[arg(long)]
+    pub ingress_rm: bool,
+    /// Limit neither what its containers receive nor what they send.
+    #[arg(long)]
+    pub bandwidth_rm: bool,
     /// Check its containers no more.
     #[arg(long)]
     pub health_rm: bool,
