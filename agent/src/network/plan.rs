@@ -164,6 +164,14 @@ impl Overlay {
         mtu.saturating_sub(OVERHEAD[usize::from(address.is_ipv6())])
     }
 
+    /// What there is when all that it needs was made, its containers attached, and nobody has touched it since.
+    pub fn as_seen(&self) -> Seen {
+        Seen {
+            links: self.links(),
+            entries: self.entries(),
+        }
+    }
+
     /// The links that it needs.
     pub fn links(&self) -> BTreeMap<String, Link> {
         let mtu = self.mtu();

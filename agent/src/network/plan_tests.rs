@@ -248,6 +248,18 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn what_was_made_is_as_good_as_what_is_seen(before in overlays(), wanted in overlays()) {
+        let seen = settle(&before, None);
+        prop_assert_eq!(&before.as_seen(), &seen);
+        let steps = plan(Some(&wanted), Some(&before.as_seen()));
+        let mut now = kernel(Some(seen), &steps).expect("a namespace");
+        attach(&wanted, &mut now);
+        prop_assert_eq!(now, wanted.as_seen());
+    }
+}
+
 #[test]
 fn a_change_costs_what_changed() {
     let many: Vec<(u32, u8)> = (10..200).map(|n| (n, 2)).collect();

@@ -155,6 +155,10 @@ pub(super) fn choice(ways: &[impl std::fmt::Display]) -> String {
 
 /// The host's chains and sets. What the host asks at 127.0.0.1 is answered here or not at all: packets from there never leave it.
 pub fn at_host(open: &[Open]) -> String {
+    // Every chain costs each packet something: none without need.
+    if open.is_empty() {
+        return String::new();
+    }
     let mut elsewhere = BTreeSet::new();
     for one in open {
         for (node, _) in &one.elsewhere {
@@ -225,6 +229,9 @@ pub fn at_host(open: &[Open]) -> String {
 
 /// A network's chains: from its uplink to its containers here.
 pub fn in_network(inward: &[Inward], uplink: &str) -> String {
+    if inward.is_empty() {
+        return String::new();
+    }
     let mut text = format!(
         "  chain inward {{\n    type nat hook prerouting priority -100; policy accept;\n    iifname != \"{uplink}\" accept\n"
     );

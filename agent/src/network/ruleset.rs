@@ -104,9 +104,9 @@ pub fn endpoints(overlay: &Overlay) -> String {
         "  chain from_endpoints {{
     type filter hook prerouting priority -300; policy drop;
     iifname \"{TUNNEL}\" accept
-{outward}    ether type ip6 icmpv6 type nd-router-advert counter drop
-    iifname . ether saddr . ip saddr @v4 accept
+{outward}    iifname . ether saddr . ip saddr @v4 accept
     iifname . ether saddr . arp saddr ether . arp saddr ip @arps accept
+    ether type ip6 icmpv6 type nd-router-advert counter drop
     iifname . ether saddr . ip6 saddr @v6 accept
     ether type arp counter drop
     ether type ip counter drop
@@ -212,9 +212,13 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
         text,
         "  chain from_nodes {{
     type filter hook prerouting priority -300; policy accept;
-    udp dport {port} fib daddr type local ip saddr != @nodes4 counter drop
-    udp dport {port} fib daddr type local ip6 saddr != @nodes6 counter drop
-    udp dport {port} notrack
+    udp dport {port} goto from_who
+  }}
+  chain from_who {{
+    ip saddr @nodes4 notrack accept
+    ip6 saddr @nodes6 notrack accept
+    fib daddr type local counter drop
+    notrack
   }}
   chain to_nodes {{
     type filter hook output priority -300; policy accept;

@@ -147,28 +147,36 @@ pub fn in_container(services: &[Service], guard: Option<&Guard>) -> String {
             .collect();
         all.join(", ")
     };
-    text.push_str("  chain to_services {\n    type nat hook output priority -100; policy accept;\n");
     if !ways.is_empty() {
         let _ = write!(
             text,
-            "    ip daddr vmap {{ {} }}\n    ip6 daddr vmap {{ {} }}\n",
+            "  chain to_services {{
+    type nat hook output priority -100; policy accept;
+    ip daddr vmap {{ {} }}
+    ip6 daddr vmap {{ {} }}
+  }}
+",
             to(|(four, _)| four.to_string()),
             to(|(_, six)| six.to_string())
         );
     }
-    text.push_str("  }\n");
-    set(&mut text, "idle4", "type ipv4_addr", &idle4);
-    set(&mut text, "idle6", "type ipv6_addr", &idle6);
-    text.push_str(
-        "  chain to_nobody {
+    // Every chain costs each packet something: none without need.
+    if !idle4.is_empty() {
+        set(&mut text, "idle4", "type ipv4_addr", &idle4);
+        set(&mut text, "idle6", "type ipv6_addr", &idle6);
+        text.push_str(
+            "  chain to_nobody {
     type filter hook output priority 0; policy accept;
-    ip daddr @idle4 meta l4proto tcp reject with tcp reset
-    ip6 daddr @idle6 meta l4proto tcp reject with tcp reset
-    ip daddr @idle4 reject
-    ip6 daddr @idle6 reject
+    ip daddr @idle4 goto nobody
+    ip6 daddr @idle6 goto nobody
+  }
+  chain nobody {
+    meta l4proto tcp reject with tcp reset
+    reject
   }
 ",
-    );
+        );
+    }
     if let Some(guard) = guard {
         guard.write(&mut text);
     }

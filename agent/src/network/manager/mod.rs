@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::egress::Transit;
 use super::filters::Filters;
 use super::gate::Gate;
-use super::plan::{Overlay, missing, plan};
+use super::plan::{Overlay, Seen, missing, plan};
 use super::ruleset::{self, ON_BRIDGE, ON_HOST};
 use super::wanted::Wanted;
 use super::{Kernel, Namespace, NetworkError};
@@ -270,13 +270,35 @@ impl Networks {
 
     /// Brings a network up to date; `look`: also where it is believed to be. Whether there is one.
     async fn settle(&self, vni: Vni, net: &mut Net, look: bool) -> Result<bool, String> {
-        let mut wanted = self.overlay(vni)?;
+        let wanted = self.overlay(vni)?;
         if !look && net.applied == wanted {
             return Ok(wanted.is_some());
         }
-        net.applied = None;
+        // A change costs what changed: a large network is not listed for it, but taken for what it was made, and looked at soon.
+        if let Some(known) = net.applied.take().filter(|_| !look) {
+            match self
+                .change(vni, net, wanted.clone(), Some(known.as_seen()), false)
+                .await
+            {
+                Ok(there) => return Ok(there),
+                Err(why) => tracing::debug!(%vni, why, "a network is not what it was made; looking"),
+            }
+        }
+        let seen = self.kernel.observe(vni).await.map_err(|error| chain(&error))?;
+        self.change(vni, net, wanted, seen, true).await
+    }
+
+    /// Brings a network from what it is to what it has to be. `observed`: it was looked at, and is looked at again when anything was
+    /// done.
+    async fn change(
+        &self,
+        vni: Vni,
+        net: &mut Net,
+        mut wanted: Option<Overlay>,
+        seen: Option<Seen>,
+        observed: bool,
+    ) -> Result<bool, String> {
         let failed = |error: NetworkError| chain(&error);
-        let seen = self.kernel.observe(vni).await.map_err(failed)?;
         if let Some(overlay) = &mut wanted {
             overlay.transit = Some(self.transit(vni, seen.as_ref()).await.map_err(failed)?);
         }
@@ -299,10 +321,9 @@ impl Networks {
         let space = namespace.try_clone().map_err(|error| error.to_string())?;
         net.filters.keep(namespace, scripts).await?;
         self.serve_names(&overlay, net, space);
-        let seen = if steps.is_empty() {
-            seen
-        } else {
-            self.kernel.observe(vni).await.map_err(failed)?
+        let seen = match observed && !steps.is_empty() {
+            true => self.kernel.observe(vni).await.map_err(failed)?,
+            false => seen,
         };
         let absent = missing(&overlay, &seen.unwrap_or_default());
         if !absent.is_empty() {

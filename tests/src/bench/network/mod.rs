@@ -43,7 +43,8 @@ fn throughput() -> anyhow::Result<()> {
         .unwrap_or_default()
         .parse()?;
     let pair = wired::pair();
-    let hand = wired::overlay(&fleet.lan, [101, 102]);
+    let hand = wired::overlay(&fleet.lan, [101, 102], "wired by hand", false);
+    let ruled = wired::overlay(&fleet.lan, [103, 104], "wired by hand with rules", true);
     let of = |name, at| -> anyhow::Result<Path> {
         Ok(Path {
             name,
@@ -55,6 +56,7 @@ fn throughput() -> anyhow::Result<()> {
     let paths = [
         pair.path,
         hand.path,
+        ruled.path,
         of("berth", server.ipv4)?,
         of("berth, service address", service)?,
     ];
@@ -62,7 +64,7 @@ fn throughput() -> anyhow::Result<()> {
     for path in &paths {
         // One server answers at both of its addresses.
         let counted = match path.at == service {
-            true => std::sync::Arc::clone(&arrived[2]),
+            true => std::sync::Arc::clone(&arrived[3]),
             false => load::serve(path)?,
         };
         arrived.push(counted);
@@ -100,13 +102,15 @@ fn throughput() -> anyhow::Result<()> {
             summary(each.collect()).0
         };
         println!(
-            "network: {what}: {:.2} by a pair of links, {:.2} wired by hand, {:.2} by berth ({:.3} of by hand), {:.2} at a service's address ({:.3} of direct)",
+            "network: {what}: {:.2} by a pair of links, {:.2} wired by hand without rules, {:.2} with, {:.2} by berth ({:.3} of by hand without rules, {:.3} of with), {:.2} at a service's address ({:.3} of direct)",
             median(0),
             median(1),
             median(2),
-            ratio(2, 1),
             median(3),
+            ratio(3, 1),
             ratio(3, 2),
+            median(4),
+            ratio(4, 3),
         );
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! The peers: a pair of links alone, and an overlay of two hosts wired by hand with `ip` and `bridge`, without any filter.
+//! The peers: a pair of links alone, and an overlay of two hosts wired by hand with `ip`, `bridge` and `nft`: without any rule, and with the
+//! least that does what berth's do (who may send VXLAN, who may speak from a port, one service's address, the way out).
 
 use std::net::IpAddr;
 
@@ -34,7 +35,7 @@ pub(super) fn pair() -> Wired {
 }
 
 /// Two hosts on a wire at the given addresses, each with a bridge and a VXLAN device in a namespace of its own and one container.
-pub(super) fn overlay(lan: &Lan, last: [u8; 2]) -> Wired {
+pub(super) fn overlay(lan: &Lan, last: [u8; 2], name: &'static str, ruled: bool) -> Wired {
     let mac = |n: usize| format!("0a:99:00:00:00:0{}", n + 2);
     let mut hosts = Vec::new();
     let mut containers = Vec::new();
@@ -73,6 +74,9 @@ pub(super) fn overlay(lan: &Lan, last: [u8; 2]) -> Wired {
             other + 2,
             mac(other)
         ));
+        if ruled {
+            rules(&host, &net, &container, n, &lan.address(last[other]));
+        }
         containers.push(container.space());
         hosts.extend([host, net, container]);
     }
@@ -80,11 +84,53 @@ pub(super) fn overlay(lan: &Lan, last: [u8; 2]) -> Wired {
     let (client, server) = (containers.next().expect("two"), containers.next().expect("two"));
     Wired {
         path: Path {
-            name: "wired by hand",
+            name,
             client,
             server,
             at: IpAddr::from([10, 99, 1, 3]),
         },
         _hosts: hosts,
     }
+}
+
+fn rules(host: &Host, net: &Host, container: &Host, n: usize, other: &str) {
+    host.nft(&format!(
+        "table inet hand {{
+  chain in {{
+    type filter hook prerouting priority -300; policy accept;
+    udp dport 4790 ip saddr {other} notrack accept
+    udp dport 4790 drop
+  }}
+  chain out {{
+    type filter hook output priority -300; policy accept;
+    udp dport 4790 notrack
+  }}
+  chain world {{
+    type nat hook postrouting priority 100; policy accept;
+    ip saddr 10.99.1.0/24 masquerade
+  }}
+}}
+"
+    ));
+    let (mac, address) = (format!("0a:99:00:00:00:0{}", n + 2), format!("10.99.1.{}", n + 2));
+    net.nft(&format!(
+        "table bridge hand {{
+  chain from {{
+    type filter hook prerouting priority -300; policy drop;
+    iifname \"vx0\" accept
+    iifname \"ep0\" ether saddr {mac} ip saddr {address} accept
+    iifname \"ep0\" ether saddr {mac} arp saddr ip {address} accept
+  }}
+}}
+"
+    ));
+    container.nft(
+        "table inet hand {
+  chain to {
+    type nat hook output priority -100; policy accept;
+    ip daddr 10.99.1.77 dnat ip to 10.99.1.3
+  }
+}
+",
+    );
 }
