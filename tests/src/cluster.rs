@@ -268,6 +268,11 @@ impl Agent {
         self.process.as_ref().expect("running").pid()
     }
 
+    /// Where it keeps what a boot of the host ends.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
     /// Its folder.
     pub fn dir(&self) -> &Path {
         &self.dir
