@@ -296,6 +296,12 @@ fn removal_never_touches_a_live_process() {
     let path = tenant_path(DEFAULT_PARENT, place.tenant);
     assert!(group.contains(&path), "it was moved: {group}");
 
+    // Unless it is told to.
+    let ended = place
+        .cgroups
+        .end_container(place.tenant, place.container)
+        .unwrap();
+    assert_eq!(ended, 1);
     place.kill_all();
     place
         .cgroups

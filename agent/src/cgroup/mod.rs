@@ -164,6 +164,19 @@ pub trait Cgroups: Send + Sync + 'static {
     fn tenants(&self) -> Result<Vec<TenantId>, CgroupError>;
     /// Removes what is left of a dead container's cgroup in every controller. Never moves or kills a live process.
     fn remove_container(&self, tenant: TenantId, container: ContainerId) -> Result<(), CgroupError>;
+    /// Kills whatever lives in a container's cgroup; how many processes that was. For what a runtime that died in the middle of a start
+    /// left there and knows nothing of: nobody else would ever end it.
+    ///
+    /// # Errors
+    /// When the group can't be read.
+    fn end_container(&self, tenant: TenantId, container: ContainerId) -> Result<usize, CgroupError> {
+        let pids = self.pids(tenant, container)?;
+        for pid in &pids {
+            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        Ok(pids.len())
+    }
     /// Writes every limit except disk to a live container's cgroup, and reads back.
     fn write_limits(
         &self,

@@ -230,7 +230,8 @@ impl Machine {
                     "lab: {}: the emulator died of its own fault: {EMULATORS_FAULT}",
                     self.name
                 );
-                self.channel = None;
+                // Dead, so that it can be switched on again.
+                (self.channel, self.process) = (None, None);
                 return false;
             }
             assert!(

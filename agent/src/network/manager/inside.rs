@@ -104,43 +104,50 @@ impl Networks {
     pub(super) async fn lead(&self, look: bool) {
         let running = self.board.running();
         let ids: BTreeSet<ContainerId> = running.iter().map(|one| one.id).collect();
-        // A container that is being started is not running yet; its lock is held meanwhile.
-        self.insides.lock().retain(|id, inside| {
-            ids.contains(id) || !self.wanted.lock().of(*id).is_empty() || Arc::strong_count(inside) > 1
-        });
+        // One that is being started is not running yet, and has its table: what is news meanwhile must not pass it by.
+        let begin: Vec<ContainerId> = {
+            let mut insides = self.insides.lock();
+            insides.retain(|id, inside| {
+                ids.contains(id) || !self.wanted.lock().of(*id).is_empty() || Arc::strong_count(inside) > 1
+            });
+            insides.keys().filter(|id| !ids.contains(id)).copied().collect()
+        };
         let turn = match look {
             true => self.turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % LOOKS,
             false => LOOKS,
         };
         let mut cache = Cache::new();
         let mut due = Vec::new();
-        for (nth, one) in running.into_iter().enumerate() {
-            if let Some(table) = self.table(one.id, &mut cache, false) {
-                due.push((one, table, nth % LOOKS == turn));
+        let running = running.into_iter().map(|one| (one.id, Some(one.pid)));
+        let all = running.chain(begin.into_iter().map(|id| (id, None)));
+        for (nth, (id, pid)) in all.enumerate() {
+            if let Some(table) = self.table(id, &mut cache, false) {
+                due.push((id, pid, table, nth % LOOKS == turn));
             }
         }
-        let work = futures::stream::iter(due).for_each_concurrent(AT_ONCE, |(one, table, look)| async move {
-            let inside = self.inside(one.id);
-            let mut inside = inside.lock().await;
-            if inside.has(one.pid, &table) && !look {
-                return;
-            }
-            // A start that went on meanwhile may have loaded something newer.
-            let Some(table) = self.table(one.id, &mut Cache::new(), false) else {
-                return;
-            };
-            let Some(namespace) = namespace_of(one.id, one.pid) else {
-                return;
-            };
-            let kept = inside.keep(one.pid, namespace, table).await;
-            let problem = kept.err().map(|why| {
-                format!(
-                    "container {} doesn't reach services at their addresses: {why}",
-                    one.id
-                )
+        let work =
+            futures::stream::iter(due).for_each_concurrent(AT_ONCE, |(id, pid, table, look)| async move {
+                let inside = self.inside(id);
+                let mut inside = inside.lock().await;
+                let Some(pid) = pid.or(inside.0.as_ref().map(|held| held.pid)) else {
+                    return;
+                };
+                if inside.has(pid, &table) && !look {
+                    return;
+                }
+                // A start that went on meanwhile may have loaded something newer.
+                let Some(table) = self.table(id, &mut Cache::new(), false) else {
+                    return;
+                };
+                let Some(namespace) = namespace_of(id, pid) else {
+                    return;
+                };
+                let kept = inside.keep(pid, namespace, table).await;
+                let problem = kept
+                    .err()
+                    .map(|why| format!("container {id} doesn't reach services at their addresses: {why}"));
+                self.tell(&format!("services of {id}"), problem);
             });
-            self.tell(&format!("services of {}", one.id), problem);
-        });
         work.await;
         self.problems.lock().retain(|about, _| {
             let id = about.strip_prefix("services of ").and_then(|id| id.parse().ok());
