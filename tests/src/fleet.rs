@@ -1,7 +1,7 @@
 //! Several hosts on one wire, each a network namespace with its own containerd and agent, and the brain on one more.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use berth_agent::network::Namespace;
 use serde_json::Value;
@@ -124,4 +124,12 @@ pub fn all_of(brain: &Brain, tenant: &str) -> BTreeMap<String, Inside> {
         .iter()
         .filter(|c| c["observed"]["phase"] == "running" && c["removing"] != true);
     running.map(named).collect()
+}
+
+/// Replicas that services' addresses lead to, as a container's own table has them.
+pub fn led_to(space: &Namespace) -> BTreeSet<Ipv4Addr> {
+    let (_, rules) = crate::overlay::sh(space, "nft list table inet berth");
+    let lines = rules.lines().filter(|line| line.contains("dnat ip to"));
+    let words = lines.flat_map(|line| line.split(|c: char| !(c.is_ascii_digit() || c == '.')));
+    words.filter_map(|word| word.parse().ok()).collect()
 }

@@ -296,12 +296,6 @@ fn removal_never_touches_a_live_process() {
     let path = tenant_path(DEFAULT_PARENT, place.tenant);
     assert!(group.contains(&path), "it was moved: {group}");
 
-    // Unless it is told to.
-    let ended = place
-        .cgroups
-        .end_container(place.tenant, place.container)
-        .unwrap();
-    assert_eq!(ended, 1);
     place.kill_all();
     place
         .cgroups
@@ -314,6 +308,25 @@ fn removal_never_touches_a_live_process() {
     assert!(place.leaves().iter().all(|leaf| !leaf.exists()));
     place.cgroups.remove_tenant(place.tenant).unwrap();
     assert!(place.cgroups.tenants().unwrap().is_empty());
+}
+
+#[test]
+fn what_a_runtime_lost_is_killed_when_its_container_is_cleared_away() {
+    let mut place = Place::new();
+    place.make_leaf();
+    place.run("sleep 60 & exec sleep 60");
+    until("both", || {
+        place.stats().pids == Some(2) || place.cgroups.pids(place.tenant, place.container).unwrap().len() == 2
+    });
+    place
+        .cgroups
+        .clear_container(place.tenant, place.container)
+        .unwrap();
+    assert!(place.leaves().iter().all(|leaf| !leaf.exists()));
+    place
+        .cgroups
+        .clear_container(place.tenant, place.container)
+        .unwrap();
 }
 
 #[test]

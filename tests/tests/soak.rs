@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use berth_agent::network::plan::{Link, missing, plan};
 use berth_agent::network::{Kernel, Overlay};
 use berth_common::model::{Subnets, Vni};
-use berth_tests::fleet::{Fleet, all};
+use berth_tests::fleet::{Fleet, all, led_to};
 use berth_tests::operator::Operator as _;
 use berth_tests::overlay::sh;
 use berth_tests::process::eventually;
@@ -102,14 +102,6 @@ fn difference(f: &Fleet, node: usize, network: &Value, kernel: &Kernel) -> Optio
 
 fn underlay(f: &Fleet, node: usize) -> IpAddr {
     f.lan.address(11 + node as u8).parse().expect("address")
-}
-
-/// Replicas that services' addresses lead to, as a container's own table has them.
-fn led_to(space: &berth_agent::network::Namespace) -> BTreeSet<Ipv4Addr> {
-    let (_, rules) = sh(space, "nft list table inet berth");
-    let lines = rules.lines().filter(|line| line.contains("dnat ip to"));
-    let words = lines.flat_map(|line| line.split(|c: char| !(c.is_ascii_digit() || c == '.')));
-    words.filter_map(|word| word.parse().ok()).collect()
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub mod v2;
 use berth_common::id::{ContainerId, TenantId};
 use berth_common::model::{Limits, Reservation};
 use berth_common::protocol::Pressure;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 pub use convert::{CPU_PERIOD_US, parse_pressure, quota_us, root_weight, shares_of_weight, weight_of_shares};
 pub use detect::{Kernel, detect, parent_for};
@@ -164,18 +166,20 @@ pub trait Cgroups: Send + Sync + 'static {
     fn tenants(&self) -> Result<Vec<TenantId>, CgroupError>;
     /// Removes what is left of a dead container's cgroup in every controller. Never moves or kills a live process.
     fn remove_container(&self, tenant: TenantId, container: ContainerId) -> Result<(), CgroupError>;
-    /// Kills whatever lives in a container's cgroup; how many processes that was. For what a runtime that died in the middle of a start
-    /// left there and knows nothing of: nobody else would ever end it.
-    ///
-    /// # Errors
-    /// When the group can't be read.
-    fn end_container(&self, tenant: TenantId, container: ContainerId) -> Result<usize, CgroupError> {
-        let pids = self.pids(tenant, container)?;
-        for pid in &pids {
-            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    /// The same for a container that the runtime has no process of any more: what lives there all the same was lost by a runtime that died
+    /// in the middle of a start, and nobody else would ever end it, so it is killed.
+    fn clear_container(&self, tenant: TenantId, container: ContainerId) -> Result<(), CgroupError> {
+        match self.remove_container(tenant, container) {
+            Err(CgroupError::Busy { .. }) => {}
+            removed => return removed,
         }
-        Ok(pids.len())
+        let pids = self.pids(tenant, container)?;
+        tracing::warn!(%container, ?pids, "killing processes that the runtime has lost");
+        for pid in pids {
+            // One that has ended meanwhile is what is wanted.
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+        self.remove_container(tenant, container)
     }
     /// Writes every limit except disk to a live container's cgroup, and reads back.
     fn write_limits(

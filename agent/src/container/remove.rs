@@ -15,7 +15,6 @@ use super::containerd::{ContainerdRuntime, Inner, cgroup_failed, millis};
 use super::record;
 use super::runtime::{RuntimeError, TaskExit};
 use super::shim;
-use crate::cgroup::CgroupError;
 
 /// How long a SIGKILL may take: a process in a disk wait dies only when the disk answers.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -189,16 +188,7 @@ impl Inner {
             Err(error) => return Err(error),
         };
         let cgroups = Arc::clone(&self.cgroups);
-        let removed = tokio::task::spawn_blocking(move || match cgroups.remove_container(tenant, id) {
-            // The runtime has no process of it any more, so what is left was cut off from it.
-            Err(CgroupError::Busy { .. }) => {
-                let count = cgroups.end_container(tenant, id)?;
-                tracing::warn!(container = %id, count, "processes that the runtime had lost were killed");
-                cgroups.remove_container(tenant, id)
-            }
-            removed => removed,
-        })
-        .await;
+        let removed = tokio::task::spawn_blocking(move || cgroups.clear_container(tenant, id)).await;
         match removed {
             Ok(Ok(())) | Err(_) => Ok(()),
             Ok(Err(error)) => Err(cgroup_failed(id, &error)),

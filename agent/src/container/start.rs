@@ -325,7 +325,7 @@ impl Inner {
             tracing::warn!(container = %id, %error, "a process that failed to start could not be taken away");
         }
         let (cgroups, tenant) = (std::sync::Arc::clone(&self.cgroups), record.meta.tenant);
-        let _ = tokio::task::spawn_blocking(move || cgroups.remove_container(tenant, id)).await;
+        let _ = tokio::task::spawn_blocking(move || cgroups.clear_container(tenant, id)).await;
     }
 }
 

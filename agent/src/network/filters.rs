@@ -11,13 +11,22 @@ use crate::reconcile::apply::chain;
 pub(super) struct Filters {
     tables: Tables,
     generation: Option<u32>,
+    /// Nobody else loads tables there, so that a change by somebody is answered by loading ours, without a look at what it was.
+    alone: bool,
 }
 
 impl Filters {
-    /// Whether these were the last that were loaded.
-    pub(super) fn are(&self, scripts: &[(Table, String)]) -> bool {
-        let mut all = scripts.iter();
-        all.all(|(table, script)| self.tables.script(*table) == Some(script))
+    /// Those of a namespace in which nobody else has tables.
+    pub(super) fn alone() -> Self {
+        Self {
+            alone: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether this was the last that was loaded into a table.
+    pub(super) fn has(&self, table: Table, script: &str) -> bool {
+        self.tables.script(table).is_some_and(|held| held == script)
     }
 
     /// Loads tables unless they are in force and nobody touched any since.
@@ -26,15 +35,23 @@ impl Filters {
         namespace: Namespace,
         scripts: Vec<(Table, String)>,
     ) -> Result<(), String> {
-        let same = self.are(&scripts);
-        let (mut tables, known) = (std::mem::take(&mut self.tables), self.generation.take());
+        let same = scripts.iter().all(|(table, script)| self.has(*table, script));
+        let (mut tables, known, alone) = (
+            std::mem::take(&mut self.tables),
+            self.generation.take(),
+            self.alone,
+        );
         let work = tokio::task::spawn_blocking(move || {
             let now = generation(&namespace).ok();
             if same && now.is_some() && now == known {
                 return (tables, now, Ok(()));
             }
             for (table, script) in &scripts {
-                if let Err(error) = tables.ensure(&namespace, *table, script) {
+                let loaded = match alone {
+                    true => tables.load(&namespace, *table, script),
+                    false => tables.ensure(&namespace, *table, script).map(drop),
+                };
+                if let Err(error) = loaded {
                     return (tables, None, Err(chain(&error)));
                 }
             }

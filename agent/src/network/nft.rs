@@ -40,6 +40,32 @@ impl Tables {
         self.0.get(&table).map(|loaded| &loaded.script)
     }
 
+    /// Makes a table what the script says, whatever it is. Blocks.
+    ///
+    /// # Errors
+    /// [`NftError`]; the old table is in force then.
+    pub fn load(&mut self, namespace: &Namespace, table: Table, script: &str) -> Result<(), NftError> {
+        // Of one that nothing is known of there is none as a rule, and then nothing has to be taken away first: the kernel waits for
+        // that, which is two thirds of the time.
+        let known = self.0.remove(&table).is_some();
+        let (family, name) = (table.family, table.title());
+        let body = script.strip_prefix(&ruleset::without(table)).unwrap_or(script);
+        let first = || {
+            nft(
+                namespace,
+                table,
+                reading(),
+                format!("create table {family} {name}\n{body}"),
+            )
+        };
+        if known || body.is_empty() || first().is_err() {
+            nft(namespace, table, reading(), script.to_owned())?;
+        }
+        let (script, listing) = (script.to_owned(), None);
+        self.0.insert(table, Loaded { script, listing });
+        Ok(())
+    }
+
     /// Makes a table what the script says, unless it is so already; whether anything had to be done. Blocks.
     ///
     /// # Errors
@@ -52,37 +78,13 @@ impl Tables {
         {
             return Ok(false);
         }
-        self.0.remove(&table);
-        nft(namespace, table, load(), script.to_owned())?;
+        self.load(namespace, table, script)?;
         let listing = list(namespace, table)?;
-        let script = script.to_owned();
-        self.0.insert(table, Loaded { script, listing });
+        if let Some(loaded) = self.0.get_mut(&table) {
+            loaded.listing = listing;
+        }
         Ok(true)
     }
-}
-
-/// Loads a script that replaces a table. Blocks.
-///
-/// # Errors
-/// [`NftError`]; the old table is in force then.
-pub fn replace(namespace: &Namespace, table: Table, script: &str) -> Result<(), NftError> {
-    nft(namespace, table, load(), script.to_owned()).map(drop)
-}
-
-/// The same where there is no such table yet: nothing has to be taken away first, for which the kernel would wait. Blocks.
-///
-/// # Errors
-/// [`NftError`], also when there is one.
-pub fn create(namespace: &Namespace, table: Table, script: &str) -> Result<(), NftError> {
-    let (family, name) = (table.family, table.title());
-    let body = script.strip_prefix(&ruleset::without(table)).unwrap_or(script);
-    nft(
-        namespace,
-        table,
-        load(),
-        format!("create table {family} {name}\n{body}"),
-    )
-    .map(drop)
 }
 
 /// Takes a table away; none is success. Blocks.
@@ -90,7 +92,7 @@ pub fn create(namespace: &Namespace, table: Table, script: &str) -> Result<(), N
 /// # Errors
 /// [`NftError`].
 pub fn remove(namespace: &Namespace, table: Table) -> Result<(), NftError> {
-    nft(namespace, table, load(), ruleset::without(table)).map(drop)
+    nft(namespace, table, reading(), ruleset::without(table)).map(drop)
 }
 
 /// A table as the kernel has it, without its counters; none if there is no such table.
@@ -123,7 +125,7 @@ fn nft(
 }
 
 /// Arguments with which it reads a script.
-fn load() -> Vec<String> {
+fn reading() -> Vec<String> {
     ["-f", "-"].map(str::to_owned).into()
 }
 

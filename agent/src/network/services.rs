@@ -15,8 +15,9 @@ use berth_common::protocol::{Member, Named, endpoints_of};
 use super::publish::choice;
 use super::ruleset::{IN_CONTAINER, begin, set};
 
-/// Most replicas of a service that one container's connections are spread over.
-const MOST: usize = 256;
+/// Most replicas of a service that connections are spread over: tables are loaded in tens of milliseconds up to some thousand
+/// elements. Of a service with more, those beyond get none.
+const MOST: usize = 4_096;
 
 /// An endpoint's addresses.
 type Addresses = (Ipv4Addr, Ipv6Addr);
@@ -113,8 +114,8 @@ impl Guard {
     }
 }
 
-/// The table of a container's namespace; `guard`: who may come in, where that is not everybody of its networks. Who asks a service that nobody answers for is refused at once, as by a host without a
-/// listener, instead of waiting for an answer that can't come.
+/// The table of a container's namespace; `guard`: who may come in, where that is not everybody of its networks. Who asks a service that
+/// nobody answers for is refused at once, as by a host without a listener, instead of waiting for an answer that can't come.
 pub fn in_container(services: &[Service], guard: Option<&Guard>) -> String {
     let (mut idle4, mut idle6) = (Vec::new(), Vec::new());
     let mut ways = BTreeMap::new();
@@ -250,8 +251,8 @@ mod tests {
     #[test]
     fn more_replicas_than_a_map_should_have_are_cut() {
         let mut many = vec![("web", 0, 9)];
-        many.extend((1..400).map(|n| ("web", n, n + 10)));
-        assert!(in_container(&services(&many), None).contains("mod 256 map"));
+        many.extend((1..5_000).map(|n| ("web", n, n + 10)));
+        assert!(in_container(&services(&many), None).contains("mod 4096 map"));
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub(super) async fn apply(
                 Err(error) => return runtime_failed(&error),
             }
             let (tenant, id) = (*tenant, *id);
-            blocking(facilities, move |cgroups| cgroups.remove_container(tenant, id)).await
+            blocking(facilities, move |cgroups| cgroups.clear_container(tenant, id)).await
         }
         Step::Forget { .. } => Outcome::Done,
     }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_common::id::{ContainerId, Generation, NodeId, ServiceId, TenantId};
-use berth_common::model::{Restart, RunState, ServiceSpec, UnixMillis};
+use berth_common::model::{Health, HealthCheck, HealthState, Restart, RunState, ServiceSpec, UnixMillis};
 use berth_common::protocol::{DesiredContainer, DesiredSet, TenantShare};
 use berth_common::units::Bytes;
 use proptest::prelude::*;
 
-use super::outcome::{Outcome, backoff_ms, on_end_noticed, settle};
+use super::outcome::{Outcome, backoff_ms, on_end_noticed, on_health, settle};
 use super::plan::{LEAVE_MS, Step, plan};
 use super::state::{Observed, Rest, StopReason};
 use crate::container::runtime::{Started, TaskExit, TaskState};
@@ -345,6 +345,40 @@ fn a_deaf_process_is_killed_after_its_grace() {
         .unwrap()
         .reason;
     assert_eq!(reason, "killed by SIGKILL after 10s of grace");
+}
+
+#[test]
+fn what_is_unhealthy_is_stopped_only_where_that_starts_it_again() {
+    for (on, restart, again) in [
+        (Restart::Always, true, true),
+        (Restart::OnFailure, true, true),
+        (Restart::Never, true, false),
+        (Restart::Always, false, false),
+    ] {
+        let mut want = container(1);
+        want.spec.restart.on = on;
+        want.spec.health = Some(HealthCheck {
+            tcp: Some(80),
+            restart,
+            ..HealthCheck::default()
+        });
+        let mut world = World::new(set(1, vec![want]));
+        world.settle_down();
+        let seen = world.observed.containers.get_mut(&id(1)).unwrap();
+        let ill = Health {
+            state: HealthState::Unhealthy,
+            output: Some("it hangs".into()),
+            ..Health::starting(world.now)
+        };
+        on_health(seen, id(1), ill);
+        world.settle_down();
+        let memory = &world.observed.containers[&id(1)].memory;
+        assert_eq!(world.started[&id(1)], 1 + u32::from(again), "{on:?} {restart}");
+        let end = memory.last_exit.as_ref().map(|exit| exit.reason.as_str());
+        assert_eq!(end, again.then_some("unhealthy: it hangs"), "{on:?} {restart}");
+        let health = memory.health.as_ref().unwrap().state;
+        assert_eq!(health == HealthState::Starting, again, "{on:?} {restart}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::observe::merge;
 use super::outcome::{self, Outcome};
 use super::plan::Step;
 use crate::container::runtime::{RuntimeContainer, RuntimeEvent, TaskState};
-use crate::health::{Target, Watch};
+use crate::health::Watch;
 
 impl Reconciler {
     pub(super) fn on_message(&mut self, message: Message) {
@@ -55,37 +55,22 @@ impl Reconciler {
 
     /// Keeps checks of a container going while it runs and has some.
     pub(super) fn watch(&mut self, id: ContainerId) {
+        let now = UnixMillis::now();
         let Some(seen) = self.observed.containers.get_mut(&id) else {
             return drop(self.watches.remove(&id));
         };
-        let now = UnixMillis::now();
         // One that was adopted without a memory of its health begins anew.
         outcome::note_check(seen, now);
-        let running = seen
-            .runtime
-            .as_ref()
-            .filter(|_| !seen.ended && seen.memory.stopping.is_none());
-        let (Some(runtime), Some(health)) = (running, seen.memory.health.clone()) else {
+        let want = self.desired.container(id);
+        let due = want.and_then(|want| outcome::checked(want, seen));
+        let Some((target, health)) = due else {
             return drop(self.watches.remove(&id));
         };
-        let (TaskState::Running { pid, .. }, Some(check)) = (&runtime.task, &runtime.spec.health) else {
-            return drop(self.watches.remove(&id));
-        };
-        let pid = *pid;
-        let endpoint = self.desired.container(id).and_then(|want| want.endpoints.first());
-        let target = Target {
-            id,
-            pid,
-            address: endpoint.map(|at| at.subnets.address(at.host).into()),
-            check: check.clone(),
-        };
-        let old = self.watches.get(&id);
-        // What is no longer wanted has no places any more, and leaves as it is.
-        if self.desired.container(id).is_none() || old.is_some_and(|old| old.is_of(&target)) {
+        if self.watches.get(&id).is_some_and(|watch| watch.is_of(&target)) {
             return;
         }
         let ran = Duration::from_millis(seen.memory.started_at.map_or(0, |at| now.since(at)));
-        let inbox = self.inbox.clone();
+        let (inbox, pid) = (self.inbox.clone(), target.pid);
         let tell = move |health| drop(inbox.send(Message::Health(id, pid, health)));
         let prober = self.facilities.prober.clone();
         self.watches

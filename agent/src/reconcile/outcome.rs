@@ -13,6 +13,7 @@ use super::plan::Step;
 use super::state::{Memory, Rest, Seen, StopReason, Stopping};
 use crate::container::exit::{Circumstances, SIGKILLED, explain};
 use crate::container::runtime::{ContainerMeta, RuntimeContainer, Started, TaskExit, TaskState};
+use crate::health::Target;
 use crate::image::ImageInfo;
 
 /// First delay after a failed pull, creation or start, milliseconds.
@@ -205,6 +206,25 @@ pub(super) fn note_check(seen: &mut Seen, now: UnixMillis) {
     }
 }
 
+/// What is to be checked of a container now, and how it was when that was last known; none of one that is not to run on.
+pub fn checked(want: &DesiredContainer, seen: &Seen) -> Option<(Target, Health)> {
+    let runtime = seen
+        .runtime
+        .as_ref()
+        .filter(|_| !seen.ended && seen.memory.stopping.is_none())?;
+    let TaskState::Running { pid, .. } = runtime.task else {
+        return None;
+    };
+    let first = want.endpoints.first();
+    let target = Target {
+        id: want.id,
+        pid,
+        address: first.map(|at| at.subnets.address(at.host).into()),
+        check: runtime.spec.health.clone()?,
+    };
+    Some((target, seen.memory.health.clone()?))
+}
+
 /// What a check found, and what to tell of it.
 pub fn on_health(seen: &mut Seen, id: ContainerId, health: Health) -> Option<Notice> {
     let old = seen.memory.health.replace(health.clone())?;
@@ -340,7 +360,9 @@ fn on_exit(
     let kind = match stopping.map(|s| s.reason) {
         _ if info.oom => "oom",
         Some(StopReason::DiskLimit { .. }) => "disk-limit",
-        Some(StopReason::Unhealthy) => "restarted",
+        Some(StopReason::Unhealthy) if memory.rest.is_none() => "restarted",
+        // It used its restarts up.
+        Some(StopReason::Unhealthy) => "exited",
         None if info.code != 0 => "exited",
         _ => return None,
     };

@@ -53,7 +53,7 @@ pub async fn containers(
             }
         }
         let held = cgroups.clone();
-        wiped.blocking(move || held.remove_container(tenant, id)).await;
+        wiped.blocking(move || held.clear_container(tenant, id)).await;
     }
     let held = cgroups.clone();
     for tenant in wiped.blocking(move || held.tenants()).await.unwrap_or_default() {

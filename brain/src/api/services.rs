@@ -1,5 +1,6 @@
 //! Services: what users ask for. Judged here (and once more by the writer): the spec, the rights it needs, the quota.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, State as Extract};
@@ -105,43 +106,48 @@ fn judge_ports(state: &State, tenant: TenantId, spec: &ServiceSpec) -> Result<()
     Ok(())
 }
 
-/// Whether its links lead somewhere: not in a circle, where each would wait for the other, and to services that it can reach. One that is
+/// Whether its links lead somewhere: to services that it can reach, and not in a circle, where each would wait for the other. One that is
 /// not there yet may come.
 fn judge_links(state: &State, tenant: TenantId, spec: &ServiceSpec) -> Result<(), Problem> {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut ahead: Vec<(&Name, Vec<&Name>)> = spec
+    let refused = |detail: String, cure: &str| Err(Problem::invalid(detail).field("/links").cure(cure));
+    let linked = spec
         .links
         .iter()
-        .map(|link| (&link.service, vec![&spec.name]))
-        .collect();
-    while let Some((name, mut path)) = ahead.pop() {
-        path.push(name);
-        if *name == spec.name {
-            let path: Vec<String> = path.iter().map(ToString::to_string).collect();
-            return Err(Problem::invalid(format!(
-                "its links lead back to itself: {}; each would wait for the other for ever",
-                path.join(" → ")
-            ))
-            .field("/links")
-            .cure("leave out one of these links; names resolve without them"));
+        .filter_map(|link| state.service(tenant, &link.service));
+    let reached = |other: &ServiceRecord| {
+        other
+            .spec
+            .networks
+            .iter()
+            .any(|network| spec.networks.contains(network))
+    };
+    if let Some(apart) = linked.clone().find(|other| !reached(other)) {
+        let detail = format!(
+            "it links to service {}, but the two have no network in common",
+            apart.spec.name
+        );
+        return refused(detail, "put both on one network");
+    }
+    let mut seen = BTreeSet::new();
+    let mut ahead: Vec<(&ServiceSpec, Vec<&Name>)> = vec![(spec, vec![&spec.name])];
+    while let Some((from, way)) = ahead.pop() {
+        for link in &from.links {
+            let name = &link.service;
+            let way = [&way[..], &[name]].concat();
+            if *name == spec.name {
+                let way: Vec<&str> = way.iter().map(|name| name.as_str()).collect();
+                let detail = format!(
+                    "its links lead back to itself: {}; each would wait for the other for ever",
+                    way.join(" → ")
+                );
+                return refused(detail, "leave out one of these links; names resolve without them");
+            }
+            if let Some(next) = state.service(tenant, name)
+                && seen.insert(name)
+            {
+                ahead.push((&next.spec, way));
+            }
         }
-        let Some(other) = state.service(tenant, name).filter(|_| seen.insert(name)) else {
-            continue;
-        };
-        if path.len() == 2
-            && !other
-                .spec
-                .networks
-                .iter()
-                .any(|network| spec.networks.contains(network))
-        {
-            return Err(Problem::invalid(format!(
-                "it links to service {name}, but the two have no network in common"
-            ))
-            .field("/links")
-            .cure("put both on one network"));
-        }
-        ahead.extend(other.spec.links.iter().map(|link| (&link.service, path.clone())));
     }
     Ok(())
 }

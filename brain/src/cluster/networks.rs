@@ -255,45 +255,31 @@ impl State {
 
     /// Puts a network in place, or takes it away, with the services' addresses on it.
     pub(super) fn put_network(&mut self, vni: Vni, new: Option<Network>) {
-        let old = self.networks.get(&vni).cloned();
-        let before = old.iter().flat_map(|old| old.addresses.iter());
-        let addresses = new.as_ref().map(|new| &new.addresses);
-        let gone: Vec<_> = before
-            .filter(|(name, host)| addresses.and_then(|new| new.get(*name)) != Some(host))
-            .map(|(name, host)| (name.clone(), *host))
-            .collect();
-        let tenant = new
-            .as_ref()
-            .or(old.as_deref())
-            .map(|network| network.record.tenant);
-        for (name, host) in gone {
-            if let Some(key) = tenant.map(|tenant| (tenant, name.clone()))
-                && let Some(held) = self.addressed.get_mut(&key)
-            {
-                held.remove(&vni);
-                if held.is_empty() {
-                    self.addressed.remove(&key);
+        let new = new.map(Arc::new);
+        let named = |network: &Network| (network.record.tenant, network.record.name.clone());
+        let old = match &new {
+            Some(new) => {
+                self.network_names.insert(named(new), vni);
+                self.networks.insert(vni, Arc::clone(new))
+            }
+            None => {
+                let old = self.networks.remove(&vni);
+                if let Some(old) = &old {
+                    self.network_names.remove(&named(old));
                 }
+                old
             }
-            self.put_name(vni, Named::service(name, host), false);
-        }
-        let Some(new) = new else {
-            if let Some(old) = self.networks.remove(&vni) {
-                self.network_names
-                    .remove(&(old.record.tenant, old.record.name.clone()));
-            }
-            return;
         };
-        for (name, host) in &new.addresses {
-            if old.as_ref().and_then(|old| old.addresses.get(name)) != Some(host) {
-                let held = self.addressed.entry((new.record.tenant, name.clone()));
-                held.or_default().insert(vni);
-                self.put_name(vni, Named::service(name.clone(), *host), true);
+        let none = BTreeMap::new();
+        let (before, after) = (
+            old.as_ref().map_or(&none, |old| &old.addresses),
+            new.as_ref().map_or(&none, |new| &new.addresses),
+        );
+        for (held, other, there) in [(before, after, false), (after, before, true)] {
+            for (name, host) in held.iter().filter(|(name, host)| other.get(*name) != Some(host)) {
+                self.put_name(vni, Named::service(name.clone(), *host), there);
             }
         }
-        let name = (new.record.tenant, new.record.name.clone());
-        self.network_names.insert(name, vni);
-        self.networks.insert(vni, Arc::new(new));
     }
 
     /// A service's own addresses, in the order in which it names its networks.

@@ -63,7 +63,7 @@ impl State {
         let of = names.into_iter().flat_map(|names| names.range(from.clone()..));
         let mut nodes = BTreeMap::new();
         let of = of.take_while(|named| named.service == *service);
-        for named in of.filter(|named| named.is_replica().is_some()) {
+        for named in of.filter(|named| named.as_replica().is_some()) {
             if let Some(node) = placed.and_then(|placed| placed.get(&named.host)) {
                 *nodes.entry(*node).or_default() += 1;
             }

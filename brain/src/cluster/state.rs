@@ -88,8 +88,6 @@ pub struct State {
     pub placed: OrdMap<Vni, Placed>,
     /// Who takes requests on each network, by name, and services' own addresses.
     pub names: OrdMap<Vni, Names>,
-    /// Networks on which services, by tenant and name, have addresses of their own.
-    pub addressed: OrdMap<(TenantId, Name), OrdSet<Vni>>,
     /// Services that link to others.
     pub linking: OrdSet<ServiceId>,
     /// Services with published ports.

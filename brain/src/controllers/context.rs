@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{ContainerId, NodeId, ServiceId, TenantId};
 use berth_common::model::{
-    ContainerRecord, HealthState, NodeRecord, ObservedContainer, Phase, Reservation, Restart, RunState,
+    ContainerRecord, NodeRecord, ObservedContainer, Phase, Reservation, Restart, RunState,
 };
 
 use super::endpoints::Networks;
@@ -174,23 +174,15 @@ pub(super) fn failing(container: &ContainerRecord, seen: Option<&ObservedContain
     container.run == RunState::Running
         && (seen.restarts > 0
             || matches!(seen.phase, Phase::Backoff | Phase::Failed)
-            || is_ill(seen)
+            || seen.is_unhealthy()
             || seen.phase == Phase::Exited && !complete(container, Some(seen)))
-}
-
-/// Its checks say that it does not do its work.
-pub(super) fn is_ill(seen: &ObservedContainer) -> bool {
-    let health = seen.health.as_ref();
-    health.is_some_and(|health| health.state == HealthState::Unhealthy)
 }
 
 /// Why it fails, in words.
 pub(super) fn failure(seen: &ObservedContainer) -> String {
-    let ill = is_ill(seen)
-        .then(|| seen.health.as_ref()?.output.clone())
-        .flatten();
+    let ill = seen.health.as_ref().filter(|health| health.is_unhealthy());
     let why = ill
-        .map(|said| format!("unhealthy: {said}"))
+        .and_then(|health| Some(format!("unhealthy: {}", health.output.as_ref()?)))
         .or_else(|| seen.reason.clone())
         .or_else(|| seen.last_exit.as_ref().map(|exit| exit.reason.clone()));
     let why = why.unwrap_or_else(|| "no reason given by the node".to_owned());

@@ -4,7 +4,6 @@ use berth_common::id::{ContainerId, Name, TenantId};
 use berth_common::model::{NodeRecord, ObservedContainer};
 
 use super::Dirty;
-use super::context::is_ill;
 use crate::cluster::{Change, State};
 
 impl Dirty {
@@ -35,6 +34,7 @@ impl Dirty {
         self.all |= other.all;
         self.freed |= other.freed;
         self.leases |= other.leases;
+        self.addresses |= other.addresses;
         self.services.extend(other.services);
         self.nodes.extend(other.nodes);
     }
@@ -43,11 +43,15 @@ impl Dirty {
         match change {
             Change::PutService(service) => {
                 self.services.insert(service.id);
-                if !before.services.contains_key(&service.id) {
-                    self.linked(service.tenant, &service.spec.name, before);
+                match before.services.get(&service.id) {
+                    Some(old) => self.addresses |= old.spec.networks != service.spec.networks,
+                    None => self.linked(service.tenant, &service.spec.name, before),
                 }
             }
-            Change::DeleteService(id) => drop(self.services.insert(*id)),
+            Change::DeleteService(id) => {
+                self.services.insert(*id);
+                self.addresses = true;
+            }
             Change::PutContainer(container) => {
                 self.services.insert(container.service);
                 if let Some(old) = before.containers.get(&container.id) {
@@ -162,7 +166,7 @@ fn placement_differs(old: &NodeRecord, new: &NodeRecord) -> bool {
 fn moved_on(old: &ObservedContainer, new: &ObservedContainer) -> bool {
     old.phase != new.phase
         || old.serves() != new.serves()
-        || is_ill(old) != is_ill(new)
+        || old.is_unhealthy() != new.is_unhealthy()
         || old.restarts != new.restarts
         || old.started_at != new.started_at
 }

@@ -44,10 +44,10 @@ impl Networks {
             again_ms: None,
         })?;
         let (given, held) = (&self.given, state.endpoints.get(&vni));
-        let addresses: BTreeSet<HostNumber> = network.addresses.values().copied().collect();
+        let addresses = &network.addresses;
         let taken = |host| {
             given.contains(&(vni, host))
-                || addresses.contains(&host)
+                || addresses.values().any(|address| *address == host)
                 || held.is_some_and(|held| held.contains_key(&host))
         };
         let host = network.hosts.take(network.record.subnets.hosts(), taken, now);
@@ -171,24 +171,19 @@ impl Context<'_, '_> {
         Ok(vni)
     }
 
-    /// Gives a service an address of its own on each of its networks, and takes back those on others. One that a full network
-    /// has none for goes without, since its replicas need the numbers more: its name means them, then.
+    /// Gives a service an address of its own on each of its networks. One that a full network has none for goes without, since its
+    /// replicas need the numbers more: its name means them, then.
     pub(super) fn address_service(&mut self, service: &ServiceRecord) {
-        let name = &service.spec.name;
-        let wanted: BTreeSet<Vni> = {
-            let all = service.spec.networks.iter();
-            all.filter_map(|network| self.network(service.tenant, network).ok())
-                .collect()
-        };
-        self.release_addresses(service.tenant, name, &wanted);
-        let key = (service.tenant, name.clone());
-        let held = self.state.addressed.get(&key);
-        let missing: Vec<_> = wanted
-            .into_iter()
-            .filter(|vni| held.is_none_or(|held| !held.contains(vni)))
-            .collect();
-        for vni in missing {
-            if let Ok(host) = self.networks.number(self.state, vni, self.input.now.wall)
+        let (name, now) = (&service.spec.name, self.input.now.wall);
+        for network in &service.spec.networks {
+            let Ok(vni) = self.network(service.tenant, network) else {
+                continue;
+            };
+            let held = self.state.networks.get(&vni);
+            if held.is_some_and(|network| network.addresses.contains_key(name)) {
+                continue;
+            }
+            if let Ok(host) = self.networks.number(self.state, vni, now)
                 && let Some(network) = changed(&mut self.networks.changed, self.state, vni)
             {
                 network.addresses.insert(name.clone(), host);
@@ -196,24 +191,23 @@ impl Context<'_, '_> {
         }
     }
 
-    /// Takes back the addresses of services that are gone.
-    pub(super) fn release_orphans(&mut self) {
+    /// Takes back the addresses of services that are gone, or not on the network any more.
+    pub(super) fn release_addresses(&mut self) {
         let state = self.state;
-        let orphans = state
-            .addressed
-            .keys()
-            .filter(|key| !state.service_names.contains_key(*key));
-        for (tenant, name) in orphans {
-            self.release_addresses(*tenant, name, &BTreeSet::new());
-        }
-    }
-
-    fn release_addresses(&mut self, tenant: TenantId, service: &Name, wanted: &BTreeSet<Vni>) {
-        let held = self.state.addressed.get(&(tenant, service.clone()));
-        for vni in held.into_iter().flatten().filter(|vni| !wanted.contains(vni)) {
-            let network = changed(&mut self.networks.changed, self.state, *vni);
-            if let Some(host) = network.and_then(|network| network.addresses.remove(service)) {
-                self.give_back(Endpoint { vni: *vni, host });
+        for (vni, network) in &state.networks {
+            let NetworkRecord { tenant, name, .. } = &network.record;
+            let on_it = |service: &Name| {
+                let service = state.service(*tenant, service);
+                service.is_some_and(|service| service.spec.networks.contains(name))
+            };
+            for (service, host) in network.addresses.iter().filter(|(service, _)| !on_it(service)) {
+                if let Some(network) = changed(&mut self.networks.changed, state, *vni) {
+                    network.addresses.remove(service);
+                }
+                self.give_back(Endpoint {
+                    vni: *vni,
+                    host: *host,
+                });
             }
         }
     }

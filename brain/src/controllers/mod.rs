@@ -52,6 +52,8 @@ pub struct Dirty {
     pub nodes: BTreeSet<NodeId>,
     /// Room may have come free: what waits for some is tried again.
     pub freed: bool,
+    /// A service went, or left a network: its addresses may come free.
+    pub addresses: bool,
     /// Look at leases and expiry times. The writer sets it in its periodic tick (once a second is fine).
     pub leases: bool,
 }
@@ -141,8 +143,8 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
     if freed {
         services.extend(nodes::waiting(&cx));
     }
-    if dirty.all || services.iter().any(|id| !input.state.services.contains_key(id)) {
-        cx.release_orphans();
+    if dirty.all || dirty.addresses {
+        cx.release_addresses();
     }
     for service in services {
         services::plan_service(&mut cx, service);

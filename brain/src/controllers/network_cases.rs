@@ -91,7 +91,7 @@ fn r6_a_services_own_address_is_there_before_its_containers_and_rests_when_it_is
     let again = (*w.state.services[&service_id(1)]).clone();
     w.commit(vec![Change::DeleteService(service_id(1))]);
     w.run(5);
-    assert!(own(&w, "s1").is_empty() && w.state.addressed.is_empty());
+    assert!(own(&w, "s1").is_empty());
     w.commit(vec![Change::PutService(again)]);
     w.run(5);
     assert_eq!(own(&w, "s1"), [3], "two rests");

@@ -127,37 +127,18 @@ impl Pass<'_, '_, '_> {
 
     /// A new container, placed at once where that is possible and `now` allows.
     pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
-        if replaces.is_none()
-            && now
-            && let Some(waiting) = self.link_missing()
-        {
-            self.tell_waiting(None, &waiting);
-            return self.add(New {
-                replica,
-                waiting: Some(waiting),
-                run: self.service.run,
-                ..New::default()
-            });
-        }
-        let placed = if now {
-            self.place()
-        } else {
-            let waiting = "waits until the container it replaces has stopped".to_owned();
-            return self.add(New {
-                replica,
-                replaces,
-                waiting: Some(waiting),
-                run: self.service.run,
-                ..New::default()
-            });
+        let links = replaces.is_none().then(|| self.link_missing()).flatten();
+        let placed = match links {
+            _ if !now => Err("waits until the container it replaces has stopped".to_owned()),
+            Some(why) => Err(why),
+            None => self.place().map_err(|refusal| refusal.to_string()),
         };
+        if let (true, Err(why)) = (now, &placed) {
+            self.tell_waiting(None, why);
+        }
         let (node, waiting) = match placed {
             Ok(node) => (Some(node), None),
-            Err(refusal) => {
-                let waiting = refusal.to_string();
-                self.tell_waiting(None, &waiting);
-                (None, Some(waiting))
-            }
+            Err(why) => (None, Some(why)),
         };
         self.add(New {
             replica,

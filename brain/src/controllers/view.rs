@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use berth_common::id::ServiceId;
 use berth_common::model::{ContainerRecord, HealthState, Phase, RunState};
 
-use super::context::{ended, failing, failure, is_ill, label};
+use super::context::{ended, failing, failure, label};
 use super::rollout;
 use crate::cluster::State;
 use crate::scheduler::{Search, View};
@@ -46,7 +46,7 @@ pub fn service_problem(state: &State, service: ServiceId) -> Option<String> {
     let mut failing_next = false;
     let fails = live.iter().filter_map(|c| {
         let seen = state.observed.get(&c.id)?;
-        (failing(c, Some(seen)) && (seen.phase != Phase::Running || is_ill(seen))
+        (failing(c, Some(seen)) && (seen.phase != Phase::Running || seen.is_unhealthy())
             || c.replaces.is_some() && failing(c, Some(seen)))
         .then_some((c, seen))
     });

@@ -246,6 +246,11 @@ impl ObservedContainer {
         self.phase == Phase::Running && self.health.as_ref().is_none_or(Health::takes_requests)
     }
 
+    /// Its checks say that it does not do its work.
+    pub fn is_unhealthy(&self) -> bool {
+        self.health.as_ref().is_some_and(Health::is_unhealthy)
+    }
+
     /// A container nothing was done for yet.
     pub fn pending(id: ContainerId) -> Self {
         Self {

@@ -33,8 +33,8 @@ pub struct HealthCheck {
     /// Failures this soon after its start don't count, milliseconds, 0 to 3,600,000; default 30,000. Over with the first success.
     #[serde(default = "start_period")]
     pub start_period_ms: u32,
-    /// Whether one that became unhealthy is started again, by its restart policy; default true. Otherwise it is left alone until
-    /// it is healthy again.
+    /// Whether one that became unhealthy is started again, where its restart policy starts it again after failures; default true.
+    /// Otherwise it is left alone until it is healthy again.
     #[serde(default = "restart")]
     pub restart: bool,
 }
@@ -191,6 +191,11 @@ impl Health {
             failures: 0,
             output: None,
         }
+    }
+
+    /// Whether it does not do its work.
+    pub const fn is_unhealthy(&self) -> bool {
+        matches!(self.state, HealthState::Unhealthy)
     }
 
     /// Whether requests may go there. A state that is not known here is its agent's way to say that it is not one of these.

@@ -96,7 +96,7 @@ impl Named {
     }
 
     /// Which replica that takes requests it is; none of anything else.
-    pub const fn is_replica(&self) -> Option<u32> {
+    pub const fn as_replica(&self) -> Option<u32> {
         match self.member {
             Member::Service | Member::Idle(_) => None,
             Member::Replica(replica) => Some(replica),
@@ -115,7 +115,7 @@ pub fn replicas_of<'a>(
     names: &'a BTreeSet<Named>,
     service: &'a Name,
 ) -> impl Iterator<Item = (u32, HostNumber)> + 'a {
-    names_of(names, service).filter_map(|named| Some((named.is_replica()?, named.host)))
+    names_of(names, service).filter_map(|named| Some((named.as_replica()?, named.host)))
 }
 
 /// Endpoints of a service, whether they take requests or not.

@@ -1,7 +1,8 @@
 //! Containers' own namespaces: where services' addresses lead there, and kept so.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use berth_common::id::{ContainerId, Name};
 use berth_common::model::Vni;
@@ -9,11 +10,10 @@ use berth_common::protocol::Neighbours;
 use futures::StreamExt as _;
 
 use super::{AT_ONCE, Networks, namespace_of};
-use crate::network::generation::generation;
+use crate::network::filters::Filters;
 use crate::network::ruleset::{IN_CONTAINER, without};
 use crate::network::services::Guard;
-use crate::network::{Namespace, nft, services};
-use crate::reconcile::apply::chain;
+use crate::network::{Namespace, services};
 
 /// Of how many containers one is held against what was loaded, at each look. A container can't change its own without rights
 /// that it has to be given, and nobody else's `nft flush` reaches it: so what is undone there may last that much longer.
@@ -21,15 +21,10 @@ const LOOKS: usize = 4;
 
 /// What was loaded into one container's namespace.
 #[derive(Debug, Default)]
-pub(super) struct Inside(Option<Loaded>);
-
-#[derive(Debug)]
-struct Loaded {
+pub(super) struct Inside {
     /// The process whose namespace it is.
-    pid: u32,
-    table: Arc<str>,
-    /// The namespace's count of changes after it.
-    generation: Option<u32>,
+    pid: Option<u32>,
+    filters: Filters,
 }
 
 /// Tables of one round, by the networks that they are for and whom they let in: replicas of a service share theirs.
@@ -97,109 +92,92 @@ impl Networks {
             return Ok(());
         }
         let namespace = namespace.try_clone().map_err(|error| error.to_string())?;
-        inside.load(pid, namespace, table, true).await
+        inside.keep(pid, namespace, &table).await
     }
 
     /// Brings running containers' tables up to date; `look`: some of them also where they are believed to be.
     pub(super) async fn lead(&self, look: bool) {
-        let running = self.board.running();
-        let ids: BTreeSet<ContainerId> = running.iter().map(|one| one.id).collect();
-        // One that is being started is not running yet, and has its table: what is news meanwhile must not pass it by.
-        let begin: Vec<ContainerId> = {
-            let mut insides = self.insides.lock();
-            insides.retain(|id, inside| {
-                ids.contains(id) || !self.wanted.lock().of(*id).is_empty() || Arc::strong_count(inside) > 1
-            });
-            insides.keys().filter(|id| !ids.contains(id)).copied().collect()
-        };
+        let running: BTreeMap<_, _> = self
+            .board
+            .running()
+            .into_iter()
+            .map(|one| (one.id, one.pid))
+            .collect();
+        let (mut all, mut gone) = (Vec::new(), Vec::new());
+        for (id, inside) in self.insides.lock().iter() {
+            match self.wanted.lock().of(*id).is_empty() && Arc::strong_count(inside) == 1 {
+                true if !running.contains_key(id) => gone.push(*id),
+                // One that is being started is not running yet, and has its table: what is news meanwhile must not pass it by.
+                _ => all.push(*id),
+            }
+        }
+        for id in gone {
+            self.insides.lock().remove(&id);
+            self.tell(&about(id), None);
+        }
+        all.extend(running.keys());
+        all.sort_unstable();
+        all.dedup();
         let turn = match look {
-            true => self.turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % LOOKS,
+            true => self.turn.fetch_add(1, Ordering::Relaxed) % LOOKS,
             false => LOOKS,
         };
         let mut cache = Cache::new();
         let mut due = Vec::new();
-        let running = running.into_iter().map(|one| (one.id, Some(one.pid)));
-        let all = running.chain(begin.into_iter().map(|id| (id, None)));
-        for (nth, (id, pid)) in all.enumerate() {
+        for (nth, id) in all.into_iter().enumerate() {
             if let Some(table) = self.table(id, &mut cache, false) {
-                due.push((id, pid, table, nth % LOOKS == turn));
+                due.push((id, running.get(&id).copied(), table, nth % LOOKS == turn));
             }
         }
-        let work =
-            futures::stream::iter(due).for_each_concurrent(AT_ONCE, |(id, pid, table, look)| async move {
-                let inside = self.inside(id);
-                let mut inside = inside.lock().await;
-                let Some(pid) = pid.or(inside.0.as_ref().map(|held| held.pid)) else {
-                    return;
-                };
-                if inside.has(pid, &table) && !look {
-                    return;
-                }
-                // A start that went on meanwhile may have loaded something newer.
-                let Some(table) = self.table(id, &mut Cache::new(), false) else {
-                    return;
-                };
-                let Some(namespace) = namespace_of(id, pid) else {
-                    return;
-                };
-                let kept = inside.keep(pid, namespace, table).await;
-                let problem = kept
-                    .err()
-                    .map(|why| format!("container {id} doesn't reach services at their addresses: {why}"));
-                self.tell(&format!("services of {id}"), problem);
-            });
-        work.await;
-        self.problems.lock().retain(|about, _| {
-            let id = about.strip_prefix("services of ").and_then(|id| id.parse().ok());
-            id.is_none_or(|id| ids.contains(&id))
+        let work = futures::stream::iter(due).for_each_concurrent(AT_ONCE, |(id, pid, table, look)| async move {
+            let problem = self.lead_one(id, pid, &table, look).await.err();
+            let problem = problem.map(|why| format!("container {id} doesn't reach services at their addresses: {why}; this is tried again every few seconds"));
+            self.tell(&about(id), problem);
         });
+        work.await;
+    }
+
+    /// `pid`: its process, where it is known to run.
+    async fn lead_one(
+        &self,
+        id: ContainerId,
+        pid: Option<u32>,
+        table: &str,
+        look: bool,
+    ) -> Result<(), String> {
+        let inside = self.inside(id);
+        let mut inside = inside.lock().await;
+        let Some(pid) = pid.or(inside.pid) else {
+            return Ok(());
+        };
+        if inside.has(pid, table) && !look {
+            return Ok(());
+        }
+        // A start that went on meanwhile may have loaded something newer.
+        let (table, namespace) = (self.table(id, &mut Cache::new(), false), namespace_of(id, pid));
+        match (table, namespace) {
+            (Some(table), Some(namespace)) => inside.keep(pid, namespace, &table).await,
+            _ => Ok(()),
+        }
     }
 }
 
+/// What a problem with a container's table is told under.
+fn about(container: ContainerId) -> String {
+    format!("services of {container}")
+}
+
 impl Inside {
-    fn has(&self, pid: u32, table: &Arc<str>) -> bool {
-        self.0
-            .as_ref()
-            .is_some_and(|held| held.pid == pid && held.table == *table)
+    fn has(&self, pid: u32, table: &str) -> bool {
+        self.pid == Some(pid) && self.filters.has(IN_CONTAINER, table)
     }
 
     /// Loads a table unless it is in force and nobody touched any in that namespace since.
-    async fn keep(&mut self, pid: u32, namespace: Namespace, table: Arc<str>) -> Result<(), String> {
-        if self.has(pid, &table) {
-            let known = self.0.as_ref().and_then(|held| held.generation);
-            let space = namespace.try_clone().map_err(|error| error.to_string())?;
-            let now = tokio::task::spawn_blocking(move || generation(&space).ok()).await;
-            if known.is_some() && now.ok().flatten() == known {
-                return Ok(());
-            }
+    async fn keep(&mut self, pid: u32, namespace: Namespace, table: &str) -> Result<(), String> {
+        if self.pid != Some(pid) {
+            (self.pid, self.filters) = (Some(pid), Filters::alone());
         }
-        self.load(pid, namespace, table, false).await
-    }
-
-    /// Loads a table. `fresh`: into a namespace that has none, which takes a third of the time.
-    async fn load(
-        &mut self,
-        pid: u32,
-        namespace: Namespace,
-        table: Arc<str>,
-        fresh: bool,
-    ) -> Result<(), String> {
-        self.0 = None;
-        let script = Arc::clone(&table);
-        let loaded = tokio::task::spawn_blocking(move || {
-            let first = fresh && nft::create(&namespace, IN_CONTAINER, &script).is_ok();
-            if !first {
-                nft::replace(&namespace, IN_CONTAINER, &script)?;
-            }
-            Ok(generation(&namespace).ok())
-        });
-        let loaded = loaded.await.map_err(|error| error.to_string())?;
-        let generation = loaded.map_err(|error: nft::NftError| chain(&error))?;
-        self.0 = Some(Loaded {
-            pid,
-            table,
-            generation,
-        });
-        Ok(())
+        let script = (IN_CONTAINER, table.to_owned());
+        self.filters.keep(namespace, vec![script]).await
     }
 }

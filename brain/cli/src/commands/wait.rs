@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use berth_common::api::{ContainerView, ServiceView};
 use berth_common::id::Name;
-use berth_common::model::{Health, HealthState, ObservedContainer, Phase, RunState};
+use berth_common::model::{ObservedContainer, Phase, RunState};
 
 use super::Session;
 use super::progress::Line;
@@ -49,15 +49,7 @@ fn judge(service: &ServiceView, containers: &[ContainerView], patient: bool) -> 
     let bad = current.iter().find(|c| match phase(c) {
         Some(Phase::Failed | Phase::Backoff) => true,
         Some(Phase::Exited) => !ended_well(c),
-        _ if c
-            .observed
-            .as_ref()
-            .and_then(|o| o.health.as_ref())
-            .is_some_and(unhealthy) =>
-        {
-            true
-        }
-        _ => c.record.waiting.is_some(),
+        _ => c.record.waiting.is_some() || c.observed.as_ref().is_some_and(ObservedContainer::is_unhealthy),
     });
     let why = bad.map(|c| {
         let end = c
@@ -79,10 +71,6 @@ fn judge(service: &ServiceView, containers: &[ContainerView], patient: bool) -> 
         },
     );
     Verdict::Wait(format!("{fine} of {wanted} run; {doing}"))
-}
-
-fn unhealthy(health: &Health) -> bool {
-    health.state == HealthState::Unhealthy
 }
 
 /// Waits until the service runs.

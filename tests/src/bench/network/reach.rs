@@ -14,7 +14,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{container, pinned};
 use crate::bench::summary;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, led_to};
 use crate::operator::Operator as _;
 use crate::overlay::{World, containers};
 
@@ -159,6 +159,36 @@ pub(super) fn everywhere() -> anyhow::Result<()> {
     let (median, worst) = summary(late);
     println!(
         "network: a new endpoint, from the first container that reaches it to the last, on four hosts: {median:.0} ms median, {worst:.0} at most"
+    );
+    leave(&fleet, &seen)
+}
+
+/// How long after the call that takes a replica away nobody is led to it any more: its stop signal must come later.
+fn leave(fleet: &Fleet, seen: &BTreeMap<&str, Namespace>) -> anyhow::Result<()> {
+    let leads = |count: usize| seen.values().all(|from| led_to(from).len() == count);
+    // Each of the four is led to itself and the other three.
+    let at_first = seen.len();
+    fleet.brain.run_sleepers("leaves", 2, &[]);
+    let mut took = Vec::new();
+    for _ in 0..10 {
+        fleet.brain.berth(&["service", "scale", "leaves", "2"]);
+        let there = crate::process::eventually(Duration::from_secs(20), || leads(at_first + 2).then_some(()));
+        anyhow::ensure!(
+            there.is_some(),
+            "the new replica has no place in somebody's table"
+        );
+        let begun = Instant::now();
+        let gone = std::thread::scope(|scope| {
+            scope.spawn(|| fleet.brain.berth(&["service", "scale", "leaves", "1"]));
+            while !leads(at_first + 1) && begun.elapsed() < Duration::from_secs(10) {}
+            begun.elapsed()
+        });
+        took.push(gone.as_secs_f64() * 1e3);
+    }
+    let (median, worst) = summary(took);
+    println!(
+        "network: a replica that leaves, from the call until nobody on four hosts is led to it: {median:.0} ms median, {worst:.0} at most (its stop signal comes {} ms after the call at the earliest)",
+        berth_agent::reconcile::plan::LEAVE_MS
     );
     Ok(())
 }
