@@ -17,6 +17,9 @@ use crate::network::ruleset::VXLAN_PORT;
 /// Where the settings are unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/berth/agent.toml";
 
+/// The UDP port of WireGuard, unless it is said otherwise: beside the one that its own tools begin with.
+const WIREGUARD_PORT: u16 = 51_821;
+
 /// Why the settings can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -129,6 +132,8 @@ pub struct Config {
     pub underlay: String,
     /// The UDP port that nodes speak VXLAN on; the same on all.
     pub vxlan_port: u16,
+    /// The UDP port that WireGuard listens on for hosts of other sites; 0: none, they can't be reached.
+    pub wireguard_port: u16,
     /// The brain's addresses, `host:port`, instead of those learnt when joining; empty: the learnt ones.
     pub brain: Vec<String>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter as `info,berth_agent::link=debug`.
@@ -160,6 +165,7 @@ impl Default for Config {
             io_device: "auto".to_owned(),
             underlay: "auto".to_owned(),
             vxlan_port: VXLAN_PORT,
+            wireguard_port: WIREGUARD_PORT,
             brain: Vec::new(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Auto,
@@ -237,6 +243,9 @@ impl Config {
         }
         if self.vxlan_port == 0 {
             return no("vxlan_port", "must be from 1 to 65535");
+        }
+        if self.wireguard_port == self.vxlan_port {
+            return no("wireguard_port", "must be another than vxlan_port");
         }
         if !matches!(self.snapshotter.as_str(), "auto" | "overlayfs" | "btrfs") {
             return no("snapshotter", "must be \"auto\", \"overlayfs\" or \"btrfs\"");

@@ -236,7 +236,11 @@ async fn wipe(config: &Config, images: bool) -> anyhow::Result<ExitCode> {
     let told = |id| println!("deleted container {id}");
     let mut wiped = wipe::containers(&*host.facilities.runtime, &host.facilities.cgroups, told).await?;
     if let Some((kernel, settings)) = &host.network {
+        // What leads to other sites after the networks: until then nothing may go there in the clear.
         wipe::networks(kernel, settings.port, &settings.switched, &mut wiped);
+        if let Err(why) = berth_agent::network::manager::remove_sealed(kernel, settings.port).await {
+            wiped.errors.push(why);
+        }
     }
     if images {
         wipe::images(&host::containerd(config), &mut wiped).await;

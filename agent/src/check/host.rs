@@ -27,6 +27,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     report.extend(cgroups(config));
     report.push(nft());
     report.push(vxlan());
+    report.push(wireguard(config.wireguard_port));
     // One that is installed already is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     report.push(authorities(reqwest::Client::builder().build().is_ok()));
@@ -242,6 +243,28 @@ fn vxlan() -> Finding {
         CHECK,
         "no VXLAN module is found: unless the kernel has it built in, no container that is on a network starts",
         "modprobe vxlan, or use a kernel with CONFIG_VXLAN",
+    )
+}
+
+/// Whether hosts of other sites can be reached.
+fn wireguard(port: u16) -> Finding {
+    const CHECK: &str = "wireguard";
+    if port == 0 {
+        return Finding::ok(
+            CHECK,
+            "switched off: hosts of other sites can't share networks with this one",
+        );
+    }
+    if Path::new("/sys/module/wireguard").exists() || loadable("wireguard") {
+        return Finding::ok(
+            CHECK,
+            format!("encrypts what goes to hosts of other sites, at UDP port {port}"),
+        );
+    }
+    Finding::warn(
+        CHECK,
+        "no WireGuard module is found: unless the kernel has it built in, hosts of other sites can't share networks with this one; those of its own site can",
+        "modprobe wireguard, or use a kernel with CONFIG_WIREGUARD; not needed within one site",
     )
 }
 

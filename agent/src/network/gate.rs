@@ -1,7 +1,7 @@
 //! The host's own part in containers' networks: two tables, and forwarding on its links. There from the first network to the last.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::doors::Doors;
@@ -9,7 +9,7 @@ use super::egress::{Switched, Transit};
 use super::filters::Filters;
 use super::namespace::Namespace;
 use super::publish::Open;
-use super::ruleset::{self, Table};
+use super::ruleset::{self, Apart, Table};
 use super::{nft, uplink};
 use crate::ledger::write_atomically;
 use crate::reconcile::apply::chain;
@@ -23,6 +23,10 @@ pub(super) struct Need {
     pub brains: BTreeSet<SocketAddr>,
     /// Ways out.
     pub transits: BTreeSet<Transit>,
+    /// Nodes of other sites: what goes there is encrypted.
+    pub sealed: BTreeSet<IpAddr>,
+    /// This host's address for networks, as far as it is an IPv4 one.
+    pub own: Option<Ipv4Addr>,
     /// Published ports.
     pub open: Vec<Open>,
 }
@@ -118,10 +122,11 @@ impl Gate {
 
     fn rules(&self, need: &Need, open: &[Open]) -> Vec<(Table, String)> {
         let port = self.port;
-        let out = ruleset::way_out(&need.brains, &self.guarded, open, port);
+        let (sealed, own) = (&need.sealed, need.own);
+        let out = ruleset::way_out(&need.brains, &self.guarded, open, Apart { sealed, own }, port);
         let mut rules = vec![(ruleset::on_way_out(port), out)];
         let nodes = need.nodes.as_ref();
-        rules.extend(nodes.map(|nodes| (ruleset::on_underlay(port), ruleset::host(nodes, port))));
+        rules.extend(nodes.map(|nodes| (ruleset::on_underlay(port), ruleset::host(nodes, sealed, port))));
         rules
     }
 }

@@ -20,6 +20,7 @@ pub mod nft;
 pub mod plan;
 pub mod publish;
 pub mod ruleset;
+pub mod sealed;
 pub mod services;
 mod uplink;
 mod wanted;

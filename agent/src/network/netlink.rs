@@ -41,6 +41,9 @@ pub enum NetworkError {
         #[source]
         source: Error,
     },
+    /// WireGuard refused.
+    #[error("WireGuard: {0}")]
+    WireGuard(String),
     /// Somebody else's device has the identifier.
     #[error(
         "another device of this host has VNI {0} on berth's VXLAN port; find it with `ip -d link show type vxlan` and remove it"

@@ -10,6 +10,8 @@ use berth_common::protocol::{Named, Neighbours, Published, replicas_of};
 use ipnet::Ipv4Net;
 
 use super::egress::{HOST_LINKS, Transit};
+use super::ruleset::{Apart, set};
+use super::sealed::MARK;
 
 /// Ports in a row that are open at this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,8 +155,40 @@ pub(super) fn choice(ways: &[impl std::fmt::Display]) -> String {
     text
 }
 
+/// What is passed on to other sites' nodes, and answers to what they passed on, goes through their device: a mark leads it there, and
+/// nothing marked leaves by another.
+fn sealed(text: &mut String, apart: Apart<'_>, device: &str) -> bool {
+    let addresses = apart.sealed.iter().filter(|address| address.is_ipv4());
+    let addresses: Vec<_> = addresses.map(ToString::to_string).collect();
+    if addresses.is_empty() {
+        return false;
+    }
+    set(text, "sealed", "type ipv4_addr", &addresses);
+    let links = format!("\"{HOST_LINKS}*\"");
+    let passed_on = "ct status dnat meta l4proto . ip daddr . th dport @passed_on ip daddr @sealed";
+    let _ = write!(
+        text,
+        "  chain seal_others {{
+    type filter hook prerouting priority -90; policy accept;
+    iifname \"{device}\" ct mark set ct mark | {MARK}
+    iifname {links} ct direction reply ct mark & {MARK} != 0 meta mark set mark | {MARK}
+    ct direction original {passed_on} meta mark set mark | {MARK}
+  }}
+  chain seal_own {{
+    type route hook output priority -90; policy accept;
+    ct direction original {passed_on} meta mark set mark | {MARK}
+  }}
+  chain seal_all {{
+    type filter hook postrouting priority -140; policy accept;
+    meta mark & {MARK} != 0 oifname != \"{device}\" counter drop
+  }}
+"
+    );
+    true
+}
+
 /// The host's chains and sets. What the host asks at 127.0.0.1 is answered here or not at all: packets from there never leave it.
-pub fn at_host(open: &[Open]) -> String {
+pub fn at_host(open: &[Open], apart: Apart<'_>, device: &str) -> String {
     // Every chain costs each packet something: none without need.
     if open.is_empty() {
         return String::new();
@@ -172,7 +206,12 @@ pub fn at_host(open: &[Open]) -> String {
     if !elsewhere.is_empty() {
         let _ = writeln!(text, "    elements = {{ {} }}", elsewhere.join(", "));
     }
-    text.push_str("  }\n  chain published_here {\n");
+    text.push_str("  }\n");
+    let own = match sealed(&mut text, apart, device) {
+        true => apart.own,
+        false => None,
+    };
+    text.push_str("  chain published_here {\n");
     for one in open {
         if let Some(here) = one.here {
             let (protocol, ports, to) = (one.protocol, range(&one.ports), here.transit.address());
@@ -190,6 +229,10 @@ pub fn at_host(open: &[Open]) -> String {
         }
     }
     let links = format!("\"{HOST_LINKS}*\"");
+    // The device has no address to take.
+    let from_own = own.map_or_else(String::new, |own| {
+        format!("    ct status dnat oifname \"{device}\" snat ip to {own}\n")
+    });
     let _ = write!(
         text,
         "  }}
@@ -208,7 +251,7 @@ pub fn at_host(open: &[Open]) -> String {
   }}
   chain answers_to {{
     type nat hook postrouting priority 95; policy accept;
-    ct status dnat meta l4proto . ip daddr . th dport @passed_on masquerade
+{from_own}    ct status dnat meta l4proto . ip daddr . th dport @passed_on masquerade
     ct status dnat oifname {links} ip saddr {{ 127.0.0.0/8, {} }} masquerade
 ",
         super::egress::ADDRESSES
@@ -329,7 +372,12 @@ mod tests {
         assert_eq!(open[0].here, Some(here));
         assert_eq!(open[0].ways().len(), 3);
         assert_eq!(open[1].here, None);
-        let text = at_host(&open);
+        let nobody = BTreeSet::new();
+        let near = Apart {
+            sealed: &nobody,
+            own: None,
+        };
+        let text = at_host(&open, near, "wgberth");
         assert!(
             text.contains("chain published_here {\n    tcp dport 8080 dnat ip to 169.254.64.2\n  }"),
             "{text}"
@@ -346,7 +394,21 @@ mod tests {
             text.contains("elements = { tcp . 192.0.2.9 . 8080, udp . 192.0.2.9 . 5000-5002 }"),
             "{text}"
         );
-        assert!(!at_host(&[]).contains("elements"));
+        assert!(!text.contains("mark set") && !text.contains("snat"), "{text}");
+        assert!(!at_host(&[], near, "wgberth").contains("elements"));
+        let others = [[192, 0, 2, 9].into()].into();
+        let far = Apart {
+            sealed: &others,
+            own: Some([192, 0, 2, 1].into()),
+        };
+        let text = at_host(&open, far, "wgberth");
+        for part in [
+            "@passed_on ip daddr @sealed meta mark set",
+            "oifname != \"wgberth\" counter drop",
+            "oifname \"wgberth\" snat ip to 192.0.2.1",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

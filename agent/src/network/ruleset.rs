@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use berth_common::model::{Bandwidth, HostNumber, Mac};
 use berth_common::units::Bytes;
@@ -13,6 +13,7 @@ use berth_common::units::Bytes;
 use super::egress::{ADDRESSES, HOST_LINKS, UPLINK};
 use super::plan::{BRIDGE, Overlay, TUNNEL, port_name};
 use super::publish::{self, Open, PASSED_ON};
+use super::sealed;
 
 /// A table that is berth's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,13 +201,42 @@ pub fn gateway(overlay: &Overlay) -> String {
     text
 }
 
+/// Nodes of other sites, for what is passed on to them.
+#[derive(Debug, Clone, Copy)]
+pub struct Apart<'a> {
+    /// Their addresses.
+    pub sealed: &'a BTreeSet<IpAddr>,
+    /// This host's own, that they let in.
+    pub own: Option<Ipv4Addr>,
+}
+
 /// Who may send VXLAN packets to this host: its known nodes. Others' are dropped before the kernel opens them; no other packet is
-/// this table's business.
-pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
+/// this table's business. `sealed`: nodes of other sites, to and from which they go through WireGuard or not at all.
+pub fn host(nodes: &BTreeSet<IpAddr>, sealed: &BTreeSet<IpAddr>, port: u16) -> String {
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = nodes.iter().partition(|address| address.is_ipv4());
     let mut text = begin(on_underlay(port));
     set(&mut text, "nodes4", "type ipv4_addr", &v4);
     set(&mut text, "nodes6", "type ipv6_addr", &v6);
+    let (mut comes, mut goes) = (String::new(), String::new());
+    for (four, kind, word) in [(true, "type ipv4_addr", "ip"), (false, "type ipv6_addr", "ip6")] {
+        let of: Vec<_> = sealed
+            .iter()
+            .filter(|address| address.is_ipv4() == four)
+            .collect();
+        if of.is_empty() {
+            continue;
+        }
+        let (name, device) = (format!("sealed_{word}"), sealed::device(port));
+        set(&mut text, &name, kind, &of);
+        let _ = writeln!(
+            comes,
+            "    iifname != \"{device}\" {word} saddr @{name} fib daddr type local counter drop"
+        );
+        let _ = writeln!(
+            goes,
+            "    udp dport {port} oifname != \"{device}\" {word} daddr @{name} counter drop"
+        );
+    }
     // Before connections are tracked (-200): a flood of strangers' packets fills no table.
     let _ = write!(
         text,
@@ -215,14 +245,14 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
     udp dport {port} goto from_who
   }}
   chain from_who {{
-    ip saddr @nodes4 notrack accept
+{comes}    ip saddr @nodes4 notrack accept
     ip6 saddr @nodes6 notrack accept
     fib daddr type local counter drop
     notrack
   }}
   chain to_nodes {{
     type filter hook output priority -300; policy accept;
-    udp dport {port} notrack
+{goes}    udp dport {port} notrack
   }}
 }}
 "
@@ -236,11 +266,13 @@ pub fn host(nodes: &BTreeSet<IpAddr>, port: u16) -> String {
 ///
 /// `brains`: where the brain is. `guarded`: links on which berth switched forwarding on; what comes in there and neither is an
 /// answer nor goes to a container is not passed on, as before. `open`: published ports; what another node passed on for a container
-/// and is for none reaches no program of this host that happens to have the port.
+/// and is for none reaches no program of this host that happens to have the port. From other sites' nodes nothing comes in but
+/// VXLAN and what they pass on.
 pub fn way_out(
     brains: &BTreeSet<SocketAddr>,
     guarded: &BTreeSet<String>,
     open: &[Open],
+    apart: Apart<'_>,
     port: u16,
 ) -> String {
     let links = format!("\"{HOST_LINKS}*\"");
@@ -253,6 +285,20 @@ pub fn way_out(
     };
     let guarded = guarded.iter().filter(plain);
     let guarded: Vec<_> = guarded.map(|name| format!("\"{name}\"")).collect();
+    let (device, some_apart) = (sealed::device(port), !apart.sealed.is_empty());
+    let when_apart = |rules: String| if some_apart { rules } else { String::new() };
+    let from_apart = when_apart(format!(
+        "    iifname \"{device}\" udp dport {port} accept
+    iifname \"{device}\" ct state established,related accept
+    iifname \"{device}\" counter drop
+"
+    ));
+    let through_apart = when_apart(format!(
+        "    iifname \"{device}\" ct state established,related accept
+    iifname \"{device}\" oifname {links} ct status dnat accept
+    iifname \"{device}\" counter drop
+"
+    ));
     let mut text = begin(on_way_out(port));
     set(&mut text, "brains4", "type ipv4_addr . inet_service", &brains4);
     set(&mut text, "guarded", "type ifname", &guarded);
@@ -260,7 +306,7 @@ pub fn way_out(
         text,
         "  chain to_host {{
     type filter hook input priority -5; policy accept;
-    ip dscp {PASSED_ON} counter reject
+{from_apart}    ip dscp {PASSED_ON} counter reject
     iifname != {links} accept
     icmp type echo-request limit rate 100/second accept
     ct state established,related accept
@@ -268,7 +314,7 @@ pub fn way_out(
   }}
   chain through_host {{
     type filter hook forward priority -5; policy accept;
-    iifname {links} goto from_networks
+{through_apart}    iifname {links} goto from_networks
     oifname {links} goto to_networks
     ct status dnat accept
     iifname @guarded ct state new counter drop
@@ -292,7 +338,7 @@ pub fn way_out(
   }}
 {}}}
 ",
-        publish::at_host(open)
+        publish::at_host(open, apart, &device)
     );
     text
 }
@@ -349,8 +395,25 @@ mod tests {
     #[test]
     fn nodes_are_sorted_into_families_and_empty_sets_have_no_elements() {
         let nodes = BTreeSet::from(["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]);
-        let text = host(&nodes, 4789);
+        let nobody = BTreeSet::new();
+        let text = host(&nodes, &nobody, 4789);
         assert!(text.contains("elements = { 192.0.2.1 }") && text.contains("elements = { 2001:db8::1 }"));
-        assert!(!host(&BTreeSet::new(), 4789).contains("elements"));
+        let none = host(&nobody, &nobody, 4789);
+        assert!(!none.contains("elements") && !none.contains("sealed"));
+    }
+
+    #[test]
+    fn what_goes_to_other_sites_and_comes_from_there_has_one_link() {
+        let sealed = BTreeSet::from(["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()]);
+        let text = host(&sealed, &sealed, 4789);
+        for rule in [
+            "iifname != \"wgberth\" ip saddr @sealed_ip fib daddr type local counter drop",
+            "udp dport 4789 oifname != \"wgberth\" ip daddr @sealed_ip counter drop",
+            "iifname != \"wgberth\" ip6 saddr @sealed_ip6 fib daddr type local counter drop",
+            "udp dport 4789 oifname != \"wgberth\" ip6 daddr @sealed_ip6 counter drop",
+        ] {
+            let at = text.find(rule).unwrap_or_else(|| panic!("{rule}: {text}"));
+            assert!(text[at..].contains("notrack"), "before anything is let in");
+        }
     }
 }

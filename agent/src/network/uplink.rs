@@ -54,7 +54,7 @@ impl Within {
         Ok(HostEnd { number, whole })
     }
 
-    async fn has_host_address(&self, index: u32) -> Result<bool> {
+    pub(super) async fn has_host_address(&self, index: u32) -> Result<bool> {
         let request = self
             .handle
             .address()

@@ -82,15 +82,22 @@ impl Wanted {
         )
     }
 
-    /// A network as it must be here; none if nobody here is on it. `neighbours`: none while nobody has said who else there is.
-    pub fn overlay(&self, vni: Vni, at: Underlay, neighbours: Option<&Neighbours>) -> Option<Overlay> {
+    /// A network as it must be here; none if nobody here is on it. `neighbours`: none while nobody has said who else there is. `shut`:
+    /// nodes to which nothing may be sent, since it would go in the clear.
+    pub fn overlay(
+        &self,
+        vni: Vni,
+        at: Underlay,
+        neighbours: Option<&Neighbours>,
+        shut: &BTreeSet<IpAddr>,
+    ) -> Option<Overlay> {
         let own: Vec<_> = self.all().filter(|place| place.vni == vni).collect();
         let subnets = own.first()?.subnets;
         let local: BTreeSet<HostNumber> = own.iter().map(|place| place.host).collect();
         let remote = neighbours.map(|known| {
             let mut remote: BTreeMap<_, _> = known.reachable(vni);
             // What came here a moment ago may still be told as elsewhere.
-            remote.retain(|host, _| !local.contains(host));
+            remote.retain(|host, node| !local.contains(host) && !shut.contains(node));
             remote
         });
         Some(Overlay {
@@ -193,6 +200,7 @@ mod tests {
             address: [192, 0, 2, 1].into(),
             mtu: 1500,
             port: 4789,
+            wireguard: None,
         };
         let node = NodeId::from_bytes([9; 10]);
         let known = Neighbours {
@@ -200,13 +208,18 @@ mod tests {
             networks: [(vni(7), [(HostNumber(2), node), (HostNumber(3), node)].into())].into(),
             ..Neighbours::default()
         };
-        let overlay = wanted.overlay(vni(7), at, Some(&known)).unwrap();
+        let nobody = BTreeSet::new();
+        let overlay = wanted.overlay(vni(7), at, Some(&known), &nobody).unwrap();
         assert_eq!(overlay.local, [HostNumber(2)].into());
         assert_eq!(
             overlay.remote,
             Some([(HostNumber(3), [192, 0, 2, 9].into())].into())
         );
-        assert_eq!(wanted.overlay(vni(7), at, None).unwrap().remote, None);
-        assert_eq!(wanted.overlay(vni(8), at, Some(&known)), None);
+        assert_eq!(wanted.overlay(vni(7), at, None, &nobody).unwrap().remote, None);
+        assert_eq!(wanted.overlay(vni(8), at, Some(&known), &nobody), None);
+        // Of another site, and not sealed yet.
+        let shut = [[192, 0, 2, 9].into()].into();
+        let overlay = wanted.overlay(vni(7), at, Some(&known), &shut).unwrap();
+        assert_eq!(overlay.remote, Some(BTreeMap::new()));
     }
 }

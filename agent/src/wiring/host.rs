@@ -94,6 +94,8 @@ fn network_settings(config: &Config) -> NetworkSettings {
         file: config.state_dir.join("networks.json"),
         switched: switched(config),
         nameservers: config.nameservers.clone(),
+        wireguard_port: config.wireguard_port,
+        key: config.state_dir.join("wireguard.key"),
     }
 }
 

@@ -38,6 +38,8 @@ use crate::usage::{Sampler, Sources};
 
 /// Pause between collections of unused images.
 const COLLECT_EVERY: Duration = Duration::from_secs(300);
+/// Pause between looks at whether the key for other sites is old.
+const KEYS_EVERY: Duration = Duration::from_secs(30);
 /// Pause between looks at whether the host changed: a restarted containerd may be another version.
 const FACTS_EVERY: Duration = Duration::from_secs(15);
 /// Interval of usage reports until the brain says another, milliseconds.
@@ -168,6 +170,7 @@ impl Agent {
             )),
             tokio::spawn(collect_images(config.clone(), host.facilities.clone())),
             tokio::spawn(keep_networks(networks.clone())),
+            tokio::spawn(renew_keys(networks.clone(), connection.subscribe())),
         ];
         let hears = networks.clone();
         // The loop ends with its last handle: not before the link.
@@ -230,6 +233,18 @@ impl Agent {
 async fn keep_networks(networks: Option<Arc<Networks>>) {
     if let Some(networks) = networks {
         networks.run().await;
+    }
+}
+
+/// Takes new keys for other sites from time to time, while the brain can say so to them.
+async fn renew_keys(networks: Option<Arc<Networks>>, connection: watch::Receiver<Option<quinn::Connection>>) {
+    let Some(networks) = networks else { return };
+    loop {
+        tokio::time::sleep(KEYS_EVERY).await;
+        let connected = connection.borrow().is_some();
+        if connected {
+            networks.renew_key().await;
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! What to tell a node of others on its networks: everything first, changes afterwards. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use berth_common::id::NodeId;
 use berth_common::model::Vni;
 use berth_common::protocol::{
-    Called, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Published, Reached,
+    Called, Elsewhere, Gone, Named, Neighbours, NeighboursUpdate, Published, Reached, Sealed,
 };
 use imbl::ordmap::DiffItem;
 use imbl::ordset;
@@ -25,6 +25,7 @@ struct Sent {
     nodes: BTreeMap<NodeId, IpAddr>,
     networks: BTreeMap<Vni, (Placed, Names)>,
     published: Vec<Published>,
+    sealed: BTreeSet<Sealed>,
 }
 
 impl NeighboursOutbox {
@@ -45,8 +46,9 @@ impl NeighboursOutbox {
             nodes: nodes.clone(),
             networks: now.clone(),
             published: state.published_at(node),
+            sealed: state.sealed(node, &networks),
         };
-        let published = sent.published.clone();
+        let (published, sealed) = (sent.published.clone(), sent.sealed.clone());
         let Some(before) = self.sent.replace(sent) else {
             let all = now.iter();
             let names = all.clone().filter(|(_, (_, names))| !names.is_empty());
@@ -57,6 +59,7 @@ impl NeighboursOutbox {
                     .map(|(vni, (_, names))| (*vni, names.iter().cloned().collect()))
                     .collect(),
                 published,
+                sealed,
             };
             return Some(NeighboursUpdate::Full { neighbours });
         };
@@ -113,8 +116,10 @@ impl NeighboursOutbox {
             .collect();
         let nodes = (nodes != before.nodes).then(|| Reached::list(&nodes));
         let published = (published != before.published).then_some(published);
+        let sealed = (sealed != before.sealed).then_some(sealed);
         let lists = [
             published.is_none(),
+            sealed.is_none(),
             named.is_empty(),
             unnamed.is_empty(),
             added.is_empty(),
@@ -132,6 +137,7 @@ impl NeighboursOutbox {
             named,
             unnamed,
             published,
+            sealed,
         })
     }
 }
@@ -141,7 +147,7 @@ mod tests {
     use berth_common::id::{Generation, Revision};
     use berth_common::model::{
         ContainerRecord, Endpoint, HostNumber, NetworkRecord, NodeKind, ObservedContainer, Phase, RunState,
-        Subnets, Underlay, UnixMillis,
+        Subnets, Underlay, UnixMillis, WireGuard, WireGuardKey,
     };
     use berth_common::protocol::Member;
     use berth_common::units::Bytes;
@@ -163,6 +169,11 @@ mod tests {
                 address: IpAddr::from([192, 0, 2, n as u8 + 1]),
                 mtu: 1500,
                 port: 4789,
+                // The last one can't encrypt.
+                wireguard: (n < 3).then_some(WireGuard {
+                    key: WireGuardKey([n as u8; 32]),
+                    port: 51_821,
+                }),
             });
             state.apply(vec![Change::PutNode(record)], Revision(1));
         }
@@ -319,6 +330,20 @@ mod tests {
                         prop_assert!(endpoints.values().all(|on| *on != node_id(n)));
                     }
                     prop_assert!(!held.nodes.contains_key(&node_id(n)));
+                    // Whoever is at another site is reached encrypted or not at all.
+                    let at = |n: &NodeId| state.nodes[n].labels.get("site");
+                    for other in held.nodes.keys().filter(|other| at(other) != at(&node_id(n))) {
+                        prop_assert!(held.sealed.iter().any(|sealed| sealed.node == *other), "{other} is told without its key");
+                    }
+                    for sealed in &held.sealed {
+                        prop_assert!(at(&sealed.node) != at(&node_id(n)) && sealed.node != node_id(3) && n != 3);
+                    }
+                    let passed_to = held.published.iter().flat_map(|one| &one.elsewhere).map(|on| on.address);
+                    let apart = |to: &IpAddr| state.nodes.values().filter(|on| on.facts.underlay.unwrap().address == *to)
+                        .all(|on| on.id != node_id(n) && at(&on.id) != at(&node_id(n)));
+                    for to in passed_to.filter(apart) {
+                        prop_assert!(held.sealed.iter().any(|sealed| sealed.address == to), "passed on to {to} without its key");
+                    }
                     // Requests are passed on to those on other nodes that can be reached, each as often as another.
                     let own = &state.nodes[&node_id(n)];
                     let others = state.containers.values().filter(|c| {

@@ -15,6 +15,7 @@ mod service;
 mod strict;
 mod tenant;
 mod validate;
+mod wireguard;
 
 pub use container::{
     ContainerRecord, ContainerSpec, ExitInfo, ObservedContainer, Phase, RegistryCredential, RunState,
@@ -34,6 +35,7 @@ pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, Reser
 pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};
 pub use tenant::{Quota, Role, TenantRecord, TokenRecord};
 pub use validate::SpecError;
+pub use wireguard::{NoKey, WireGuard, WireGuardKey};
 
 use serde::{Deserialize, Serialize};
 

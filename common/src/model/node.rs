@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, Name, NodeId, Revision, TenantId};
-use crate::model::{Reservation, UnixMillis};
+use crate::model::{Reservation, UnixMillis, WireGuard};
 use crate::units::{Bytes, Millicores};
 
 /// Whose a node is.
@@ -71,6 +71,9 @@ pub struct Underlay {
     pub mtu: u32,
     /// The UDP port that VXLAN is spoken on.
     pub port: u16,
+    /// How hosts of other sites reach it; none of one that can't encrypt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireGuard>,
 }
 
 /// What an agent says about its host; sent in Hello and when it changes.

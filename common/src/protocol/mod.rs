@@ -22,7 +22,9 @@ pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame,
 pub use desired::{Apply, DesiredContainer, DesiredEndpoint, DesiredSet, DesiredUpdate, TenantShare};
 pub use join::{JoinReply, JoinRequest, JoinToken, TokenError};
 pub use names::{Called, CalledReplica, CalledService, Member, Named, endpoints_of, names_of, replicas_of};
-pub use networks::{Elsewhere, Gone, Neighbours, NeighboursUpdate, Published, PublishedOn, Reached, There};
+pub use networks::{
+    Elsewhere, Gone, Neighbours, NeighboursUpdate, Published, PublishedOn, Reached, Sealed, There,
+};
 pub use streams::{
     BrainReply, BrainRequest, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, LogStream,
     NodeReply, NodeRequest, Progress,

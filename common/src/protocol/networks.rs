@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{Called, Named};
 use crate::id::{Name, NodeId};
-use crate::model::{HostNumber, Protocol, Vni};
+use crate::model::{HostNumber, Protocol, Vni, WireGuard};
 
 /// Endpoints of one network on other nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,18 @@ impl Reached {
             })
             .collect()
     }
+}
+
+/// A node of another site: packets of networks travel to and from it through WireGuard or not at all. Nodes may be among these with
+/// which there is no network in common, where requests to published ports are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Sealed {
+    /// The node.
+    pub node: NodeId,
+    /// Its address.
+    pub address: IpAddr,
+    /// How it is reached there.
+    pub wireguard: WireGuard,
 }
 
 /// Endpoints of one network that are gone.
@@ -113,6 +125,8 @@ pub struct Neighbours {
     pub names: BTreeMap<Vni, BTreeSet<Named>>,
     /// What is published at the node.
     pub published: Vec<Published>,
+    /// Nodes of other sites.
+    pub sealed: BTreeSet<Sealed>,
 }
 
 /// As sent and stored: lists, to whose members a newer version may add, grouped, since a node has many endpoints.
@@ -126,6 +140,8 @@ struct Given {
     names: Vec<Called>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     published: Vec<Published>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    sealed: BTreeSet<Sealed>,
 }
 
 impl From<Given> for Neighbours {
@@ -146,6 +162,7 @@ impl From<Given> for Neighbours {
                 .map(|called| (called.vni, called.names().collect()))
                 .collect(),
             published: given.published,
+            sealed: given.sealed,
         }
     }
 }
@@ -164,6 +181,7 @@ impl From<Neighbours> for Given {
                 .map(|(vni, names)| Called::new(vni, names))
                 .collect(),
             published: held.published,
+            sealed: held.sealed,
         }
     }
 }
@@ -220,6 +238,9 @@ pub enum NeighboursUpdate {
         /// What is published at the node, where that changed: all of it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         published: Option<Vec<Published>>,
+        /// Nodes of other sites, where they changed: all of them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sealed: Option<BTreeSet<Sealed>>,
     },
     /// A form of a newer brain: nothing is changed by it.
     #[serde(other)]
@@ -240,7 +261,11 @@ impl Neighbours {
                 named,
                 unnamed,
                 published,
+                sealed,
             } => {
+                if let Some(sealed) = sealed {
+                    self.sealed = sealed;
+                }
                 if let Some(published) = published {
                     self.published = published;
                 }
@@ -324,6 +349,14 @@ mod tests {
         let mut held = Neighbours::default();
         let idle = Named::idle("db".parse().unwrap(), 2, HostNumber(5));
         let at = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let sealed = Sealed {
+            node: node(2),
+            address: at(2),
+            wireguard: WireGuard {
+                key: crate::model::WireGuardKey([7; 32]),
+                port: 51_821,
+            },
+        };
         let full = Neighbours {
             nodes: BTreeMap::from([(node(1), at(1))]),
             networks: BTreeMap::from([
@@ -335,6 +368,7 @@ mod tests {
                 (vni(8), [name("web", 1, 2)].into()),
             ]),
             published: vec![published(80)],
+            sealed: BTreeSet::new(),
         };
         assert!(held.apply(NeighboursUpdate::Full {
             neighbours: full.clone()
@@ -365,7 +399,9 @@ mod tests {
             )],
             unnamed: vec![Called::new(vni(7), [name("web", 1, 2)])],
             published: Some(vec![published(443)]),
+            sealed: Some([sealed].into()),
         }));
+        assert_eq!(held.sealed, [sealed].into());
         assert_eq!(held.published, [published(443)]);
         assert_eq!(published(443).ports(), Some((443..=443, 8080)));
         let senseless = |count, protocol| Published {

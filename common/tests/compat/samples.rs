@@ -200,12 +200,21 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
             replicas: 2,
         }],
     }];
+    let sealed = Sealed {
+        node: other,
+        address: "192.0.2.7".parse().unwrap(),
+        wireguard: WireGuard {
+            key: WireGuardKey([9; 32]),
+            port: 51_821,
+        },
+    };
     let full = NeighboursUpdate::Full {
         neighbours: Neighbours {
             nodes: nodes.clone(),
             networks,
             names: [(vni, named.clone().into())].into(),
             published: published.clone(),
+            sealed: [sealed].into(),
         },
     };
     let delta = NeighboursUpdate::Delta {
@@ -219,6 +228,7 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
         named: vec![Called::new(vni, named.clone())],
         unnamed: vec![Called::new(vni, named)],
         published: Some(published),
+        sealed: Some([sealed].into()),
     };
     vec![
         ("brain_neighbours_full", BrainMessage::Neighbours(full)),

@@ -54,7 +54,12 @@ impl Cluster {
 
     /// Makes a machine a node.
     pub fn join(&self, host: &Machine) {
-        let token = self.berth(&["node", "token", "-q"]);
+        self.join_with(host, &[]);
+    }
+
+    /// The same with more words for the token, as `--label`.
+    pub fn join_with(&self, host: &Machine, words: &[&str]) {
+        let token = self.berth(&[&["node", "token", "-q"], words].concat());
         let out = host.program(&["berth-agent", "join", "-"], token.as_bytes());
         let out = out.unwrap_or_else(|e| panic!("{}: {e}", host.name));
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -18,7 +18,7 @@ const QUESTIONS: [(&str, &str); 10] = [
     ("ruleset", "nft list ruleset"),
     (
         "links",
-        "ip -d addr; ip route; ip -6 route; ip neigh; bridge fdb; ip netns; tc -s qdisc",
+        "ip -d -s addr; ip rule; ip route show table all; ip neigh; bridge fdb; ip netns; tc -s qdisc; for net in /run/berth/networks/*; do echo \"== $net\"; nsenter --net=$net sh -c 'ip -d -s link; bridge fdb; ip neigh; nft list ruleset'; done",
     ),
     (
         "units",

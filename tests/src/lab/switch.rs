@@ -37,6 +37,9 @@ impl Default for Quality {
     }
 }
 
+/// Frames that are kept of what got through; more are not, lest memory runs out.
+pub const MOST_RECORDED: usize = 200_000;
+
 type Mac = [u8; 6];
 
 #[derive(Debug, Default)]
@@ -52,6 +55,7 @@ struct State {
     quality: HashMap<(String, String), Quality>,
     seed: u64,
     passed: u64,
+    recorded: Option<Vec<Arc<[u8]>>>,
 }
 
 /// The switch. Its threads end with their machines.
@@ -121,6 +125,9 @@ impl Switch {
                 continue;
             }
             state.passed += 1;
+            if let Some(recorded) = state.recorded.as_mut().filter(|all| all.len() < MOST_RECORDED) {
+                recorded.push(frame.clone());
+            }
             if let Some(outgoing) = state.ports.get(port) {
                 let mut frames = outgoing.frames.lock().expect("frames");
                 if frames.len() < QUEUE {
@@ -157,6 +164,16 @@ impl Switch {
             };
             self.set(name, &other, quality);
         }
+    }
+
+    /// Keeps what gets through from now on, as one who listens on the wire would.
+    pub fn record(&self) {
+        self.lock().recorded = Some(Vec::new());
+    }
+
+    /// What got through since; the first [`MOST_RECORDED`] frames.
+    pub fn recorded(&self) -> Vec<Arc<[u8]>> {
+        self.lock().recorded.take().unwrap_or_default()
     }
 
     /// Frames that got through so far.

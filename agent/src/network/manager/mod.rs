@@ -6,6 +6,7 @@
 
 mod inside;
 mod outside;
+mod sealed;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +24,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use self::sealed::Sealing;
+pub use self::sealed::remove as remove_sealed;
 use super::egress::Transit;
 use super::filters::Filters;
 use super::gate::Gate;
@@ -77,6 +80,10 @@ pub struct NetworkSettings {
     pub switched: PathBuf,
     /// Who is asked for names that are not berth's; empty: the host's resolvers.
     pub nameservers: Vec<IpAddr>,
+    /// The UDP port that WireGuard listens on for nodes of other sites; 0: there is none.
+    pub wireguard_port: u16,
+    /// Where its key is kept.
+    pub key: PathBuf,
 }
 
 /// One network's state in the kernel, as far as it is known to be right.
@@ -110,6 +117,8 @@ pub struct Networks {
     /// Where the brain was last found.
     brains: Mutex<BTreeSet<SocketAddr>>,
     gate: tokio::sync::Mutex<Gate>,
+    sealing: tokio::sync::Mutex<Sealing>,
+    guarded: Mutex<BTreeSet<IpAddr>>,
     upstream: Arc<Upstream>,
     problems: Mutex<BTreeMap<String, String>>,
     wake: Notify,
@@ -140,6 +149,8 @@ impl Networks {
             transits: Mutex::default(),
             brains: Mutex::default(),
             gate: tokio::sync::Mutex::new(gate),
+            sealing: tokio::sync::Mutex::default(),
+            guarded: Mutex::default(),
             upstream: Arc::new(upstream),
             problems: Mutex::default(),
             wake: Notify::new(),
@@ -230,7 +241,8 @@ impl Networks {
                     .to_owned(),
             );
         };
-        let overlay = wanted.overlay(vni, at, self.neighbours.lock().as_ref());
+        let shut = self.unguarded();
+        let overlay = wanted.overlay(vni, at, self.neighbours.lock().as_ref(), &shut);
         let transit = self.transits.lock().get(&vni).copied();
         Ok(overlay.map(|overlay| Overlay { transit, ..overlay }))
     }

@@ -1,5 +1,6 @@
 //! What networks need of their host: where it is reached, where the brain is, numbers for the ways out, and the host's own part.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ impl Networks {
         let brains = self.find_brains().await;
         let found = self.settings.address.or_else(|| toward(&brains));
         let mut problem = None;
+        let wireguard = self.offer().await;
         let underlay = match found {
             None => {
                 problem = Some(
@@ -33,6 +35,7 @@ impl Networks {
                     address,
                     mtu: if address.is_loopback() { 1500 } else { mtu },
                     port: self.settings.port,
+                    wireguard,
                 }),
                 Ok(None) => {
                     problem = Some(format!(
@@ -97,6 +100,11 @@ impl Networks {
             .host()
             .try_clone()
             .map_err(|error| error.to_string())?;
+        let told = self.seal();
+        let own = match self.underlay.borrow().map(|at| at.address) {
+            Some(IpAddr::V4(four)) => Some(four),
+            _ => None,
+        };
         let (local, transits) = (self.wanted.lock().local(), self.transits.lock().clone());
         let need = {
             let known = self.neighbours.lock();
@@ -105,14 +113,30 @@ impl Networks {
                 nodes: known.map(|known| known.nodes.values().copied().collect()),
                 brains: self.brains.lock().clone(),
                 transits: transits.values().copied().collect(),
+                sealed: told
+                    .as_ref()
+                    .map(|(_, addresses)| addresses.clone())
+                    .unwrap_or_default(),
+                own,
                 open: known.map_or_else(Vec::new, |known| publish::open(known, &local, &transits)),
             }
         };
         let needless = self.nets.lock().is_empty() && need.open.is_empty();
         if needless {
+            self.guarded(BTreeSet::new());
+            self.keep_sealed(None, look).await?;
             gate.remove(host).await?;
         } else {
-            gate.keep(host, &need, look).await?;
+            // The filter first: whatever becomes of the rest, nothing goes in the clear.
+            if let Err(why) = gate.keep(host, &need, look).await {
+                self.guarded(BTreeSet::new());
+                return Err(why);
+            }
+            if let Some((seal, _)) = told {
+                self.keep_sealed(seal.as_ref(), look).await?;
+                let peers = seal.iter().flat_map(|seal| seal.peers.values());
+                self.guarded(peers.map(|peer| peer.address).collect());
+            }
         }
         let shut = gate.shut();
         self.tell("published ports", (!shut.is_empty()).then(|| shut.join("\n")));
