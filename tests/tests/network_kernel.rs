@@ -5,14 +5,25 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use berth_agent::network::Namespace;
 use berth_agent::network::nft::Tables;
 use berth_agent::network::plan::{missing, plan, port_name};
 use berth_agent::network::ruleset::{self, ON_BRIDGE, ON_HOST};
 use berth_agent::network::sealed;
+use berth_agent::network::{Namespace, Overlay};
 use berth_common::model::{HostNumber, Subnets, WireGuardKey};
 use berth_tests::overlay::{World, containers, dial, listen, sh, speak, talk};
 use berth_tests::process::eventually;
+
+/// Two hosts with a network, and an endpoint of it on each: 2 and 3.
+fn pair() -> (World, BTreeMap<u32, Namespace>, [Overlay; 2]) {
+    let world = World::new(2);
+    let inside = containers(&[2, 3]);
+    let overlays = [0, 1].map(|at| world.overlay(7, at, &[(2, 0), (3, 1)]));
+    for (at, overlay) in overlays.iter().enumerate() {
+        world.settle(at, overlay, &inside);
+    }
+    (world, inside, overlays)
+}
 
 #[test]
 fn endpoints_reach_one_another_here_and_there_and_everything_goes_with_the_last() {
@@ -110,13 +121,7 @@ fn r6_networks_with_the_same_addresses_are_apart_and_nothing_unknown_leaves_a_ho
 
 #[test]
 fn whatever_somebody_does_to_a_network_is_repaired_and_open_connections_go_on() {
-    let world = World::new(2);
-    let endpoints = [(2, 0), (3, 1)];
-    let inside = containers(&[2, 3]);
-    let overlays = [0, 1].map(|at| world.overlay(7, at, &endpoints));
-    for (at, overlay) in overlays.iter().enumerate() {
-        world.settle(at, overlay, &inside);
-    }
+    let (world, inside, overlays) = pair();
     let net = overlays[0].subnets;
     let space = Namespace::open(&world.kernels[0].path(overlays[0].vni)).expect("kept");
     let address: IpAddr = net.address(HostNumber(3)).into();
@@ -348,13 +353,7 @@ fn r6_vxlan_packets_from_strangers_are_dropped() {
 
 #[test]
 fn r6_a_node_of_another_site_is_not_heard_in_the_clear_and_nothing_is_sent_to_it_so() {
-    let world = World::new(2);
-    let endpoints = [(2, 0), (3, 1)];
-    let inside = containers(&[2, 3]);
-    let overlays = [0, 1].map(|at| world.overlay(7, at, &endpoints));
-    for (at, overlay) in overlays.iter().enumerate() {
-        world.settle(at, overlay, &inside);
-    }
+    let (world, inside, overlays) = pair();
     let to: [IpAddr; 2] = [3, 2].map(|host| overlays[0].subnets.address(HostNumber(host)).into());
     let hosts = [0, 1].map(|at: usize| {
         Namespace::open(&PathBuf::from("/run/netns").join(world.hosts[at].netns())).expect("host")

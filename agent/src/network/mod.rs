@@ -2,7 +2,7 @@
 //!
 //! Owns what of the kernel's network state is berth's on this host: [`plan`] says what has to change (pure), [`kernel`] looks
 //! and carries out, over [`netlink`], [`ruleset`] writes the packet filters (pure) and [`nft`] loads them, [`namespace`] keeps and enters
-//! network namespaces. [`wanted`] says which networks there must be (pure), [`manager`] brings that about and looks again every few
+//! network namespaces, [`sealed`] encrypts what goes to other sites. [`wanted`] says which networks there must be (pure), [`manager`] brings that about and looks again every few
 //! seconds. Refuses to decide who has which address: that is the brain's. Nothing is learned and nothing floods: every entry is permanent and comes from the plan, so what is not in
 //! it is not reachable.
 

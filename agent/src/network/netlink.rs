@@ -42,8 +42,13 @@ pub enum NetworkError {
         source: Error,
     },
     /// WireGuard refused.
-    #[error("WireGuard: {0}")]
-    WireGuard(String),
+    #[error("{what}: {why}")]
+    WireGuard {
+        /// What was tried.
+        what: String,
+        /// Its answer.
+        why: String,
+    },
     /// Somebody else's device has the identifier.
     #[error(
         "another device of this host has VNI {0} on berth's VXLAN port; find it with `ip -d link show type vxlan` and remove it"
@@ -78,15 +83,25 @@ impl Drop for Within {
     }
 }
 
+/// Opens a connection to the kernel in a namespace: it is of the one in which its socket is made. The task carries it.
+pub(super) fn connect<C, H, M>(
+    namespace: &Namespace,
+    new: impl FnOnce() -> io::Result<(C, H, M)> + Send + 'static,
+) -> io::Result<(tokio::task::JoinHandle<()>, H)>
+where
+    C: Future<Output = ()> + Send + 'static,
+    H: Send + 'static,
+{
+    let runtime = tokio::runtime::Handle::current();
+    namespace.within(move || {
+        let _context = runtime.enter();
+        new().map(|(connection, handle, _)| (runtime.spawn(connection), handle))
+    })?
+}
+
 impl Within {
     pub(super) fn open(namespace: &Namespace) -> Result<Self> {
-        let runtime = tokio::runtime::Handle::current();
-        let opened = namespace.within(move || {
-            let _context = runtime.enter();
-            rtnetlink::new_connection().map(|(connection, handle, _)| (runtime.spawn(connection), handle))
-        });
-        let (task, handle) = opened
-            .and_then(std::convert::identity)
+        let (task, handle) = connect(namespace, rtnetlink::new_connection)
             .map_err(|source| namespace_failed("speaking netlink in a network's namespace", source))?;
         Ok(Self { handle, task })
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use berth_common::id::{ContainerId, Name};
+use berth_common::id::{ContainerId, Name, NodeId};
 use berth_common::model::{Bandwidth, HostNumber, Underlay, Vni};
 use berth_common::protocol::{DesiredEndpoint, Named, Neighbours};
 
@@ -89,15 +89,15 @@ impl Wanted {
         vni: Vni,
         at: Underlay,
         neighbours: Option<&Neighbours>,
-        shut: &BTreeSet<IpAddr>,
+        shut: &BTreeSet<NodeId>,
     ) -> Option<Overlay> {
         let own: Vec<_> = self.all().filter(|place| place.vni == vni).collect();
         let subnets = own.first()?.subnets;
         let local: BTreeSet<HostNumber> = own.iter().map(|place| place.host).collect();
         let remote = neighbours.map(|known| {
-            let mut remote: BTreeMap<_, _> = known.reachable(vni);
+            let mut remote: BTreeMap<_, _> = known.reachable(vni, shut);
             // What came here a moment ago may still be told as elsewhere.
-            remote.retain(|host, node| !local.contains(host) && !shut.contains(node));
+            remote.retain(|host, _| !local.contains(host));
             remote
         });
         Some(Overlay {
@@ -137,7 +137,6 @@ impl Wanted {
 
 #[cfg(test)]
 mod tests {
-    use berth_common::id::NodeId;
     use berth_common::model::Subnets;
 
     use super::*;
@@ -218,7 +217,7 @@ mod tests {
         assert_eq!(wanted.overlay(vni(7), at, None, &nobody).unwrap().remote, None);
         assert_eq!(wanted.overlay(vni(8), at, Some(&known), &nobody), None);
         // Of another site, and not sealed yet.
-        let shut = [[192, 0, 2, 9].into()].into();
+        let shut = [node].into();
         let overlay = wanted.overlay(vni(7), at, Some(&known), &shut).unwrap();
         assert_eq!(overlay.remote, Some(BTreeMap::new()));
     }

@@ -14,7 +14,7 @@ use super::page::Page;
 use super::problem::{ApiError, Json};
 use super::{Answer, ApiState, tenants, views};
 use crate::allocate;
-use crate::cluster::{Change, Network, State, networks as reach};
+use crate::cluster::{Change, Network, State, sites};
 use crate::controllers::NewEvent;
 use crate::controllers::endpoints::make;
 
@@ -92,7 +92,7 @@ fn view(state: &State, network: &Network, whole: bool) -> NetworkView {
             .enumerate()
             .flat_map(|(at, one)| nodes[at + 1..].iter().map(move |other| (one, other)));
         shown.problems = pairs
-            .filter_map(|(one, other)| reach::apart(one, other))
+            .filter_map(|(one, other)| sites::apart(one, other))
             .take(MAX_PROBLEMS)
             .collect();
         // A node that nobody reaches says so once.

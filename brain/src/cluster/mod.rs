@@ -11,6 +11,7 @@ mod index;
 pub mod keys;
 pub mod networks;
 mod publications;
+pub mod sites;
 pub mod state;
 mod writer;
 

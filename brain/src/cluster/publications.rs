@@ -8,7 +8,7 @@ use berth_common::model::{NodeKind, PublishMode, PublishedPort, Vni};
 use berth_common::protocol::{Named, Published, PublishedOn};
 
 use super::State;
-use super::networks::apart;
+use super::sites::apart;
 
 /// A service's published ports.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -348,7 +348,7 @@ mod tests {
                     let own = &state.nodes[&node_id(n)];
                     let others = state.containers.values().filter(|c| {
                         let on = c.node.and_then(|on| state.nodes.get(&on));
-                        on.is_some_and(|on| on.id != node_id(n) && crate::cluster::networks::apart(own, on).is_none())
+                        on.is_some_and(|on| on.id != node_id(n) && crate::cluster::sites::apart(own, on).is_none())
                             && c.endpoints.iter().any(|e| e.vni == vni(1))
                             && state.takes_requests(c)
                     });

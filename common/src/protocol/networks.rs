@@ -301,10 +301,11 @@ impl Neighbours {
         *self != before
     }
 
-    /// Where the endpoints of a network are reached; one whose node nobody can reach is left out.
-    pub fn reachable(&self, vni: Vni) -> BTreeMap<HostNumber, IpAddr> {
+    /// Where the endpoints of a network are reached; one whose node nobody can reach, or may not now, is left out.
+    pub fn reachable(&self, vni: Vni, shut: &BTreeSet<NodeId>) -> BTreeMap<HostNumber, IpAddr> {
         let endpoints = self.networks.get(&vni).into_iter().flatten();
         endpoints
+            .filter(|(_, node)| !shut.contains(*node))
             .filter_map(|(host, node)| Some((*host, *self.nodes.get(node)?)))
             .collect()
     }
@@ -421,10 +422,11 @@ mod tests {
         );
         assert_eq!(held.networks.keys().collect::<Vec<_>>(), [&vni(7)]);
         assert_eq!(
-            held.reachable(vni(7)),
+            held.reachable(vni(7), &BTreeSet::new()),
             BTreeMap::from([(HostNumber(3), at(2))]),
             "node 9 is nowhere"
         );
+        assert_eq!(held.reachable(vni(7), &[node(2)].into()), BTreeMap::new());
         let text = serde_json::to_string(&held).unwrap();
         assert_eq!(serde_json::from_str::<Neighbours>(&text).unwrap(), held);
         // As it comes over the link: inside two enums with tags.

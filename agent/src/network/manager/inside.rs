@@ -105,10 +105,11 @@ impl Networks {
             .collect();
         let (mut all, mut gone) = (Vec::new(), Vec::new());
         for (id, inside) in self.insides.lock().iter() {
-            match self.wanted.lock().of(*id).is_empty() && Arc::strong_count(inside) == 1 {
-                true if !running.contains_key(id) => gone.push(*id),
-                // One that is being started is not running yet, and has its table: what is news meanwhile must not pass it by.
-                _ => all.push(*id),
+            // One that is being started is not running yet, and has its table: what is news meanwhile must not pass it by.
+            let begins = Arc::strong_count(inside) > 1 || !self.wanted.lock().of(*id).is_empty();
+            match begins || running.contains_key(id) {
+                true => all.push(*id),
+                false => gone.push(*id),
             }
         }
         for id in gone {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use berth_common::model::{Underlay, Vni};
 
 use super::Networks;
+use super::sealed::Told;
 use crate::link::dial;
 use crate::network::egress::{Transit, UPLINK};
 use crate::network::gate::Need;
@@ -115,8 +116,7 @@ impl Networks {
                 transits: transits.values().copied().collect(),
                 sealed: told
                     .as_ref()
-                    .map(|(_, addresses)| addresses.clone())
-                    .unwrap_or_default(),
+                    .map_or_else(BTreeSet::new, |told| told.addresses.clone()),
                 own,
                 open: known.map_or_else(Vec::new, |known| publish::open(known, &local, &transits)),
             }
@@ -124,7 +124,7 @@ impl Networks {
         let needless = self.nets.lock().is_empty() && need.open.is_empty();
         if needless {
             self.guarded(BTreeSet::new());
-            self.keep_sealed(None, look).await?;
+            self.keep_sealed(None, look).await;
             gate.remove(host).await?;
         } else {
             // The filter first: whatever becomes of the rest, nothing goes in the clear.
@@ -132,10 +132,10 @@ impl Networks {
                 self.guarded(BTreeSet::new());
                 return Err(why);
             }
-            if let Some((seal, _)) = told {
-                self.keep_sealed(seal.as_ref(), look).await?;
+            if let Some(Told { seal, .. }) = told {
                 let peers = seal.iter().flat_map(|seal| seal.peers.values());
                 self.guarded(peers.map(|peer| peer.address).collect());
+                self.keep_sealed(seal, look).await;
             }
         }
         let shut = gate.shut();

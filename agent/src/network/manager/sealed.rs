@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::SystemTime;
 
-use berth_common::model::WireGuard;
-use berth_common::protocol::Sealed;
+use berth_common::id::NodeId;
+use berth_common::model::{WireGuard, WireGuardKey};
+use berth_common::protocol::Neighbours;
 
 use super::Networks;
-use crate::network::NetworkError;
 use crate::network::sealed::key::Key;
 use crate::network::sealed::{Seal, Seen, kernel, plan};
+use crate::network::{Kernel, Namespace, NetworkError};
 use crate::reconcile::apply::chain;
 
 /// Looks between tries whether there is WireGuard now where there was none: somebody may have installed it.
@@ -20,13 +22,23 @@ const TRY_EVERY: u32 = 60;
 #[derive(Debug, Default)]
 pub(super) struct Sealing {
     key: Option<Key>,
-    /// Whether the kernel has WireGuard, and how often that has been believed.
-    there: Option<bool>,
-    believed: u32,
-    /// What was made last.
+    /// The kernel has WireGuard.
+    there: bool,
+    /// Looks since that was tried first.
+    looks: u32,
+    /// What was made last; none: nothing of it is there.
     applied: Option<Seal>,
-    /// There is nothing of it, as far as is known.
-    absent: bool,
+    /// That is how it is, as far as is known.
+    settled: bool,
+}
+
+/// What there must be for other sites.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// What carries packets there.
+    pub seal: Option<Seal>,
+    /// Nodes that nothing may be sent to in the clear.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Networks {
@@ -37,30 +49,14 @@ impl Networks {
             return None;
         }
         let mut sealing = self.sealing.lock().await;
-        sealing.believed += 1;
-        if sealing.there.is_none() || (sealing.there == Some(false) && sealing.believed > TRY_EVERY) {
-            sealing.believed = 0;
-            match kernel::is_there(self.kernel.host(), self.settings.port).await {
-                Ok(there) => sealing.there = Some(there),
-                Err(error) => self.tell("wireguard", Some(chain(&error))),
-            }
-        }
-        if sealing.there != Some(true) {
-            return None;
-        }
-        if sealing.key.is_none() {
-            match Key::load_or_make(self.settings.key.clone()) {
-                Ok(key) => sealing.key = Some(key),
-                Err(why) => {
-                    let why =
-                        format!("other sites can't be reached: this host can't keep a WireGuard key: {why}");
-                    self.tell("wireguard", Some(why));
-                    return None;
-                }
-            }
-        }
-        self.tell("wireguard", None);
-        let key = sealing.key.as_ref()?.public();
+        let offered = sealing.offer(self.kernel.host(), self.settings.port, &self.settings.key);
+        let offered = offered.await;
+        let problem = offered.as_ref().err();
+        let problem = problem.map(|why| {
+            format!("hosts of other sites can't be reached: {why}; this is tried again every few seconds")
+        });
+        self.tell("wireguard", problem);
+        let key = offered.ok()??;
         Some(WireGuard { key, port })
     }
 
@@ -81,41 +77,35 @@ impl Networks {
         self.wake.notify_one();
     }
 
-    /// What there must be for other sites; none of it while nobody has said who is there.
-    pub(super) fn seal(&self) -> Option<(Option<Seal>, BTreeSet<IpAddr>)> {
-        let others: BTreeSet<Sealed> = self.neighbours.lock().as_ref()?.sealed.clone();
-        let addresses = others.iter().map(|other| other.address).collect();
+    /// What there must be for other sites; none while nobody has said who is there.
+    pub(super) fn seal(&self) -> Option<Told> {
+        let known = self.neighbours.lock();
+        let known = known.as_ref()?;
+        let near = near(known);
+        let addresses = known.sealed.iter().map(|other| other.address);
+        let addresses = addresses.filter(|address| !near.contains(address)).collect();
         let at = *self.underlay.borrow();
         let offered = at.and_then(|at| Some((at, at.wireguard?)));
-        let (seal, wrong) = offered.map_or((None, Vec::new()), |(at, own)| Seal::new(at, own, &others));
+        let (seal, wrong) = offered.map_or((None, Vec::new()), |(at, own)| {
+            Seal::new(at, own, &known.sealed, &near)
+        });
         self.tell("other sites", (!wrong.is_empty()).then(|| wrong.join("\n")));
-        Some((seal, addresses))
+        Some(Told { seal, addresses })
     }
 
-    /// Brings about what carries packets to other sites; `look`: also where that is believed to be.
-    pub(super) async fn keep_sealed(&self, wanted: Option<&Seal>, look: bool) -> Result<(), String> {
-        let failed = |error: NetworkError| format!("other sites can't be reached: {}", chain(&error));
-        let mut sealing = self.sealing.lock().await;
-        let same = sealing.applied.as_ref() == wanted && (wanted.is_some() || sealing.absent);
-        if same && (!look || wanted.is_none()) {
-            return Ok(());
-        }
+    /// Brings about what carries packets to other sites; `look`: also where that is believed to be. What is wrong is told and tried
+    /// again: everything else goes on, and nothing is sent there meanwhile.
+    pub(super) async fn keep_sealed(&self, wanted: Option<Seal>, look: bool) {
         let (host, port) = (self.kernel.host(), self.settings.port);
-        let before = sealing.applied.take();
-        sealing.absent = false;
-        let seen = kernel::observe(host, port).await.map_err(failed)?;
-        let steps = plan(wanted, before.as_ref(), &seen);
-        if !steps.is_empty() {
-            tracing::debug!(count = steps.len(), first = ?steps.first(), "changing what leads to other sites");
-        }
-        let secret = sealing.key.as_ref().map(Key::secret).unwrap_or_default();
-        let wanted_with = wanted.map(|wanted| (wanted, secret));
-        kernel::apply(host, port, wanted_with, &steps)
-            .await
-            .map_err(failed)?;
-        sealing.applied = wanted.cloned();
-        sealing.absent = wanted.is_none();
-        Ok(())
+        let kept = self.sealing.lock().await.keep(host, port, wanted, look).await;
+        let problem = kept.err().map(|error| {
+            format!(
+                "hosts of other sites can't be reached: {}; see whether UDP port {} is another program's (`wireguard_port` in agent.toml); this is tried again every few seconds",
+                chain(&error),
+                self.settings.wireguard_port
+            )
+        });
+        self.tell("wireguard device", problem);
     }
 
     /// From when on packets may be sent to nodes of other sites: once nothing of theirs can leave in the clear.
@@ -129,14 +119,67 @@ impl Networks {
     }
 
     /// Nodes of other sites to which nothing may be sent now.
-    pub(super) fn unguarded(&self) -> BTreeSet<IpAddr> {
+    pub(super) fn unguarded(&self) -> BTreeSet<NodeId> {
         let neighbours = self.neighbours.lock();
         let others = neighbours.iter().flat_map(|known| &known.sealed);
         let guarded = self.guarded.lock();
-        others
-            .map(|other| other.address)
-            .filter(|address| !guarded.contains(address))
-            .collect()
+        let shut = others.filter(|other| !guarded.contains(&other.address));
+        shut.map(|other| other.node).collect()
+    }
+}
+
+/// Addresses of nodes of this site.
+fn near(known: &Neighbours) -> BTreeSet<IpAddr> {
+    let far: BTreeSet<NodeId> = known.sealed.iter().map(|other| other.node).collect();
+    let near = known.nodes.iter().filter(|(node, _)| !far.contains(node));
+    near.map(|(_, address)| *address).collect()
+}
+
+impl Sealing {
+    /// The key that others know this host by; none where the kernel has no WireGuard.
+    async fn offer(
+        &mut self,
+        host: &Namespace,
+        vxlan_port: u16,
+        file: &Path,
+    ) -> Result<Option<WireGuardKey>, String> {
+        if !self.there && self.looks.is_multiple_of(TRY_EVERY) {
+            let there = kernel::is_there(host, vxlan_port).await;
+            self.there = there.map_err(|error| chain(&error))?;
+        }
+        self.looks = self.looks.wrapping_add(1);
+        if self.there && self.key.is_none() {
+            let key = Key::load_or_make(file.to_owned());
+            self.key = Some(key.map_err(|why| format!("this host can't keep a WireGuard key: {why}"))?);
+        }
+        Ok(self.key.as_ref().map(Key::public))
+    }
+
+    async fn keep(
+        &mut self,
+        host: &Namespace,
+        vxlan_port: u16,
+        mut wanted: Option<Seal>,
+        look: bool,
+    ) -> Result<(), NetworkError> {
+        let secret = self.key.as_ref().map(Key::secret).unwrap_or_default();
+        // One that was renewed a moment ago is not told to others yet, and is this host's all the same.
+        if let (Some(wanted), Some(key)) = (&mut wanted, &self.key) {
+            wanted.public = key.public();
+        }
+        if self.settled && self.applied == wanted && (!look || wanted.is_none()) {
+            return Ok(());
+        }
+        self.settled = false;
+        let seen = kernel::observe(host, vxlan_port).await?;
+        let steps = plan(wanted.as_ref(), self.applied.as_ref(), &seen);
+        if !steps.is_empty() {
+            tracing::debug!(count = steps.len(), first = ?steps.first(), "changing what leads to other sites");
+        }
+        let with_secret = wanted.as_ref().map(|wanted| (wanted, secret));
+        kernel::apply(host, vxlan_port, with_secret, &steps).await?;
+        (self.applied, self.settled) = (wanted, true);
+        Ok(())
     }
 }
 
@@ -144,14 +187,13 @@ impl Networks {
 ///
 /// # Errors
 /// In words, what the kernel refused.
-pub async fn remove(kernel: &crate::network::Kernel, vxlan_port: u16) -> Result<(), String> {
-    let seen = kernel::observe(kernel.host(), vxlan_port)
-        .await
-        .map_err(|error| chain(&error))?;
+pub async fn remove(kernel: &Kernel, vxlan_port: u16) -> Result<(), String> {
+    let failed = |error: NetworkError| format!("what led to other sites can't be removed: {}", chain(&error));
+    let seen = kernel::observe(kernel.host(), vxlan_port).await.map_err(failed)?;
     if seen == Seen::default() {
         return Ok(());
     }
     let steps = plan(None, None, &seen);
     let done = kernel::apply(kernel.host(), vxlan_port, None, &steps).await;
-    done.map_err(|error| chain(&error))
+    done.map_err(failed)
 }

@@ -1,36 +1,25 @@
 //! Looks at what carries packets to other sites, and carries the plan's steps out, in the host's namespace. Thin.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use berth_common::model::WireGuardKey;
-use futures::{StreamExt as _, TryStreamExt as _};
-use genetlink::GenetlinkHandle;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_generic::GenlMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use futures::TryStreamExt as _;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol};
-use netlink_packet_wireguard::{
-    WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
-    WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
-};
 use rtnetlink::{IpVersion, LinkUnspec, LinkWireguard, RouteMessageBuilder};
 
-use super::{MARK, Peer, Rule, Seal, Seen, SeenDevice, Step, Way, device};
+use super::wireguard::Device;
+use super::{MARK, Rule, Seal, Seen, Step, Way, device};
 use crate::network::egress::HOST_ADDRESS;
 use crate::network::links;
 use crate::network::namespace::Namespace;
-use crate::network::netlink::{NetworkError, Result, Within, errno, failed, namespace_failed};
+use crate::network::netlink::{Result, Within, errno, failed, namespace_failed};
 
 /// Before everybody else's rules but the kernel's own first one: what belongs into the device goes nowhere else.
 const PRIORITY: u32 = 478;
 /// Metrics of routes through the device and nowhere: the lower is taken.
 const THROUGH: u32 = 10;
 const NOWHERE: u32 = 1000;
-/// A peer that can't be heard first, since NAT is in between, keeps the way open; seconds, as WireGuard's authors advise.
-const KEEPALIVE: u16 = 25;
 
 /// Whether this host's kernel has WireGuard. Tried, since nothing else says so of one that has it built in.
 ///
@@ -64,7 +53,7 @@ pub async fn observe(host: &Namespace, vxlan_port: u16) -> Result<Seen> {
     let link = links.iter().find(|link| links::name(link) == Some(&name));
     let mut seen = Seen::default();
     if let Some(link) = link {
-        let mut found = seen_device(host, &name, link).await?;
+        let mut found = Device::open(host, &name)?.observe(link).await?;
         if !within.has_host_address(link.header.index).await? {
             found.mtu = 0;
         }
@@ -90,8 +79,8 @@ pub async fn apply(
     wanted: Option<(&Seal, [u8; 32])>,
     steps: &[Step],
 ) -> Result<()> {
-    let within = Within::open(host)?;
-    let name = device(vxlan_port);
+    let (within, name) = (Within::open(host)?, device(vxlan_port));
+    let mut device = Device::open(host, &name)?;
     for step in steps {
         match step {
             Step::Make => {
@@ -102,34 +91,10 @@ pub async fn apply(
             }
             Step::Configure => {
                 let Some((seal, secret)) = wanted else { continue };
-                let key = WireguardAttribute::PrivateKey(secret);
-                configure(
-                    host,
-                    &name,
-                    vec![key, WireguardAttribute::ListenPort(seal.listen)],
-                )
-                .await?;
+                device.configure(secret, seal.listen).await?;
             }
-            Step::Forget(key) => {
-                let gone = [
-                    WireguardPeerAttribute::PublicKey(key.0),
-                    WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
-                ];
-                configure(
-                    host,
-                    &name,
-                    vec![WireguardAttribute::Peers(vec![WireguardPeer(gone.into())])],
-                )
-                .await?;
-            }
-            Step::Have(key, peer) => {
-                configure(
-                    host,
-                    &name,
-                    vec![WireguardAttribute::Peers(vec![peer_message(*key, *peer)])],
-                )
-                .await?;
-            }
+            Step::Forget(key) => device.forget(*key).await?,
+            Step::Have(key, peer) => device.have(*key, *peer).await?,
             Step::Up => {
                 let Some((seal, _)) = wanted else { continue };
                 let index = within.needed(&name).await?;
@@ -315,129 +280,4 @@ async fn rules(within: &Within, vxlan_port: u16) -> Result<Vec<(Rule, RuleMessag
         }
     }
     Ok(found)
-}
-
-async fn seen_device(host: &Namespace, name: &str, link: &LinkMessage) -> Result<SeenDevice> {
-    let kind = link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Wireguard)),
-        _ => false,
-    });
-    let mut seen = SeenDevice::default();
-    if link.header.flags.contains(LinkFlags::Up) {
-        seen.mtu = links::mtu(link).unwrap_or_default();
-    }
-    if !kind {
-        return Ok(seen);
-    }
-    let attributes = vec![WireguardAttribute::IfName(name.to_owned())];
-    for attribute in request(host, WireguardCmd::GetDevice, attributes, NLM_F_DUMP).await? {
-        match attribute {
-            WireguardAttribute::PublicKey(key) => seen.public = Some(WireGuardKey(key)),
-            WireguardAttribute::ListenPort(port) => seen.listen = port,
-            WireguardAttribute::Peers(peers) => {
-                for WireguardPeer(peer) in peers {
-                    take_peer(&mut seen.peers, &peer);
-                }
-            }
-            _ => {}
-        }
-    }
-    // One that has no key yet is one all the same.
-    seen.public = Some(seen.public.unwrap_or(WireGuardKey([0; 32])));
-    Ok(seen)
-}
-
-/// A peer with many addresses comes in several parts.
-fn take_peer(
-    peers: &mut BTreeMap<WireGuardKey, std::collections::BTreeSet<(IpAddr, u8)>>,
-    peer: &[WireguardPeerAttribute],
-) {
-    let key = peer.iter().find_map(|attribute| match attribute {
-        WireguardPeerAttribute::PublicKey(key) => Some(WireGuardKey(*key)),
-        _ => None,
-    });
-    let Some(key) = key else { return };
-    let held = peers.entry(key).or_default();
-    for attribute in peer {
-        let WireguardPeerAttribute::AllowedIps(allowed) = attribute else {
-            continue;
-        };
-        for WireguardAllowedIp(parts) in allowed {
-            let (mut address, mut length) = (None, None);
-            for part in parts {
-                match part {
-                    WireguardAllowedIpAttr::IpAddr(found) => address = Some(*found),
-                    WireguardAllowedIpAttr::Cidr(found) => length = Some(*found),
-                    _ => {}
-                }
-            }
-            held.extend(address.zip(length));
-        }
-    }
-}
-
-fn peer_message(key: WireGuardKey, peer: Peer) -> WireguardPeer {
-    let (family, length) = match peer.address {
-        IpAddr::V4(_) => (WireguardAddressFamily::Ipv4, 32),
-        IpAddr::V6(_) => (WireguardAddressFamily::Ipv6, 128),
-    };
-    let allowed = WireguardAllowedIp(vec![
-        WireguardAllowedIpAttr::Family(family),
-        WireguardAllowedIpAttr::IpAddr(peer.address),
-        WireguardAllowedIpAttr::Cidr(length),
-    ]);
-    WireguardPeer(vec![
-        WireguardPeerAttribute::PublicKey(key.0),
-        WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps),
-        WireguardPeerAttribute::Endpoint(peer.endpoint),
-        WireguardPeerAttribute::PersistentKeepalive(KEEPALIVE),
-        WireguardPeerAttribute::AllowedIps(vec![allowed]),
-    ])
-}
-
-async fn configure(host: &Namespace, name: &str, more: Vec<WireguardAttribute>) -> Result<()> {
-    let mut attributes = vec![WireguardAttribute::IfName(name.to_owned())];
-    attributes.extend(more);
-    request(host, WireguardCmd::SetDevice, attributes, NLM_F_ACK).await?;
-    Ok(())
-}
-
-/// Asks WireGuard's part of the kernel; what it says of the device.
-async fn request(
-    host: &Namespace,
-    cmd: WireguardCmd,
-    attributes: Vec<WireguardAttribute>,
-    flags: u16,
-) -> Result<Vec<WireguardAttribute>> {
-    let wrong = |why: String| NetworkError::WireGuard(why);
-    let runtime = tokio::runtime::Handle::current();
-    let opened = host.within(move || {
-        let _context = runtime.enter();
-        genetlink::new_connection().map(|(connection, handle, _)| (runtime.spawn(connection), handle))
-    });
-    let (task, mut handle): (_, GenetlinkHandle) = opened
-        .and_then(std::convert::identity)
-        .map_err(|source| namespace_failed("speaking to WireGuard", source))?;
-    let mut message = NetlinkMessage::from(GenlMessage::from_payload(WireguardMessage { cmd, attributes }));
-    message.header.flags = NLM_F_REQUEST | flags;
-    let asked = async {
-        let mut answers = handle
-            .request(message)
-            .await
-            .map_err(|error| wrong(error.to_string()))?;
-        let mut found = Vec::new();
-        while let Some(answer) = answers.next().await {
-            match answer.map_err(|error| wrong(error.to_string()))?.payload {
-                NetlinkPayload::InnerMessage(message) => found.extend(message.payload.attributes),
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(wrong(error.to_io().to_string()));
-                }
-                _ => {}
-            }
-        }
-        Ok(found)
-    };
-    let done = asked.await;
-    task.abort();
-    done
 }

@@ -6,10 +6,12 @@
 //! the packet filter ([`super::ruleset`]), which lets none of it leave or come in by any other link. What is too large for the device is
 //! answered by the kernel as everywhere else on the way (VXLAN tells the sender since Linux 5.9), so networks keep their MTU.
 //!
-//! Here is what there must be and the steps there (pure); [`kernel`] looks and carries out, [`key`] keeps the host's secret.
+//! Here is what there must be and the steps there (pure); [`kernel`] looks and carries out, over [`wireguard`] what is WireGuard's,
+//! [`key`] keeps the host's secret.
 
 pub mod kernel;
 pub mod key;
+mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -19,14 +21,15 @@ use berth_common::protocol::Sealed;
 
 use super::ruleset::VXLAN_PORT;
 
-/// Says of a packet and of a connection that it belongs into the device: one bit that neither Kubernetes (0xc000), Calico
-/// (0xffff0000 by default, where it is), Tailscale (0xff0000) nor Docker use together with networks of berth's.
-pub const MARK: u32 = 0x1000_0000;
+/// Says of a packet and of a connection that it belongs into the device: a bit outside of those that Kubernetes (0xc000), Calico
+/// (0xffff0000), Tailscale (0xff0000) and Cilium (0xf00) use, and of wg-quick's number (0xca6c).
+pub const MARK: u32 = 0x2000;
 
 /// What WireGuard puts around a packet, with IPv4 or IPv6 and UDP, bytes (its paper, 5.4.6: 16 of header, 16 of tag).
 const OVERHEAD: [u32; 2] = [60, 80];
 
-/// What the device is called: not as the links of networks are, which the host's filter knows by their first letters. Several agents of one host differ in their VXLAN port.
+/// What the device is called: not as the links of networks are, which the host's filter knows by their first letters. Several agents of
+/// one host differ in their VXLAN port.
 pub fn device(vxlan_port: u16) -> String {
     match vxlan_port {
         VXLAN_PORT => "wgberth".to_owned(),
@@ -129,8 +132,13 @@ pub enum Step {
 
 impl Seal {
     /// What there must be for nodes of other sites; none without any. With it, what is wrong with some of them, which are then not
-    /// reached: an address that several have, or that is this host's own.
-    pub fn new(at: Underlay, own: WireGuard, others: &BTreeSet<Sealed>) -> (Option<Self>, Vec<String>) {
+    /// reached: an address that several have, or that is this host's own. `near`: nodes of this site.
+    pub fn new(
+        at: Underlay,
+        own: WireGuard,
+        others: &BTreeSet<Sealed>,
+        near: &BTreeSet<IpAddr>,
+    ) -> (Option<Self>, Vec<String>) {
         let mut times: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for other in others {
             *times.entry(other.address).or_default() += 1;
@@ -141,6 +149,8 @@ impl Seal {
             let (address, key) = (other.address, other.wireguard.key);
             let why = if times[&address] > 1 {
                 "another node of another site has the same address"
+            } else if near.contains(&address) {
+                "a node of this site has the same address"
             } else if address == at.address || key == own.key {
                 "that is this host's own"
             } else if address.is_ipv4() != at.address.is_ipv4() {
@@ -151,7 +161,7 @@ impl Seal {
                 continue;
             };
             wrong.push(format!(
-                "node {} says that it is reached at {address} ({key}): {why}; nothing is sent there",
+                "node {} says that it is reached at {address} ({key}): {why}; nothing is sent there; set `underlay` in its agent.toml to an address that it alone has",
                 other.node
             ));
         }

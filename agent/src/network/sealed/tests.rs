@@ -31,7 +31,7 @@ fn other(n: u8, at: u8, port: u16) -> Sealed {
 
 fn seal(others: impl IntoIterator<Item = Sealed>) -> Option<Seal> {
     let (at, wireguard) = own();
-    Seal::new(at, wireguard, &others.into_iter().collect()).0
+    Seal::new(at, wireguard, &others.into_iter().collect(), &BTreeSet::new()).0
 }
 
 /// What the kernel does of it, as far as the plan relies on that.
@@ -186,18 +186,15 @@ fn addresses_that_are_not_one_nodes_alone_are_not_sent_to() {
     let (at, wireguard) = own();
     let mut six = other(4, 4, 1);
     six.address = "2001:db8::1".parse().unwrap();
-    let others = [
-        other(1, 1, 1),
-        other(2, 1, 1),
-        other(3, 100, 1),
-        six,
-        other(5, 5, 1),
-    ];
-    let (seal, wrong) = Seal::new(at, wireguard, &others.into());
-    assert_eq!(wrong.len(), 4, "{wrong:?}");
+    let mut others = BTreeSet::from([other(1, 1, 1), other(2, 1, 1), other(3, 100, 1), six]);
+    others.extend([other(5, 5, 1), other(6, 6, 1)]);
+    let near = [6, 7].map(|n| [192, 0, 2, n].into()).into();
+    let (seal, wrong) = Seal::new(at, wireguard, &others, &near);
+    assert_eq!(wrong.len(), 5, "{wrong:?}");
     let seal = seal.unwrap();
     assert_eq!(seal.peers.keys().collect::<Vec<_>>(), [&key(5)]);
     assert_eq!((seal.mtu, seal.device.as_str()), (1440, "wgberth"));
     assert!(device(65_535).len() < 16, "the kernel's names are shorter");
-    assert_eq!(Seal::new(at, wireguard, &BTreeSet::new()), (None, vec![]));
+    let nobody = BTreeSet::new();
+    assert_eq!(Seal::new(at, wireguard, &nobody, &near), (None, vec![]));
 }
