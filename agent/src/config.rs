@@ -134,6 +134,9 @@ pub struct Config {
     pub vxlan_port: u16,
     /// The UDP port that WireGuard listens on for hosts of other sites; 0: none, they can't be reached.
     pub wireguard_port: u16,
+    /// Leave checksums of packets within VXLAN to the network card. Some cards get them wrong: `berth network check` finds that, and
+    /// `false` mends it, for some of the host's CPU.
+    pub vxlan_checksum_offload: bool,
     /// The brain's addresses, `host:port`, instead of those learnt when joining; empty: the learnt ones.
     pub brain: Vec<String>,
     /// What is logged: `error`, `warn`, `info`, `debug`, or a filter as `info,berth_agent::link=debug`.
@@ -166,6 +169,7 @@ impl Default for Config {
             underlay: "auto".to_owned(),
             vxlan_port: VXLAN_PORT,
             wireguard_port: WIREGUARD_PORT,
+            vxlan_checksum_offload: true,
             brain: Vec::new(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Auto,

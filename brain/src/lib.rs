@@ -12,6 +12,7 @@ pub mod config;
 pub mod controllers;
 pub mod images;
 pub mod link;
+pub mod network_check;
 pub mod scheduler;
 pub mod store;
 pub mod usage;

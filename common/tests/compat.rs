@@ -80,6 +80,7 @@ fn recordings() -> Vec<Recording> {
     add(&mut all, vec![("usage_report", samples::usage())]);
     add(&mut all, messages::node_requests());
     add(&mut all, messages::node_replies());
+    add(&mut all, messages::probe_steps());
     add(&mut all, messages::brain_requests());
     add(&mut all, messages::brain_replies());
     add(&mut all, messages::exec_up());
@@ -292,8 +293,8 @@ fn a_newer_sender_may_send_messages_of_new_types() {
 }
 
 /// Fields that hold one word of a closed list.
-const WORDS: [&str; 9] = [
-    "type", "form", "phase", "run", "on", "swap", "stream", "kind", "state",
+const WORDS: [&str; 11] = [
+    "type", "form", "phase", "run", "on", "swap", "stream", "kind", "state", "half", "verdict",
 ];
 
 fn new_words(value: &Value, at: &str, out: &mut Vec<String>) {
@@ -348,6 +349,8 @@ fn new_words_mean_nothing_that_is_known() {
     assert_eq!(word::<HealthState>(), HealthState::Unknown);
     assert_eq!(word::<MemorySwap>(), MemorySwap::Unknown);
     assert_eq!(word::<LogStream>(), LogStream::Unknown);
+    assert_eq!(word::<Half>(), Half::Unknown);
+    assert_eq!(word::<Verdict>(), Verdict::Unknown);
     assert_eq!(word::<ErrorKind>(), ErrorKind::Unknown);
     assert!(!ErrorKind::Unknown.retryable());
 }

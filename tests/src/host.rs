@@ -57,6 +57,21 @@ impl Lan {
         ));
         ip(&format!("-n {} link set {device} up", host.netns));
     }
+
+    /// Lets packets to a host's device pass only up to so many bytes, as a tunnel on the way would; the host does not know.
+    pub fn narrow(&self, host: &Host, device: &str, mtu: u32) {
+        // `eth0@if7` is one end of a pair, of which the other is link 7 here.
+        let own = ip(&format!("-n {} -o link show {device}", host.netns));
+        let index = own.split("@if").nth(1).and_then(|rest| rest.split(':').next());
+        let index = format!("{}: ", index.expect("a pair"));
+        let all = ip(&format!("-n {} -o link", self.netns));
+        let line = all
+            .lines()
+            .find(|line| line.starts_with(&index))
+            .expect("its port");
+        let port = line[index.len()..].split('@').next().expect("a name");
+        ip(&format!("-n {} link set {port} mtu {mtu}", self.netns));
+    }
 }
 
 impl Default for Lan {

@@ -73,6 +73,7 @@ impl World {
                 .filter(move |(_, host)| (*host == here) == wanted)
         };
         Overlay {
+            offload: true,
             vni: Vni::try_from(vni).expect("vni"),
             subnets: Subnets::new(
                 "10.80.0.0/16".parse().expect("cidr"),

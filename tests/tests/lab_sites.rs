@@ -113,6 +113,25 @@ fn r6_between_sites_nothing_is_in_the_clear_and_nothing_is_when_the_tunnel_is_ta
         .ok(&one.net(&format!("ping -c2 -W5 -s 8000 {}", two.address)));
     c.lab.step("two sites speak");
 
+    // Checked as containers' packets go, and nothing of it in the clear either.
+    c.lab.switch.record();
+    let checked = c.json(&["network", "check"]);
+    assert_eq!(checked["pairs"][0]["path"], "wireguard", "{checked:#}");
+    assert_eq!(
+        checked["pairs"][0]["mtu"], 1390,
+        "WireGuard takes 60 bytes: {checked:#}"
+    );
+    let (clear, sealed) = overheard(&c);
+    assert_eq!(clear, Vec::<String>::new());
+    assert!(sealed > 50, "the probe goes through WireGuard: {sealed} frames");
+    let names = [&running[0], &running[1]].map(|one| one["name"].as_str().expect("name"));
+    let traced = c.json(&["network", "trace", names[0], names[1]]);
+    assert!(
+        traced.to_string().contains("encrypted by WireGuard"),
+        "{traced:#}"
+    );
+    c.lab.step("the network is checked");
+
     // Taken away: the device, the rules, the table that keeps everything else from leaving. Repaired, and never in the clear.
     let whole = format!(
         "ip link show up dev {DEVICE} | grep -q UP && test $(ip rule show pref 478 | wc -l) = 2 && test $(ip route show table 4789 | wc -l) = 2 && nft list chain inet berth to_nodes | grep -q sealed_ip"

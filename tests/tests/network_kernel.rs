@@ -10,6 +10,7 @@ use berth_agent::network::plan::{missing, plan, port_name};
 use berth_agent::network::ruleset::{self, ON_BRIDGE, ON_HOST};
 use berth_agent::network::sealed;
 use berth_agent::network::{Namespace, Overlay};
+use berth_agent::sys::ethtool::{checksums_offloaded, offload_checksums};
 use berth_common::model::{HostNumber, Subnets, WireGuardKey};
 use berth_tests::overlay::{World, containers, dial, listen, sh, speak, talk};
 use berth_tests::process::eventually;
@@ -183,6 +184,42 @@ fn whatever_somebody_does_to_a_network_is_repaired_and_open_connections_go_on() 
     Namespace::release(&world.kernels[0].path(overlays[0].vni)).expect("released");
     drop(space);
     world.settle(0, &overlays[0], &inside);
+    speak(&mut client, &mut server);
+}
+
+#[test]
+fn who_makes_checksums_is_as_set_whatever_somebody_does_and_open_connections_go_on() {
+    let (world, inside, overlays) = pair();
+    let space = Namespace::open(&world.kernels[0].path(overlays[0].vni)).expect("kept");
+    let address: IpAddr = overlays[0].subnets.address(HostNumber(3)).into();
+    let (mut client, mut server) = talk(&inside[&2], &inside[&3], address);
+    let offloaded = || {
+        space
+            .within(|| checksums_offloaded("vx0"))
+            .expect("namespace")
+            .expect("asked")
+    };
+    assert!(offloaded(), "a new device leaves them to the card");
+    let kernels = Overlay {
+        offload: false,
+        ..overlays[0].clone()
+    };
+    assert_eq!(world.settle(0, &kernels, &inside), 1, "nothing else changes");
+    assert!(!offloaded());
+    speak(&mut client, &mut server);
+    assert!(world.steps(0, &kernels).is_empty());
+    let undone = space
+        .within(|| offload_checksums("vx0", true))
+        .expect("namespace");
+    undone.expect("undone");
+    assert_eq!(world.settle(0, &kernels, &inside), 1);
+    assert!(!offloaded());
+    // A new device, too.
+    assert!(sh(&space, "ip link del vx0").0);
+    world.settle(0, &kernels, &inside);
+    assert!(!offloaded());
+    world.settle(0, &overlays[0], &inside);
+    assert!(offloaded());
     speak(&mut client, &mut server);
 }
 

@@ -94,6 +94,7 @@ fn difference(f: &Fleet, node: usize, network: &Value, kernel: &Kernel) -> Optio
         transit,
         rates: BTreeMap::new(),
         published: Vec::new(),
+        offload: true,
     };
     let (steps, absent) = (plan(Some(&wanted), Some(&seen)), missing(&wanted, &seen));
     let right = steps.is_empty() && absent.is_empty() && transit.is_some();

@@ -2,10 +2,11 @@
 //!
 //! [`session`] is the protocol as a state machine without I/O; [`dial`] reaches the brain and [`quic`] moves bytes; [`renewal`] says
 //! when the certificate is due; [`streams`] answers what
-//! the brain asks of this node; [`brain`] asks the brain. Nothing here decides what runs.
+//! the brain asks of this node, [`probing`] what it asks for long; [`brain`] asks the brain. Nothing here decides what runs.
 
 pub mod brain;
 pub mod dial;
+mod probing;
 pub mod quic;
 pub mod renewal;
 pub mod session;

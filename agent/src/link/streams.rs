@@ -6,14 +6,16 @@ use async_trait::async_trait;
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::ContainerId;
 use berth_common::protocol::{
-    CodecError, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, NodeReply, NodeRequest,
+    CodecError, ExecDown, ExecSpec, ExecUp, Hop, ImageSummary, LogLine, LogOptions, NodeReply, NodeRequest,
     read_frame, write_frame,
 };
 use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 
+use super::probing;
 use crate::container::runtime::RuntimeError;
 use crate::image::ImageError;
+use crate::network::Networks;
 use crate::reconcile::Board;
 use crate::reconcile::apply::{Facilities, chain};
 
@@ -43,6 +45,8 @@ pub struct Server {
     pub logs: Arc<dyn LogSource>,
     /// What is here.
     pub board: Arc<Board>,
+    /// Containers' networks; none: there are none.
+    pub networks: Option<Arc<Networks>>,
 }
 
 impl Server {
@@ -61,6 +65,17 @@ impl Server {
         let result = match request {
             NodeRequest::Logs { container, options } => self.logs(&mut send, container, options).await,
             NodeRequest::Exec { container, spec } => self.exec(&mut send, receive, container, &spec).await,
+            NodeRequest::Probe { endpoint, neighbours } => {
+                let networks = self.networks.as_ref();
+                probing::serve(networks, &mut send, receive, endpoint, neighbours).await
+            }
+            NodeRequest::Trace(asked) => {
+                let hops = match &self.networks {
+                    Some(networks) => networks.trace(&asked).await,
+                    None => vec![Hop::unknown("node", "this node has no networks")],
+                };
+                write_frame(&mut send, &NodeReply::Hops { hops }).await
+            }
             other => self.images(&mut send, other).await,
         };
         if let Err(error) = result {
@@ -169,12 +184,13 @@ impl Server {
                 Ok(()) => NodeReply::End,
                 Err(error) => image_problem(&error),
             },
-            NodeRequest::Unknown | NodeRequest::Logs { .. } | NodeRequest::Exec { .. } => {
-                NodeReply::Problem {
-                    problem: Problem::invalid("this agent does not know that request")
-                        .cure("upgrade the agent"),
-                }
-            }
+            NodeRequest::Unknown
+            | NodeRequest::Logs { .. }
+            | NodeRequest::Exec { .. }
+            | NodeRequest::Probe { .. }
+            | NodeRequest::Trace(_) => NodeReply::Problem {
+                problem: Problem::invalid("this agent does not know that request").cure("upgrade the agent"),
+            },
         };
         write_frame(send, &reply).await
     }

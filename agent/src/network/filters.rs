@@ -29,6 +29,11 @@ impl Filters {
         self.tables.script(table).is_some_and(|held| held == script)
     }
 
+    /// Whether nobody touched any table since ours were loaded.
+    pub(super) fn untouched(&self, namespace: &Namespace) -> bool {
+        self.generation.is_some() && generation(namespace).ok() == self.generation
+    }
+
     /// Loads tables unless they are in force and nobody touched any since.
     pub(super) async fn keep(
         &mut self,

@@ -13,8 +13,9 @@ use super::egress::{Transit, UPLINK};
 use super::links::PORT_GUARD;
 use super::namespace::Namespace;
 use super::netlink::{NetworkError, Result, Within, entry, errno, failed, namespace_failed};
-use super::plan::{Entry, Link, Overlay, Seen, Step, inside, port_name};
+use super::plan::{Entry, Link, Overlay, Seen, Step, TUNNEL, inside, port_name};
 use super::uplink::{pass_on, pass_own};
+use crate::sys::ethtool::{checksums_offloaded, offload_checksums};
 
 /// This host's networks.
 #[derive(Debug)]
@@ -79,6 +80,22 @@ impl Kernel {
         pass_on(&self.needed(vni)?)
     }
 
+    /// Who makes checksums of what goes through the tunnel.
+    fn set_checksums(&self, vni: Vni, link: &Link) -> Result<()> {
+        let Link::Tunnel { offload, .. } = *link else {
+            return Ok(());
+        };
+        let set = self.needed(vni)?.within(move || {
+            // A new link leaves them to the card.
+            match checksums_offloaded(TUNNEL)? == offload {
+                true => Ok(()),
+                false => offload_checksums(TUNNEL, offload),
+            }
+        });
+        set.and_then(|set| set)
+            .map_err(|source| namespace_failed("setting who makes checksums", source))
+    }
+
     /// Numbers that links of this host are called after.
     ///
     /// # Errors
@@ -99,6 +116,12 @@ impl Kernel {
         if let (Some(Link::Uplink { number, whole, .. }), Some(peer)) = (seen.links.get_mut(UPLINK), peer) {
             let end = Within::open(&self.host)?.host_end(peer).await?;
             (*number, *whole) = (end.number, end.whole);
+        }
+        if let Some(Link::Tunnel { offload, .. }) = seen.links.get_mut(TUNNEL) {
+            let asked = namespace
+                .within(|| checksums_offloaded(TUNNEL))
+                .and_then(|asked| asked);
+            *offload = asked.map_err(|source| namespace_failed("asking who makes checksums", source))?;
         }
         Ok(Some(seen))
     }
@@ -143,10 +166,12 @@ impl Kernel {
             Step::MakeLink(name, link) => {
                 self.make_link_soon(vni, name, link).await?;
                 self.set_host_end(vni, link).await?;
+                self.set_checksums(vni, link)?;
                 inside.set_link(name, link).await
             }
             Step::SetLink(name, link) => {
                 self.set_host_end(vni, link).await?;
+                self.set_checksums(vni, link)?;
                 inside.set_link(name, link).await
             }
             Step::MakeNamespace | Step::RemoveNamespace | Step::Delete(_) | Step::Add(_) => Ok(()),

@@ -97,6 +97,8 @@ fn tunnel(infos: &[LinkInfo], mtu: u32, guarded: bool) -> Option<Link> {
         port: port?,
         mtu,
         guarded,
+        // Asked for apart: netlink's messages of links don't say.
+        offload: true,
     })
 }
 

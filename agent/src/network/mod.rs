@@ -12,16 +12,19 @@ mod filters;
 pub mod gate;
 mod generation;
 pub mod kernel;
+mod known;
 mod links;
 pub mod manager;
 pub mod namespace;
 pub mod netlink;
 pub mod nft;
 pub mod plan;
+pub mod probe;
 pub mod publish;
 pub mod ruleset;
 pub mod sealed;
 pub mod services;
+pub mod trace;
 mod uplink;
 mod wanted;
 
@@ -29,7 +32,7 @@ mod wanted;
 mod plan_tests;
 
 pub use kernel::Kernel;
-pub use manager::{Attach, NetworkSettings, Networks, Resolver};
+pub use manager::{Attach, NetworkSettings, Networks, Probe, Resolver};
 pub use namespace::Namespace;
 pub use netlink::NetworkError;
 pub use plan::{Entry, Link, Overlay, Seen, Step, plan};

@@ -44,6 +44,8 @@ pub struct Overlay {
     pub rates: BTreeMap<HostNumber, Bandwidth>,
     /// Published ports that lead in.
     pub published: Vec<Inward>,
+    /// Checksums within packets are left to the host's network card.
+    pub offload: bool,
 }
 
 /// A link in a network's namespace.
@@ -68,6 +70,8 @@ pub enum Link {
         mtu: u32,
         /// It is a port of the bridge that learns nothing and sends out nothing that no entry sends there.
         guarded: bool,
+        /// Checksums within packets are left to the host's network card.
+        offload: bool,
     },
     /// The bridge's end of a container's pair.
     Port {
@@ -185,6 +189,7 @@ impl Overlay {
             port: self.port,
             mtu,
             guarded: true,
+            offload: self.offload,
         };
         let ports = self
             .local

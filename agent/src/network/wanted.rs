@@ -110,6 +110,7 @@ impl Wanted {
             rates: self.rates(vni),
             published: neighbours.map_or_else(Vec::new, |known| inward(known, vni, &subnets, &local)),
             local,
+            offload: true,
         })
     }
 

@@ -131,6 +131,7 @@ impl Node {
                 facilities,
                 logs: Arc::new(Chatter),
                 board: board.clone(),
+                networks: None,
             },
             connection,
             shutdown,

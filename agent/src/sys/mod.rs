@@ -4,6 +4,8 @@
 //! mount or limit.
 
 pub mod btrfs;
+pub mod ethtool;
 pub mod fd;
 pub mod heap;
 pub mod idmap;
+pub mod socket;

@@ -95,6 +95,7 @@ fn network_settings(config: &Config) -> NetworkSettings {
         switched: switched(config),
         nameservers: config.nameservers.clone(),
         wireguard_port: config.wireguard_port,
+        checksum_offload: config.vxlan_checksum_offload,
         key: config.state_dir.join("wireguard.key"),
     }
 }

@@ -201,6 +201,7 @@ impl Agent {
                 facilities: host.facilities.clone(),
                 logs: host.logs.clone(),
                 board,
+                networks: networks.clone(),
             },
             connection,
             shutdown: shutdown.clone(),

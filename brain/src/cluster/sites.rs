@@ -15,15 +15,19 @@ pub const SITE: &str = "site";
 
 /// Where a node is, as far as networks are concerned: its owner if it is private, and its site.
 pub(super) fn site(node: &NodeRecord) -> (Option<TenantId>, Option<&str>) {
-    let owner = match node.kind {
+    (owner(node), node.labels.get(SITE).map(String::as_str))
+}
+
+/// Whose a private node is; none: it is shared.
+pub const fn owner(node: &NodeRecord) -> Option<TenantId> {
+    match node.kind {
         NodeKind::Private { tenant } => Some(tenant),
         NodeKind::Shared => None,
-    };
-    (owner, node.labels.get(SITE).map(String::as_str))
+    }
 }
 
 /// How a node is reached through WireGuard by one of another site; none: it is of the same, or they are [`apart`].
-fn sealed(own: &NodeRecord, other: &NodeRecord) -> Option<Sealed> {
+pub fn sealed(own: &NodeRecord, other: &NodeRecord) -> Option<Sealed> {
     if site(own) == site(other) || apart(own, other).is_some() {
         return None;
     }

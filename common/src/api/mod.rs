@@ -25,6 +25,8 @@
 //! | POST `/tenants/{t}/images?name=` | OCI or docker archive (tar, gzip, zstd) → `LoadedImage`s |
 //! | POST `/tenants/{t}/images/pull` | [`PullImage`] → NDJSON of [`PullEvent`] |
 //! | DELETE `/tenants/{t}/images?reference=` | → [`RemovedImage`] |
+//! | GET `/tenants/{t}/trace?from=&to=` | → [`Trace`] |
+//! | POST `/nodes/check` | [`CheckNetworks`] → NDJSON of [`CheckEvent`] |
 //! | GET `/nodes`, `/nodes/{n}` | → [`Listing`] of, or one [`NodeView`] |
 //! | POST `/nodes/tokens` | [`CreateJoinToken`] → [`CreatedJoinToken`] |
 //! | PATCH `/nodes/{n}` | [`UpdateNode`] → [`NodeView`] |
@@ -37,8 +39,10 @@
 //! Errors are `application/problem+json` ([`crate::error::Problem`]). Lists take `?limit=` (1 to 1,000, default 100)
 //! and `?after=` (the `next` of the page before).
 
+mod check;
 mod networks;
 
+pub use check::{CheckEvent, CheckNetworks, Finding, HopView, NodePath, PairCheck, Trace};
 pub use networks::{CreateNetwork, EndpointView, NetworkView, ServiceAddress};
 
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ use crate::model::UnixMillis;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
     /// Not a VXLAN network identifier.
-    #[error("a VNI is between 1 and {max}, not {0}", max = u32::from(Vni::MAX))]
+    #[error("a VNI is between 1 and {max}, not {0}", max = u32::from(Vni::PROBE))]
     Vni(u32),
     /// Not an IPv4 network.
     #[error("`{0}` is not an IPv4 network such as 10.80.0.0/16")]
@@ -76,12 +76,14 @@ impl Vni {
     /// The first.
     pub const MIN: Self = Self(1);
     /// The last.
-    pub const MAX: Self = Self(0xff_ffff);
+    pub const MAX: Self = Self(0xff_fffe);
+    /// No tenant's: the one by which nodes find out whether they reach each other.
+    pub const PROBE: Self = Self(0xff_ffff);
 
-    /// The one after it; after the last comes the first again.
+    /// The one after it that a tenant may get; after the last comes the first again.
     #[must_use]
     pub const fn next(self) -> Self {
-        if self.0 == Self::MAX.0 {
+        if self.0 >= Self::MAX.0 {
             Self::MIN
         } else {
             Self(self.0 + 1)
@@ -92,7 +94,7 @@ impl Vni {
 impl TryFrom<u32> for Vni {
     type Error = NetworkError;
     fn try_from(number: u32) -> Result<Self, NetworkError> {
-        if (Self::MIN.0..=Self::MAX.0).contains(&number) {
+        if (Self::MIN.0..=Self::PROBE.0).contains(&number) {
             Ok(Self(number))
         } else {
             Err(NetworkError::Vni(number))

@@ -15,7 +15,9 @@ mod desired;
 mod join;
 mod names;
 mod networks;
+mod probe;
 mod streams;
+mod trace;
 mod usage;
 
 pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame, write_frame};
@@ -25,10 +27,12 @@ pub use names::{Called, CalledReplica, CalledService, Member, Named, endpoints_o
 pub use networks::{
     Elsewhere, Gone, Neighbours, NeighboursUpdate, Published, PublishedOn, Reached, Sealed, There,
 };
+pub use probe::{Echoes, Heard, ProbePeer, ProbeStep, Probed};
 pub use streams::{
     BrainReply, BrainRequest, ExecDown, ExecSpec, ExecUp, ImageSummary, LogLine, LogOptions, LogStream,
     NodeReply, NodeRequest, Progress,
 };
+pub use trace::{Half, Hop, TraceRequest, Verdict};
 pub use usage::{ContainerUsage, NodeUsage, Pressure, UsageReport};
 
 use serde::{Deserialize, Serialize};

@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::desired::DesiredEndpoint;
+use super::networks::Neighbours;
+use super::probe::{Heard, Probed};
+use super::trace::{Hop, TraceRequest};
 use crate::error::Problem;
 use crate::id::{ContainerId, TenantId};
 use crate::model::{Digest, ImageRef, LoadedImage, RegistryCredential, UnixMillis};
@@ -209,6 +213,16 @@ pub enum NodeRequest {
         /// Which.
         reference: ImageRef,
     },
+    /// Take part in a probe of the network between nodes. Replies: `Ready`; after `ProbeStep::Go` a `Probed` for each peer and
+    /// `Finished`; once the brain has closed its side `Heard`. The node's part ends with the stream.
+    Probe {
+        /// Its endpoint.
+        endpoint: DesiredEndpoint,
+        /// All others that take part.
+        neighbours: Neighbours,
+    },
+    /// Reply: `Hops`.
+    Trace(TraceRequest),
     /// Of a newer brain; answered with a problem.
     #[serde(other)]
     Unknown,
@@ -231,6 +245,25 @@ pub enum NodeReply {
     Images {
         /// They.
         images: Vec<ImageSummary>,
+    },
+    /// The node's part of a probe stands.
+    Ready,
+    /// The way to another node was measured.
+    Probed {
+        /// How.
+        probed: Probed,
+    },
+    /// The ways to all were.
+    Finished,
+    /// Whom the node heard meanwhile; nothing follows.
+    Heard {
+        /// They.
+        heard: Heard,
+    },
+    /// A packet's way, in order; nothing follows.
+    Hops {
+        /// It.
+        hops: Vec<Hop>,
     },
     /// Done, nothing follows.
     End,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::{ContainerId, Generation};
-use berth_common::model::{LoadedImage, UnixMillis};
+use berth_common::model::{HostNumber, LoadedImage, Subnets, UnixMillis, Vni};
 use berth_common::protocol::*;
 use berth_common::units::Bytes;
 
@@ -129,6 +129,34 @@ pub fn node_requests() -> Vec<(&'static str, NodeRequest)> {
                 reference: reference(),
             },
         ),
+        (
+            "node_request_probe",
+            NodeRequest::Probe {
+                endpoint: DesiredEndpoint {
+                    vni: Vni::PROBE,
+                    network: "probe".parse().unwrap(),
+                    subnets: Subnets::new("198.18.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap())
+                        .unwrap(),
+                    host: HostNumber(2),
+                },
+                neighbours: Neighbours {
+                    nodes: [(node(), [192, 0, 2, 7].into())].into(),
+                    networks: [(Vni::PROBE, [(HostNumber(3), node())].into())].into(),
+                    ..Neighbours::default()
+                },
+            },
+        ),
+        (
+            "node_request_trace",
+            NodeRequest::Trace(TraceRequest {
+                half: Half::In,
+                container: container(),
+                vni: Vni::MIN,
+                host: HostNumber(2),
+                other: HostNumber(3),
+                service: Some(HostNumber(9)),
+            }),
+        ),
     ]
 }
 
@@ -139,6 +167,16 @@ fn summary() -> ImageSummary {
         size: Bytes::mib(40),
         used_by: 3,
         created_at: UnixMillis(1_700_000_000_000),
+    }
+}
+
+fn echoes(sent: u32) -> Echoes {
+    Echoes {
+        sent,
+        answered: sent - 1,
+        min_us: 90,
+        mean_us: 120,
+        max_us: 700,
     }
 }
 
@@ -167,6 +205,39 @@ pub fn node_replies() -> Vec<(&'static str, NodeReply)> {
             "node_reply_images",
             NodeReply::Images {
                 images: vec![summary()],
+            },
+        ),
+        ("node_reply_ready", NodeReply::Ready),
+        (
+            "node_reply_probed",
+            NodeReply::Probed {
+                probed: Probed {
+                    node: node(),
+                    underlay: Some(echoes(5)),
+                    underlay_mtu: Some(1500),
+                    network: echoes(50),
+                    network_mtu: Some(1450),
+                    udp: true,
+                    tcp: true,
+                },
+            },
+        ),
+        ("node_reply_finished", NodeReply::Finished),
+        (
+            "node_reply_heard",
+            NodeReply::Heard {
+                heard: Heard {
+                    hosts: [HostNumber(2), HostNumber(3)].into(),
+                },
+            },
+        ),
+        (
+            "node_reply_hops",
+            NodeReply::Hops {
+                hops: vec![
+                    Hop::passes("bridge", "to the tunnel"),
+                    Hop::drops("tunnel", "no entry").cure("wait five seconds"),
+                ],
             },
         ),
         ("node_reply_end", NodeReply::End),
@@ -277,4 +348,12 @@ pub fn join_token() -> JoinToken {
         ca_fingerprint: "cd".repeat(32),
         secret: "aaaaaaaaaaaaaaaa.00".to_owned(),
     }
+}
+
+pub fn probe_steps() -> Vec<(&'static str, ProbeStep)> {
+    let peers = vec![ProbePeer {
+        node: node(),
+        host: HostNumber(3),
+    }];
+    vec![("probe_step_go", ProbeStep::Go { peers })]
 }

@@ -33,7 +33,7 @@ pub(super) type Cache = HashMap<(Vec<Vni>, Option<Vec<Name>>), Option<Arc<str>>>
 impl Networks {
     /// The table that a container should have; none while nobody has said what services there are. One that begins then and is not
     /// open to all lets nobody in yet.
-    fn table(&self, container: ContainerId, cache: &mut Cache, begins: bool) -> Option<Arc<str>> {
+    pub(super) fn table(&self, container: ContainerId, cache: &mut Cache, begins: bool) -> Option<Arc<str>> {
         let wanted = self.wanted.lock();
         let places = wanted.of(container);
         let lets_in = wanted.lets_in(container);
@@ -44,10 +44,10 @@ impl Networks {
         if let Some(table) = cache.get(&key) {
             return table.clone();
         }
-        let neighbours = self.neighbours.lock();
+        let neighbours = self.known.lock();
         let nothing = Neighbours::default();
         let known = neighbours
-            .as_ref()
+            .all()
             .or((begins && lets_in.is_some()).then_some(&nothing));
         let table = known.filter(|_| !places.is_empty()).map(|known| {
             let of = places.iter().filter_map(|place| {
@@ -169,6 +169,11 @@ fn about(container: ContainerId) -> String {
 }
 
 impl Inside {
+    /// Whether this is in force in a process's namespace: it was loaded, and nobody touched any table there since.
+    pub(super) fn in_force(&self, pid: u32, namespace: &Namespace, table: &str) -> bool {
+        self.has(pid, table) && self.filters.untouched(namespace)
+    }
+
     fn has(&self, pid: u32, table: &str) -> bool {
         self.pid == Some(pid) && self.filters.has(IN_CONTAINER, table)
     }

@@ -6,7 +6,9 @@
 
 mod inside;
 mod outside;
+mod probe;
 mod sealed;
+mod trace;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -24,11 +26,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+pub use self::probe::Probe;
 use self::sealed::Sealing;
 pub use self::sealed::remove as remove_sealed;
 use super::egress::Transit;
 use super::filters::Filters;
 use super::gate::Gate;
+use super::known::Known;
 use super::plan::{Overlay, Seen, missing, plan};
 use super::ruleset::{self, ON_BRIDGE, ON_HOST};
 use super::wanted::Wanted;
@@ -84,6 +88,8 @@ pub struct NetworkSettings {
     pub wireguard_port: u16,
     /// Where its key is kept.
     pub key: PathBuf,
+    /// Checksums of what goes through networks are left to network cards.
+    pub checksum_offload: bool,
 }
 
 /// One network's state in the kernel, as far as it is known to be right.
@@ -102,8 +108,9 @@ pub struct Networks {
     kernel: Kernel,
     settings: NetworkSettings,
     board: Arc<Board>,
-    /// None: nobody has said yet, so what the kernel has of other nodes stays.
-    neighbours: Mutex<Option<Neighbours>>,
+    known: Mutex<Known>,
+    /// This host's place in a probe; none: there is none.
+    probing: Mutex<Option<DesiredEndpoint>>,
     unsaved: Mutex<bool>,
     underlay: watch::Sender<Option<Underlay>>,
     wanted: Mutex<Wanted>,
@@ -139,7 +146,8 @@ impl Networks {
             kernel,
             settings,
             board,
-            neighbours: Mutex::new(neighbours),
+            known: Mutex::new(Known::new(neighbours)),
+            probing: Mutex::default(),
             unsaved: Mutex::new(false),
             underlay: watch::Sender::new(None),
             wanted: Mutex::default(),
@@ -159,16 +167,9 @@ impl Networks {
 
     /// What the brain says of other nodes.
     pub fn hear(&self, update: NeighboursUpdate) {
-        let first = matches!(update, NeighboursUpdate::Full { .. });
-        let mut held = self.neighbours.lock();
-        // A change to what is not known leads nowhere; the brain begins each connection with everything.
-        if held.is_none() && !first {
-            return;
-        }
-        if held.get_or_insert_default().apply(update) {
+        if self.known.lock().hear(update) {
             *self.unsaved.lock() = true;
         }
-        drop(held);
         self.wake.notify_one();
     }
 
@@ -222,7 +223,7 @@ impl Networks {
 
     /// Takes in what is desired now. None: nobody knows what is desired.
     fn refresh(&self) -> Option<BTreeSet<Vni>> {
-        let desired = self.board.endpoints().borrow().clone()?;
+        let desired = self.with_probe(self.board.endpoints().borrow().clone()?);
         let running: BTreeSet<_> = self.board.running().into_iter().map(|c| c.id).collect();
         let mut wanted = self.wanted.lock();
         wanted.take(&desired, &running);
@@ -242,9 +243,14 @@ impl Networks {
             );
         };
         let shut = self.unguarded();
-        let overlay = wanted.overlay(vni, at, self.neighbours.lock().as_ref(), &shut);
+        let overlay = wanted.overlay(vni, at, self.known.lock().all(), &shut);
         let transit = self.transits.lock().get(&vni).copied();
-        Ok(overlay.map(|overlay| Overlay { transit, ..overlay }))
+        let offload = self.settings.checksum_offload;
+        Ok(overlay.map(|overlay| Overlay {
+            transit,
+            offload,
+            ..overlay
+        }))
     }
 
     fn net(&self, vni: Vni) -> Arc<tokio::sync::Mutex<Net>> {
@@ -358,8 +364,8 @@ impl Networks {
             let Some(networks) = networks.upgrade() else {
                 return Answer::NoName;
             };
-            let (wanted, neighbours) = (networks.wanted.lock(), networks.neighbours.lock());
-            let zone = wanted.zone(vni, who, neighbours.as_ref().map(|known| &known.names));
+            let (wanted, known) = (networks.wanted.lock(), networks.known.lock());
+            let zone = wanted.zone(vni, who, known.all().map(|known| &known.names));
             zone.answer(labels, kind)
         };
         let at = SocketAddr::new(overlay.subnets.address(Subnets::GATEWAY).into(), 53);
@@ -394,7 +400,7 @@ impl Networks {
         if !std::mem::take(&mut *self.unsaved.lock()) {
             return;
         }
-        let known = self.neighbours.lock().clone();
+        let known = self.known.lock().told().cloned();
         let path = self.settings.file.clone();
         let saved = tokio::task::spawn_blocking(move || -> Result<(), String> {
             let text = serde_json::to_vec(&known).map_err(|error| error.to_string())?;

@@ -108,8 +108,8 @@ impl Networks {
         };
         let (local, transits) = (self.wanted.lock().local(), self.transits.lock().clone());
         let need = {
-            let known = self.neighbours.lock();
-            let known = known.as_ref();
+            let known = self.known.lock();
+            let known = known.all();
             Need {
                 nodes: known.map(|known| known.nodes.values().copied().collect()),
                 brains: self.brains.lock().clone(),

@@ -79,8 +79,8 @@ impl Networks {
 
     /// What there must be for other sites; none while nobody has said who is there.
     pub(super) fn seal(&self) -> Option<Told> {
-        let known = self.neighbours.lock();
-        let known = known.as_ref()?;
+        let known = self.known.lock();
+        let known = known.all()?;
         let near = near(known);
         let addresses = known.sealed.iter().map(|other| other.address);
         let addresses = addresses.filter(|address| !near.contains(address)).collect();
@@ -120,8 +120,8 @@ impl Networks {
 
     /// Nodes of other sites to which nothing may be sent now.
     pub(super) fn unguarded(&self) -> BTreeSet<NodeId> {
-        let neighbours = self.neighbours.lock();
-        let others = neighbours.iter().flat_map(|known| &known.sealed);
+        let known = self.known.lock();
+        let others = known.all().into_iter().flat_map(|known| &known.sealed);
         let guarded = self.guarded.lock();
         let shut = others.filter(|other| !guarded.contains(&other.address));
         shut.map(|other| other.node).collect()

@@ -32,6 +32,38 @@ pub enum NetworkCommand {
         /// Its name.
         name: Name,
     },
+    /// Check whether nodes reach each other's networks: port, size, loss, latency, checksums
+    #[command(
+        after_help = "Every node gets an endpoint on a network of its own, as a container would have it, and measures the way to each other:
+encrypted where they are at different sites. It takes seconds and disturbs nobody. Exit code 4: something is wrong.
+
+Examples:
+  berth network check
+  berth network check h1 h2
+  berth network check -o json | jq '.pairs[] | select(.findings != [])'"
+    )]
+    Check {
+        /// Only these nodes; default: all that you may see.
+        node: Vec<Name>,
+    },
+    /// Explain how a packet gets from a container to another or to a service, and where it would be dropped
+    #[command(
+        after_help = "The nodes on its way say what they have: links, entries, filters, encryption. Nothing is sent. Exit code 4: it does not arrive.
+
+Examples:
+  berth network trace web.1 db.1
+  berth network trace web.1 db                 by the service's address
+  berth network trace web.1 db --network back"
+    )]
+    Trace {
+        /// The container that sends: service.replica, or an id.
+        from: String,
+        /// A container, or a service.
+        to: String,
+        /// Only by this network.
+        #[arg(long)]
+        network: Option<Name>,
+    },
     /// Remove a network that nobody is on
     #[command(visible_alias = "remove", after_help = "Example:\n  berth network rm back")]
     Rm {

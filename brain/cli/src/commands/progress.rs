@@ -31,6 +31,11 @@ impl Line {
         }
     }
 
+    /// Whether what is said replaces what was said before.
+    pub const fn is_live(&self) -> bool {
+        self.bar.is_some()
+    }
+
     /// Says it, once.
     pub fn say(&self, text: &str) {
         let text = clean(text);

@@ -2,6 +2,7 @@
 //!
 //! Everything below is pure: values and the present in, text out. Printing is the caller's.
 
+pub mod check;
 pub mod cluster;
 pub mod service;
 pub mod text;
@@ -22,8 +23,8 @@ impl Style {
     pub fn state(self, word: &str) -> Cell {
         let cell = Cell::new(text::clean(word));
         let color = match word.to_ascii_lowercase().as_str() {
-            "running" | "healthy" | "ready" => Color::Green,
-            "failed" | "unhealthy" | "lost" | "unreachable" | "backoff" => Color::Red,
+            "running" | "healthy" | "ready" | "ok" => Color::Green,
+            "failed" | "dropped" | "unhealthy" | "lost" | "unreachable" | "backoff" => Color::Red,
             "stopped" | "exited" => Color::DarkGrey,
             _ => Color::Yellow,
         };

@@ -3,11 +3,13 @@
 //! Owns the translation between HTTP streams and a node's request streams. Refuses to buffer: every side waits for the
 //! other, and a client that goes away ends the stream to the node.
 
+mod check;
 mod events;
 mod exec;
 mod images;
 mod logs;
 mod permit;
+mod trace;
 mod watch;
 
 #[cfg(test)]
@@ -36,6 +38,8 @@ pub fn routes() -> OpenApiRouter<ApiState> {
         .merge(logs::routes())
         .merge(exec::routes())
         .merge(images::routes())
+        .merge(check::routes())
+        .merge(trace::routes())
         .merge(watch::routes())
         .merge(events::routes())
 }
