@@ -52,7 +52,8 @@ pub fn asked(from: &Namespace, at: SocketAddr) -> Option<(String, String)> {
 /// The same over UDP.
 pub fn asked_udp(from: &Namespace, at: SocketAddr) -> Option<String> {
     let said = from.within(move || {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let any = if at.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = UdpSocket::bind(any)?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         socket.send_to(b"x", at)?;
         let mut word = [0; 64];

@@ -74,6 +74,7 @@ impl World {
         };
         Overlay {
             offload: true,
+            six: false,
             vni: Vni::try_from(vni).expect("vni"),
             subnets: Subnets::new(
                 "10.80.0.0/16".parse().expect("cidr"),

@@ -95,6 +95,7 @@ fn difference(f: &Fleet, node: usize, network: &Value, kernel: &Kernel) -> Optio
         rates: BTreeMap::new(),
         published: Vec::new(),
         offload: true,
+        six: false,
     };
     let (steps, absent) = (plan(Some(&wanted), Some(&seen)), missing(&wanted, &seen));
     let right = steps.is_empty() && absent.is_empty() && transit.is_some();
@@ -128,10 +129,9 @@ fn after_any_churn_every_host_has_exactly_what_is_planned_and_no_address_is_left
         acts += 1;
         match (services.contains_key(&name), dice.roll(10)) {
             (false, _) => {
-                let flags: Vec<&str> = networks
-                    .iter()
-                    .flat_map(|network| ["--network", network])
-                    .collect();
+                // Small enough that half of the hosts take all of them: others are being drained.
+                let mut flags = vec!["--cpus", "0.01"];
+                flags.extend(networks.iter().flat_map(|network| ["--network", network]));
                 f.brain.run_sleepers(&name, replicas as usize, &flags);
                 services.insert(name, replicas);
             }
@@ -146,7 +146,7 @@ fn after_any_churn_every_host_has_exactly_what_is_planned_and_no_address_is_left
             (true, 3) => drop(f.brain.berth(&["restart", &name])),
             (true, 4) => {
                 let node = NODES[dice.roll(4) as usize];
-                f.brain.berth(&["node", "drain", node]);
+                f.brain.berth(&["node", "drain", node, "-d"]);
                 std::thread::sleep(Duration::from_millis(700));
                 f.brain.berth(&["node", "uncordon", node]);
             }

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::doors::Doors;
-use super::egress::{Switched, Transit};
+use super::egress::{Switched, Transit, Wanted};
 use super::filters::Filters;
 use super::namespace::Namespace;
 use super::publish::Open;
-use super::ruleset::{self, Apart, Table};
+use super::ruleset::{self, Apart, Guarded, Table};
 use super::{nft, uplink};
 use crate::ledger::write_atomically;
 use crate::reconcile::apply::chain;
@@ -27,6 +27,8 @@ pub(super) struct Need {
     pub sealed: BTreeSet<IpAddr>,
     /// This host's address for networks, as far as it is an IPv4 one.
     pub own: Option<Ipv4Addr>,
+    /// The host has IPv6, and so do its networks outside.
+    pub six: bool,
     /// Published ports.
     pub open: Vec<Open>,
 }
@@ -42,6 +44,7 @@ pub(super) struct Gate {
     /// What was done last; none: an agent that was killed may have left anything.
     kept: Option<Need>,
     guarded: BTreeSet<String>,
+    guarded6: bool,
     doors: Doors,
     /// Ports that somebody else has, in words.
     shut: Vec<String>,
@@ -57,6 +60,7 @@ impl Gate {
             filters: Filters::default(),
             kept: None,
             guarded: BTreeSet::new(),
+            guarded6: false,
             doors: Doors::default(),
             shut: Vec::new(),
             absent: false,
@@ -71,10 +75,11 @@ impl Gate {
         self.absent = false;
         self.kept = None;
         let file = self.file.clone();
+        let wanted = if need.six { Wanted::Both } else { Wanted::Four };
         let (space, plan) = blocking(host, move |host| {
             let ours = read(&file)?;
             let seen = uplink::forwarding(host).map_err(|error| unreadable(&error))?;
-            let plan = seen.plan(&ours, true);
+            let plan = seen.plan(&ours, wanted);
             // Before it is done: what was switched on must be known when it is to be switched off.
             if plan.ours != ours {
                 write(&file, &plan.ours)?;
@@ -83,6 +88,7 @@ impl Gate {
         })
         .await?;
         self.guarded = plan.ours.guarded().cloned().collect();
+        self.guarded6 = plan.ours.six;
         let (mut doors, open) = (std::mem::take(&mut self.doors), need.open.clone());
         let held = tokio::task::spawn_blocking(move || {
             let held = doors.hold(&space, &open);
@@ -123,7 +129,11 @@ impl Gate {
     fn rules(&self, need: &Need, open: &[Open]) -> Vec<(Table, String)> {
         let port = self.port;
         let (sealed, own) = (&need.sealed, need.own);
-        let out = ruleset::way_out(&need.brains, &self.guarded, open, Apart { sealed, own }, port);
+        let guarded = Guarded {
+            links: &self.guarded,
+            six: self.guarded6,
+        };
+        let out = ruleset::way_out(&need.brains, guarded, open, Apart { sealed, own }, need.six, port);
         let mut rules = vec![(ruleset::on_way_out(port), out)];
         let nodes = need.nodes.as_ref();
         rules.extend(nodes.map(|nodes| (ruleset::on_underlay(port), ruleset::host(nodes, sealed, port))));
@@ -137,9 +147,9 @@ impl Gate {
 /// In words, the first thing that could not be undone.
 pub fn restore(host: &Namespace, port: u16, file: &Path) -> Result<(), String> {
     let ours = read(file)?;
-    if !ours.0.is_empty() {
+    if ours != Switched::default() {
         let seen = uplink::forwarding(host).map_err(|error| unreadable(&error))?;
-        uplink::switch(host, seen.plan(&ours, false)).map_err(|error| unswitchable(&error))?;
+        uplink::switch(host, seen.plan(&ours, Wanted::Nothing)).map_err(|error| unswitchable(&error))?;
     }
     for table in [ruleset::on_way_out(port), ruleset::on_underlay(port)] {
         nft::remove(host, table).map_err(|error| chain(&error))?;
@@ -189,6 +199,6 @@ fn unreadable(error: &std::io::Error) -> String {
 
 fn unswitchable(error: &std::io::Error) -> String {
     format!(
-        "forwarding can't be switched on for containers' packets (net.ipv4.conf.*.forwarding): {error}; set net.ipv4.ip_forward=1"
+        "forwarding can't be switched on for containers' packets (net.ipv4.conf.*.forwarding, net.ipv6.conf.all.forwarding): {error}; set net.ipv4.ip_forward=1 and net.ipv6.conf.all.forwarding=1"
     )
 }

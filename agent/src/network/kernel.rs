@@ -71,11 +71,11 @@ impl Kernel {
 
     /// The host's part of an uplink; nothing of any other link.
     async fn set_host_end(&self, vni: Vni, link: &Link) -> Result<()> {
-        let Link::Uplink { number, mtu, .. } = link else {
+        let Link::Uplink { number, mtu, six, .. } = link else {
             return Ok(());
         };
         let number = number.ok_or_else(|| NetworkError::Missing(UPLINK.to_owned()))?;
-        Within::open(&self.host)?.set_host_end(number, *mtu).await?;
+        Within::open(&self.host)?.set_host_end(number, *mtu, *six).await?;
         pass_own(&self.host, number)?;
         pass_on(&self.needed(vni)?)
     }
@@ -113,9 +113,15 @@ impl Kernel {
             return Ok(None);
         };
         let (mut seen, peer) = Within::open(&namespace)?.observe().await?;
-        if let (Some(Link::Uplink { number, whole, .. }), Some(peer)) = (seen.links.get_mut(UPLINK), peer) {
+        if let (
+            Some(Link::Uplink {
+                number, whole, six, ..
+            }),
+            Some(peer),
+        ) = (seen.links.get_mut(UPLINK), peer)
+        {
             let end = Within::open(&self.host)?.host_end(peer).await?;
-            (*number, *whole) = (end.number, end.whole);
+            (*number, *whole, *six) = (end.number, end.whole, end.six);
         }
         if let Some(Link::Tunnel { offload, .. }) = seen.links.get_mut(TUNNEL) {
             let asked = namespace
@@ -251,6 +257,14 @@ impl Kernel {
     /// When the kernel can't be asked.
     pub async fn mtu_at(&self, address: IpAddr) -> Result<Option<u32>> {
         Within::open(&self.host)?.mtu_at(address).await
+    }
+
+    /// The IPv6 address at which others reach the host's link with this address; none if there is none that stays.
+    ///
+    /// # Errors
+    /// When the kernel can't be asked.
+    pub async fn six_at(&self, address: IpAddr) -> Result<Option<Ipv6Addr>> {
+        Within::open(&self.host)?.six_at(address).await
     }
 
     /// The host's own namespace.

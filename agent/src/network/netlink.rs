@@ -4,17 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use berth_common::model::Vni;
 use futures::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoBridgePort, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Error, Handle, LinkBridgePort, LinkUnspec};
 
-use super::egress::{Transit, UPLINK};
+use super::egress::{HOST_ADDRESS, HOST_ADDRESS6, Transit, UPLINK};
 use super::links::{self, PORT_GUARD, TUNNEL_GUARD};
 use super::namespace::Namespace;
 use super::plan::{BRIDGE, Entry, Link, Seen, Step};
@@ -150,6 +150,50 @@ impl Within {
         Ok(link.and_then(links::mtu))
     }
 
+    /// The IPv6 address at which others reach the link that has an address; none if it has none that stays.
+    pub(super) async fn six_at(&self, address: IpAddr) -> Result<Option<Ipv6Addr>> {
+        let all = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect::<Vec<_>>()
+            .await;
+        let all = all.map_err(|source| failed("listing addresses", source))?;
+        let has = |message: &&AddressMessage, address| {
+            let attributes = &message.attributes;
+            attributes.contains(&AddressAttribute::Address(address))
+                || attributes.contains(&AddressAttribute::Local(address))
+        };
+        let Some(at) = all.iter().find(|message| has(message, address)) else {
+            return Ok(None);
+        };
+        // Those that change for privacy's sake (IFA_F_TEMPORARY, of IPv4 called secondary), are no longer or not yet to be used, are
+        // nobody's way in.
+        let passing = AddressFlags::Secondary
+            | AddressFlags::Deprecated
+            | AddressFlags::Tentative
+            | AddressFlags::Dadfailed;
+        let of_link = all
+            .iter()
+            .filter(|message| message.header.index == at.header.index);
+        let mut stays = of_link.filter_map(|message| {
+            let flags = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Flags(flags) => Some(*flags),
+                _ => None,
+            });
+            let found = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(IpAddr::V6(six)) => Some(*six),
+                _ => None,
+            })?;
+            let lasts = flags.is_none_or(|flags| !flags.intersects(passing));
+            (lasts && message.header.scope == AddressScope::Universe).then_some(found)
+        });
+        // One address of several is as good as another, so long as it is the same each time.
+        let first = stays.next();
+        Ok(stays.fold(first, |least, one| least.map(|least| least.min(one))))
+    }
+
     /// What is there of a network in its namespace, and the index of its uplink's end in the host's.
     pub(super) async fn observe(&self) -> Result<(Seen, Option<u32>)> {
         let messages = self.links().await?;
@@ -177,6 +221,7 @@ impl Within {
                         mtu,
                         number: None,
                         whole: false,
+                        six: false,
                     };
                 }
                 seen.links.insert(name.clone(), link);
@@ -199,8 +244,10 @@ impl Within {
                 .iter()
                 .filter_map(|message| uplink::outside(message, uplink));
             seen.entries.extend(outside.map(Entry::Outside));
-            seen.entries
-                .extend(self.way_out(uplink).await?.map(|_| Entry::WayOut));
+            for host in [HOST_ADDRESS.into(), HOST_ADDRESS6.into()] {
+                let found = self.way_out(uplink, host).await?;
+                seen.entries.extend(found.map(|_| Entry::WayOut(host)));
+            }
         }
         if let Some(bridge) = bridge {
             seen.entries.extend(
@@ -329,8 +376,8 @@ impl Within {
         let neighbours = self.handle.neighbours();
         let request = match entry {
             Entry::Address(address, prefix) => return self.add_address(index, address, prefix).await,
-            Entry::Outside(address) => return self.add_address(index, address.into(), 32).await,
-            Entry::WayOut => return self.add_way_out(index).await,
+            Entry::Outside(address) => return self.add_address(index, address, alone(address)).await,
+            Entry::WayOut(host) => return self.add_way_out(index, host).await,
             Entry::Neighbour(address, mac) => neighbours.add(index, address).link_layer_address(&mac.0),
             Entry::Forward(mac, _) => {
                 let request = neighbours.add_bridge(index, &mac.0).state(NeighbourState::Noarp);
@@ -351,9 +398,11 @@ impl Within {
             Entry::Address(address, prefix) => {
                 return self.delete_address(index, entry, address, prefix).await;
             }
-            Entry::Outside(address) => return self.delete_address(index, entry, address.into(), 32).await,
-            Entry::WayOut => {
-                let Some(route) = self.way_out(index).await? else {
+            Entry::Outside(address) => {
+                return self.delete_address(index, entry, address, alone(address)).await;
+            }
+            Entry::WayOut(host) => {
+                let Some(route) = self.way_out(index, host).await? else {
                     return Ok(());
                 };
                 return gone_is_fine(entry, self.handle.route().del(route).execute().await);
@@ -371,10 +420,24 @@ impl Within {
         gone_is_fine(entry, neighbours.del(message).execute().await)
     }
 
+    /// Takes an address of a link away.
+    pub(super) async fn take_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<()> {
+        self.delete_address(index, Entry::Address(address, prefix), address, prefix)
+            .await
+    }
+
     async fn delete_address(&self, index: u32, entry: Entry, address: IpAddr, prefix: u8) -> Result<()> {
         let addresses = self.handle.address();
         let message = addresses.add(index, address, prefix).message_mut().clone();
         gone_is_fine(entry, addresses.del(message).execute().await)
+    }
+}
+
+/// The prefix of an address that is alone.
+const fn alone(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
     }
 }
 

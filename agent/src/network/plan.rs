@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use berth_common::model::{Bandwidth, HostNumber, Mac, Subnets, Vni};
 
-use super::egress::{Transit, UPLINK};
+use super::egress::{HOST_ADDRESS, HOST_ADDRESS6, Transit, UPLINK};
 use super::publish::Inward;
 
 /// The bridge of a network, in its namespace.
@@ -40,6 +40,8 @@ pub struct Overlay {
     pub remote: Option<BTreeMap<HostNumber, IpAddr>>,
     /// Its number on this host, for the way out; none: there is no way out.
     pub transit: Option<Transit>,
+    /// The way out is one for IPv6, too.
+    pub six: bool,
     /// Endpoints here that send and receive so much at most.
     pub rates: BTreeMap<HostNumber, Bandwidth>,
     /// Published ports that lead in.
@@ -88,6 +90,8 @@ pub enum Link {
         number: Option<Transit>,
         /// The host's end is up and has its address, and packets to the network's go there.
         whole: bool,
+        /// The same over IPv6.
+        six: bool,
     },
     /// Something else.
     Other,
@@ -99,9 +103,9 @@ pub enum Entry {
     /// An address of the bridge.
     Address(IpAddr, u8),
     /// An address of the uplink, alone.
-    Outside(Ipv4Addr),
-    /// What is nowhere else is out there, by the host's end of the uplink.
-    WayOut,
+    Outside(IpAddr),
+    /// What is nowhere else is out there, by the host's end of the uplink, which has this address.
+    WayOut(IpAddr),
     /// Who has an address: the bridge answers for it, so that no question is ever passed on.
     Neighbour(IpAddr, Mac),
     /// Behind which port of the bridge a hardware address is; none: behind the tunnel.
@@ -115,7 +119,7 @@ impl Entry {
     pub fn link(&self) -> String {
         match self {
             Self::Address(..) | Self::Neighbour(..) => BRIDGE.to_owned(),
-            Self::Outside(_) | Self::WayOut => UPLINK.to_owned(),
+            Self::Outside(_) | Self::WayOut(_) => UPLINK.to_owned(),
             Self::Forward(_, Some(host)) => port_name(*host),
             Self::Forward(_, None) | Self::Tunnel(..) => TUNNEL.to_owned(),
         }
@@ -196,8 +200,14 @@ impl Overlay {
             .iter()
             .map(|host| (port_name(*host), Link::Port { mtu, guarded: true }));
         let uplink = self.transit.map(|number| {
-            let (number, whole) = (Some(number), true);
-            (UPLINK.to_owned(), Link::Uplink { mtu, number, whole })
+            let (number, whole, six) = (Some(number), true, self.six);
+            let link = Link::Uplink {
+                mtu,
+                number,
+                whole,
+                six,
+            };
+            (UPLINK.to_owned(), link)
         });
         let fixed = [(BRIDGE.to_owned(), bridge), (TUNNEL.to_owned(), tunnel)];
         fixed.into_iter().chain(uplink).chain(ports).collect()
@@ -212,7 +222,16 @@ impl Overlay {
             Entry::Address(net.address6(gateway).into(), net.v6().prefix_len()),
         ]);
         if let Some(number) = self.transit {
-            entries.extend([Entry::Outside(number.address()), Entry::WayOut]);
+            entries.extend([
+                Entry::Outside(number.address().into()),
+                Entry::WayOut(HOST_ADDRESS.into()),
+            ]);
+            if self.six {
+                entries.extend([
+                    Entry::Outside(number.address6().into()),
+                    Entry::WayOut(HOST_ADDRESS6.into()),
+                ]);
+            }
         }
         let here = self.local.iter().map(|host| (*host, None));
         let there = self
@@ -344,8 +363,8 @@ fn key(entry: &Entry) -> (u8, IpAddr, Mac) {
     match *entry {
         // The kernel has both where only the prefix differs.
         Entry::Address(address, prefix) => (prefix, address, no_mac),
-        Entry::Outside(address) => (203, address.into(), no_mac),
-        Entry::WayOut => (204, none, no_mac),
+        Entry::Outside(address) => (203, address, no_mac),
+        Entry::WayOut(host) => (204, host, no_mac),
         Entry::Neighbour(address, _) => (200, address, no_mac),
         Entry::Forward(mac, _) => (201, none, mac),
         Entry::Tunnel(mac, _) => (202, none, mac),

@@ -12,6 +12,7 @@ use super::plan::*;
 fn overlay(local: &[u32], remote: &[(u32, u8)]) -> Overlay {
     Overlay {
         offload: true,
+        six: true,
         vni: Vni::MIN,
         subnets: Subnets::new("10.80.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()).unwrap(),
         underlay: ([192, 0, 2, 1].into(), 1500),

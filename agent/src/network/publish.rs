@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use berth_common::model::{HostNumber, Protocol, Subnets, Vni};
@@ -26,6 +26,8 @@ pub struct Open {
     pub here: Option<Here>,
     /// Other nodes that answer, and how many containers of theirs do.
     pub elsewhere: Vec<(Ipv4Addr, u32)>,
+    /// Those of them that do over IPv6.
+    pub elsewhere6: Vec<(Ipv6Addr, u32)>,
 }
 
 /// A network here whose containers answer.
@@ -52,7 +54,7 @@ pub struct Inward {
     /// The first in the containers.
     pub target: u16,
     /// The containers.
-    pub replicas: Vec<Ipv4Addr>,
+    pub replicas: Vec<(Ipv4Addr, Ipv6Addr)>,
 }
 
 /// Most ways that one request may take: a service with more is spread in proportion.
@@ -88,15 +90,19 @@ pub fn open(known: &Neighbours, local: &Local, transits: &BTreeMap<Vni, Transit>
         });
         let elsewhere = one.elsewhere.iter().filter_map(|on| match on.address {
             IpAddr::V4(four) => Some((four, on.replicas)),
-            // Containers are reached over IPv4 alone so far.
             IpAddr::V6(_) => None,
         });
+        let elsewhere6 = one
+            .elsewhere
+            .iter()
+            .filter_map(|on| Some((on.address6?, on.replicas)));
         Some(Open {
             protocol: one.protocol,
             ports,
             service: one.service.to_string(),
             here: at,
             elsewhere: elsewhere.collect(),
+            elsewhere6: elsewhere6.collect(),
         })
     });
     open.collect()
@@ -112,7 +118,9 @@ pub fn inward(known: &Neighbours, vni: Vni, subnets: &Subnets, local: &BTreeSet<
             protocol: one.protocol,
             ports,
             target,
-            replicas: replicas.map(|host| subnets.address(host)).collect(),
+            replicas: replicas
+                .map(|host| (subnets.address(host), subnets.address6(host)))
+                .collect(),
         })
     });
     ports.filter(|one| !one.replicas.is_empty()).collect()
@@ -121,17 +129,27 @@ pub fn inward(known: &Neighbours, vni: Vni, subnets: &Subnets, local: &BTreeSet<
 impl Open {
     fn ways(&self) -> Vec<Ipv4Addr> {
         let here = self.here.map(|here| (here.transit.address(), here.replicas));
-        let all: Vec<_> = here.into_iter().chain(self.elsewhere.iter().copied()).collect();
-        let total: u64 = all.iter().map(|(_, replicas)| u64::from(*replicas)).sum();
-        let ways = all.iter().flat_map(|(to, replicas)| {
-            let share = match total <= u64::from(SLOTS) {
-                true => u64::from(*replicas),
-                false => (u64::from(*replicas) * u64::from(SLOTS) / total).max(1),
-            };
-            std::iter::repeat_n(*to, usize::try_from(share).unwrap_or(1))
-        });
-        ways.collect()
+        in_proportion(here, &self.elsewhere)
     }
+
+    fn ways6(&self) -> Vec<Ipv6Addr> {
+        let here = self.here.map(|here| (here.transit.address6(), here.replicas));
+        in_proportion(here, &self.elsewhere6)
+    }
+}
+
+/// Each place as often as it has replicas.
+fn in_proportion<A: Copy>(here: Option<(A, u32)>, elsewhere: &[(A, u32)]) -> Vec<A> {
+    let all: Vec<_> = here.into_iter().chain(elsewhere.iter().copied()).collect();
+    let total: u64 = all.iter().map(|(_, replicas)| u64::from(*replicas)).sum();
+    let ways = all.iter().flat_map(|(to, replicas)| {
+        let share = match total <= u64::from(SLOTS) {
+            true => u64::from(*replicas),
+            false => (u64::from(*replicas) * u64::from(SLOTS) / total).max(1),
+        };
+        std::iter::repeat_n(*to, usize::try_from(share).unwrap_or(1))
+    });
+    ways.collect()
 }
 
 /// As nftables writes it.
@@ -188,25 +206,35 @@ fn sealed(text: &mut String, apart: Apart<'_>, device: &str) -> bool {
 }
 
 /// The host's chains and sets. What the host asks at 127.0.0.1 is answered here or not at all: packets from there never leave it.
-pub fn at_host(open: &[Open], apart: Apart<'_>, device: &str) -> String {
+/// `six`: the host has IPv6.
+pub fn at_host(open: &[Open], apart: Apart<'_>, six: bool, device: &str) -> String {
     // Every chain costs each packet something: none without need.
     if open.is_empty() {
         return String::new();
     }
-    let mut elsewhere = BTreeSet::new();
+    let (mut elsewhere, mut elsewhere6) = (BTreeSet::new(), BTreeSet::new());
     for one in open {
-        for (node, _) in &one.elsewhere {
-            elsewhere.insert(format!("{} . {node} . {}", one.protocol, range(&one.ports)));
+        let (protocol, ports) = (one.protocol, range(&one.ports));
+        let four = one.elsewhere.iter().map(|(node, _)| node.to_string());
+        elsewhere.extend(four.map(|node| format!("{protocol} . {node} . {ports}")));
+        let six = one.elsewhere6.iter().map(|(node, _)| node.to_string());
+        elsewhere6.extend(six.map(|node| format!("{protocol} . {node} . {ports}")));
+    }
+    let mut text = String::new();
+    for (name, kind, of) in [
+        ("passed_on", "ipv4_addr", elsewhere),
+        ("passed_on6", "ipv6_addr", elsewhere6),
+    ] {
+        let _ = write!(
+            text,
+            "  set {name} {{\n    type inet_proto . {kind} . inet_service\n    flags interval\n"
+        );
+        if !of.is_empty() {
+            let of: Vec<_> = of.into_iter().collect();
+            let _ = writeln!(text, "    elements = {{ {} }}", of.join(", "));
         }
+        text.push_str("  }\n");
     }
-    let elsewhere: Vec<_> = elsewhere.into_iter().collect();
-    let mut text = String::from(
-        "  set passed_on {\n    type inet_proto . ipv4_addr . inet_service\n    flags interval\n",
-    );
-    if !elsewhere.is_empty() {
-        let _ = writeln!(text, "    elements = {{ {} }}", elsewhere.join(", "));
-    }
-    text.push_str("  }\n");
     let own = match sealed(&mut text, apart, device) {
         true => apart.own,
         false => None,
@@ -216,16 +244,24 @@ pub fn at_host(open: &[Open], apart: Apart<'_>, device: &str) -> String {
         if let Some(here) = one.here {
             let (protocol, ports, to) = (one.protocol, range(&one.ports), here.transit.address());
             let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {to}");
+            if six {
+                let to = here.transit.address6();
+                let _ = writeln!(text, "    {protocol} dport {ports} dnat ip6 to {to}");
+            }
         }
     }
     let _ = write!(
         text,
-        "  }}\n  chain published {{\n    ip dscp {PASSED_ON} jump published_here\n"
+        "  }}\n  chain published {{\n    ip dscp {PASSED_ON} goto published_here\n    ip6 dscp {PASSED_ON} goto published_here\n"
     );
     for one in open {
         let (ways, ports, protocol) = (one.ways(), range(&one.ports), one.protocol);
         if !ways.is_empty() {
             let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {}", choice(&ways));
+        }
+        let ways = one.ways6();
+        if six && !ways.is_empty() {
+            let _ = writeln!(text, "    {protocol} dport {ports} dnat ip6 to {}", choice(&ways));
         }
     }
     let links = format!("\"{HOST_LINKS}*\"");
@@ -243,18 +279,23 @@ pub fn at_host(open: &[Open], apart: Apart<'_>, device: &str) -> String {
   chain asked_here {{
     type nat hook output priority -105; policy accept;
     ip daddr 127.0.0.0/8 goto published_here
+    ip6 daddr ::1 return
     fib daddr type local jump published
   }}
   chain mark_passed_on {{
     type filter hook postrouting priority -150; policy accept;
     ct status dnat meta l4proto . ip daddr . th dport @passed_on ip dscp set {PASSED_ON}
+    ct status dnat meta l4proto . ip6 daddr . th dport @passed_on6 ip6 dscp set {PASSED_ON}
   }}
   chain answers_to {{
     type nat hook postrouting priority 95; policy accept;
 {from_own}    ct status dnat meta l4proto . ip daddr . th dport @passed_on masquerade
+    ct status dnat meta l4proto . ip6 daddr . th dport @passed_on6 masquerade
     ct status dnat oifname {links} ip saddr {{ 127.0.0.0/8, {} }} masquerade
+    ct status dnat oifname {links} ip6 saddr {} masquerade
 ",
-        super::egress::ADDRESSES
+        super::egress::ADDRESSES,
+        super::egress::ADDRESSES6
     );
     // A client whose own address is one of the network's would be answered inside of it.
     let networks: BTreeSet<_> = open.iter().filter_map(|one| one.here).collect();
@@ -270,6 +311,34 @@ pub fn at_host(open: &[Open], apart: Apart<'_>, device: &str) -> String {
     text
 }
 
+/// To containers, of one kind of addresses.
+fn lead_in(text: &mut String, one: &Inward, kind: &str, replicas: &[String]) {
+    let protocol = one.protocol;
+    if one.target == *one.ports.start() {
+        let ports = range(&one.ports);
+        let _ = writeln!(
+            text,
+            "    {protocol} dport {ports} dnat {kind} to {}",
+            choice(replicas)
+        );
+        return;
+    }
+    for (port, target) in one.ports.clone().zip(one.target..=u16::MAX) {
+        let to = match replicas {
+            [only] if kind == "ip6" => format!("dnat ip6 to [{only}]:{target}"),
+            [only] => format!("dnat {kind} to {only}:{target}"),
+            some => {
+                let some: Vec<_> = some
+                    .iter()
+                    .map(|replica| format!("{replica} . {target}"))
+                    .collect();
+                format!("dnat {kind} addr . port to {}", choice(&some))
+            }
+        };
+        let _ = writeln!(text, "    {protocol} dport {port} {to}");
+    }
+}
+
 /// A network's chains: from its uplink to its containers here.
 pub fn in_network(inward: &[Inward], uplink: &str) -> String {
     if inward.is_empty() {
@@ -279,29 +348,11 @@ pub fn in_network(inward: &[Inward], uplink: &str) -> String {
         "  chain inward {{\n    type nat hook prerouting priority -100; policy accept;\n    iifname != \"{uplink}\" accept\n"
     );
     for one in inward {
-        let protocol = one.protocol;
-        if one.target == *one.ports.start() {
-            let ports = range(&one.ports);
-            let _ = writeln!(
-                text,
-                "    {protocol} dport {ports} dnat ip to {}",
-                choice(&one.replicas)
-            );
-            continue;
-        }
-        for (port, target) in one.ports.clone().zip(one.target..=u16::MAX) {
-            let to = match &one.replicas[..] {
-                [only] => format!("dnat ip to {only}:{target}"),
-                some => {
-                    let some: Vec<_> = some
-                        .iter()
-                        .map(|replica| format!("{replica} . {target}"))
-                        .collect();
-                    format!("dnat ip addr . port to {}", choice(&some))
-                }
-            };
-            let _ = writeln!(text, "    {protocol} dport {port} {to}");
-        }
+        let (four, six): (Vec<_>, Vec<_>) = one.replicas.iter().copied().unzip();
+        let four: Vec<String> = four.iter().map(Ipv4Addr::to_string).collect();
+        let six: Vec<String> = six.iter().map(Ipv6Addr::to_string).collect();
+        lead_in(&mut text, one, "ip", &four);
+        lead_in(&mut text, one, "ip6", &six);
     }
     text.push_str("  }\n");
     text
@@ -330,6 +381,7 @@ mod tests {
             elsewhere: vec![PublishedOn {
                 address: [192, 0, 2, 9].into(),
                 replicas: 1,
+                address6: Some("2001:db8::9".parse().unwrap()),
             }],
         };
         Neighbours {
@@ -377,7 +429,7 @@ mod tests {
             sealed: &nobody,
             own: None,
         };
-        let text = at_host(&open, near, "wgberth");
+        let text = at_host(&open, near, false, "wgberth");
         assert!(
             text.contains("chain published_here {\n    tcp dport 8080 dnat ip to 169.254.64.2\n  }"),
             "{text}"
@@ -395,17 +447,20 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("mark set") && !text.contains("snat"), "{text}");
-        assert!(!at_host(&[], near, "wgberth").contains("elements"));
+        assert!(!at_host(&[], near, true, "wgberth").contains("elements"));
         let others = [[192, 0, 2, 9].into()].into();
         let far = Apart {
             sealed: &others,
             own: Some([192, 0, 2, 1].into()),
         };
-        let text = at_host(&open, far, "wgberth");
+        let text = at_host(&open, far, true, "wgberth");
         for part in [
             "@passed_on ip daddr @sealed meta mark set",
             "oifname != \"wgberth\" counter drop",
             "oifname \"wgberth\" snat ip to 192.0.2.1",
+            "tcp dport 8080 dnat ip6 to fd5b:e4a7:9c31:64::2\n",
+            "2 : 2001:db8::9 }",
+            "udp . 2001:db8::9 . 5000-5002",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -423,7 +478,10 @@ mod tests {
         assert_eq!(inward.len(), 1, "what makes no sense is left out: {inward:?}");
         assert_eq!(
             inward[0].replicas,
-            [Ipv4Addr::new(10, 64, 0, 2), Ipv4Addr::new(10, 64, 0, 4)]
+            [2_u16, 4].map(|n| (
+                Ipv4Addr::new(10, 64, 0, n as u8),
+                Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n)
+            ))
         );
         let highest = Inward {
             ports: 10..=11,
@@ -447,6 +505,7 @@ mod tests {
             ports: 80..=80,
             service: "web".into(),
             here: None,
+            elsewhere6: Vec::new(),
             elsewhere: vec![
                 ([192, 0, 2, 1].into(), 3_000),
                 ([192, 0, 2, 2].into(), 1_000),

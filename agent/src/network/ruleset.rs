@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use berth_common::model::{Bandwidth, HostNumber, Mac};
 use berth_common::units::Bytes;
 
-use super::egress::{ADDRESSES, HOST_LINKS, UPLINK};
+use super::egress::{ADDRESSES, ADDRESSES6, HOST_LINKS, UPLINK};
 use super::plan::{BRIDGE, Overlay, TUNNEL, port_name};
 use super::publish::{self, Open, PASSED_ON};
 use super::sealed;
@@ -172,6 +172,7 @@ pub fn gateway(overlay: &Overlay) -> String {
         "  chain to_host {{
     type filter hook input priority 0; policy accept;
     iifname \"{UPLINK}\" ct state established,related accept
+    iifname \"{UPLINK}\" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
     iifname \"{UPLINK}\" counter drop
     iifname != \"{BRIDGE}\" accept
     udp dport 53 limit rate over 2000/second burst 500 packets counter drop
@@ -200,6 +201,19 @@ pub fn gateway(overlay: &Overlay) -> String {
     );
     text
 }
+
+/// Where berth itself has the host pass packets on: what comes in there and neither is an answer nor goes to a container is not passed
+/// on, as before.
+#[derive(Debug, Clone, Copy)]
+pub struct Guarded<'a> {
+    /// Links, for IPv4.
+    pub links: &'a BTreeSet<String>,
+    /// All of IPv6.
+    pub six: bool,
+}
+
+/// Where clouds give credentials away over IPv6: AWS, Google and Oracle have addresses of their own for that, which their networks route.
+const METADATA6: &str = "fd00:ec2::254, fd20:ce::254, fd00:c1::a9fe:a9fe";
 
 /// Nodes of other sites, for what is passed on to them.
 #[derive(Debug, Clone, Copy)]
@@ -264,26 +278,32 @@ pub fn host(nodes: &BTreeSet<IpAddr>, sealed: &BTreeSet<IpAddr>, port: u16) -> S
 /// carries VXLAN (it would seem to be this node's), not another network past its own rules, and not the link-local addresses
 /// at which clouds give credentials away.
 ///
-/// `brains`: where the brain is. `guarded`: links on which berth switched forwarding on; what comes in there and neither is an
-/// answer nor goes to a container is not passed on, as before. `open`: published ports; what another node passed on for a container
+/// `brains`: where the brain is. `six`: the host has IPv6. `open`: published ports; what another node passed on for a container
 /// and is for none reaches no program of this host that happens to have the port. From other sites' nodes nothing comes in but
 /// VXLAN and what they pass on.
 pub fn way_out(
     brains: &BTreeSet<SocketAddr>,
-    guarded: &BTreeSet<String>,
+    guarded: Guarded<'_>,
     open: &[Open],
     apart: Apart<'_>,
+    six: bool,
     port: u16,
 ) -> String {
     let links = format!("\"{HOST_LINKS}*\"");
     let brains4 = brains.iter().filter(|at| at.is_ipv4());
     let brains4: Vec<_> = brains4.map(|at| format!("{} . {}", at.ip(), at.port())).collect();
+    let brains6 = brains.iter().filter(|at| at.is_ipv6());
+    let brains6: Vec<_> = brains6.map(|at| format!("{} . {}", at.ip(), at.port())).collect();
     // Links' names are this host's administrator's; one that nftables would not read as a name is left out.
     let plain = |name: &&String| {
         name.bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
-    let guarded = guarded.iter().filter(plain);
+    let guard6 = match guarded.six {
+        true => "    meta nfproto ipv6 ct state new counter drop\n",
+        false => "",
+    };
+    let guarded = guarded.links.iter().filter(plain);
     let guarded: Vec<_> = guarded.map(|name| format!("\"{name}\"")).collect();
     let (device, some_apart) = (sealed::device(port), !apart.sealed.is_empty());
     let when_apart = |rules: String| if some_apart { rules } else { String::new() };
@@ -301,14 +321,17 @@ pub fn way_out(
     ));
     let mut text = begin(on_way_out(port));
     set(&mut text, "brains4", "type ipv4_addr . inet_service", &brains4);
+    set(&mut text, "brains6", "type ipv6_addr . inet_service", &brains6);
     set(&mut text, "guarded", "type ifname", &guarded);
     let _ = write!(
         text,
         "  chain to_host {{
     type filter hook input priority -5; policy accept;
 {from_apart}    ip dscp {PASSED_ON} counter reject
+    ip6 dscp {PASSED_ON} counter reject
     iifname != {links} accept
     icmp type echo-request limit rate 100/second accept
+    icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} limit rate 1000/second accept
     ct state established,related accept
     counter reject
   }}
@@ -318,13 +341,15 @@ pub fn way_out(
     oifname {links} goto to_networks
     ct status dnat accept
     iifname @guarded ct state new counter drop
-  }}
+{guard6}  }}
   chain from_networks {{
     udp dport {port} counter drop
     oifname {links} ct status dnat accept
     oifname {links} counter drop
     ip daddr 169.254.0.0/16 counter drop
+    ip6 daddr {{ fe80::/10, {METADATA6} }} counter drop
     ip daddr . th dport @brains4 counter reject
+    ip6 daddr . th dport @brains6 counter reject
     accept
   }}
   chain to_networks {{
@@ -335,10 +360,11 @@ pub fn way_out(
   chain leaving {{
     type nat hook postrouting priority 100; policy accept;
     ip saddr {ADDRESSES} oifname != {links} masquerade
+    ip6 saddr {ADDRESSES6} oifname != {links} masquerade
   }}
 {}}}
 ",
-        publish::at_host(open, apart, &device)
+        publish::at_host(open, apart, six, &device)
     );
     text
 }

@@ -383,6 +383,7 @@ mod tests {
             rates: BTreeMap::new(),
             published: Vec::new(),
             offload: true,
+            six: true,
         };
         let own = HostNumber(2);
         World {

@@ -107,6 +107,7 @@ impl Wanted {
             port: at.port,
             remote,
             transit: None,
+            six: at.address6.is_some(),
             rates: self.rates(vni),
             published: neighbours.map_or_else(Vec::new, |known| inward(known, vni, &subnets, &local)),
             local,
@@ -201,6 +202,7 @@ mod tests {
             mtu: 1500,
             port: 4789,
             wireguard: None,
+            address6: None,
         };
         let node = NodeId::from_bytes([9; 10]);
         let known = Neighbours {

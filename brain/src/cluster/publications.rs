@@ -8,7 +8,7 @@ use berth_common::model::{NodeKind, PublishMode, PublishedPort, Vni};
 use berth_common::protocol::{Named, Published, PublishedOn};
 
 use super::State;
-use super::sites::apart;
+use super::sites::{apart, sealed};
 
 /// A service's published ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,10 +90,13 @@ impl State {
                     .filter(|(on, _)| port.mode == PublishMode::Cluster && **on != node);
                 let reached = others.filter_map(|(on, replicas)| {
                     let other = self.nodes.get(on)?;
-                    let address = other.facts.underlay?.address;
+                    let at = other.facts.underlay?;
+                    // Between sites only what WireGuard carries, which is the nodes' first addresses.
+                    let address6 = at.address6.filter(|_| sealed(own, other).is_none());
                     apart(own, other).is_none().then_some(PublishedOn {
-                        address,
+                        address: at.address,
                         replicas: *replicas,
+                        address6,
                     })
                 });
                 Published {

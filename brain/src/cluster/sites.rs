@@ -149,6 +149,7 @@ mod tests {
                 key: WireGuardKey([n as u8; 32]),
                 port: 51_821,
             }),
+            address6: None,
         });
         if !site.is_empty() {
             record.labels.insert(SITE.to_owned(), site.to_owned());

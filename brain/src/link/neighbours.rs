@@ -174,6 +174,7 @@ mod tests {
                     key: WireGuardKey([n as u8; 32]),
                     port: 51_821,
                 }),
+                address6: None,
             });
             state.apply(vec![Change::PutNode(record)], Revision(1));
         }

@@ -27,6 +27,7 @@ fn at(n: u64, mtu: u32) -> NodeRecord {
             key: WireGuardKey([n as u8; 32]),
             port: 51_821,
         }),
+        address6: None,
     });
     record
 }

@@ -1,7 +1,7 @@
 //! Nodes: hosts with an agent.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,10 @@ pub struct Underlay {
     /// How hosts of other sites reach it; none of one that can't encrypt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard: Option<WireGuard>,
+    /// The IPv6 address of the same link, at which the world reaches published ports; none of a host without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// What an agent says about its host; sent in Hello and when it changes.

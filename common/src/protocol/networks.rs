@@ -4,7 +4,7 @@
 //! store, and an agent that lost it keeps what its kernel has until the next full picture.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,9 @@ pub struct PublishedOn {
     pub address: IpAddr,
     /// How many take requests.
     pub replicas: u32,
+    /// Its IPv6 address, for what came in over IPv6; none: such requests are not passed on to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// What a node needs to know of others.
@@ -341,6 +344,7 @@ mod tests {
             elsewhere: vec![PublishedOn {
                 address: [192, 0, 2, 1].into(),
                 replicas: 2,
+                address6: None,
             }],
         }
     }

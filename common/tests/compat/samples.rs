@@ -198,6 +198,7 @@ pub fn neighbours() -> Vec<(&'static str, BrainMessage)> {
         elsewhere: vec![PublishedOn {
             address: "192.0.2.7".parse().unwrap(),
             replicas: 2,
+            address6: Some("2001:db8::7".parse().unwrap()),
         }],
     }];
     let sealed = Sealed {

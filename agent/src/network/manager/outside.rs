@@ -37,6 +37,7 @@ impl Networks {
                     mtu: if address.is_loopback() { 1500 } else { mtu },
                     port: self.settings.port,
                     wireguard,
+                    address6: self.kernel.six_at(address).await.unwrap_or_default(),
                 }),
                 Ok(None) => {
                     problem = Some(format!(
@@ -102,7 +103,8 @@ impl Networks {
             .try_clone()
             .map_err(|error| error.to_string())?;
         let told = self.seal();
-        let own = match self.underlay.borrow().map(|at| at.address) {
+        let at = *self.underlay.borrow();
+        let own = match at.map(|at| at.address) {
             Some(IpAddr::V4(four)) => Some(four),
             _ => None,
         };
@@ -118,6 +120,7 @@ impl Networks {
                     .as_ref()
                     .map_or_else(BTreeSet::new, |told| told.addresses.clone()),
                 own,
+                six: at.is_some_and(|at| at.address6.is_some()),
                 open: known.map_or_else(Vec::new, |known| publish::open(known, &local, &transits)),
             }
         };

@@ -17,6 +17,7 @@ fn own() -> (Underlay, WireGuard) {
         mtu: 1500,
         port: 4789,
         wireguard: Some(wireguard),
+        address6: None,
     };
     (at, wireguard)
 }
