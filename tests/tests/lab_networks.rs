@@ -89,8 +89,9 @@ fn r6_r9_networks_of_three_hosts_outlive_partition_loss_the_brain_and_a_hosts_de
 
     // A connection that stays open through all that follows, and loses nothing.
     let (two, three) = (on("host2"), on("host3"));
+    // Whoever listens leaves at the end of what it has to say: it says nothing for long.
     three.host.ok(&format!(
-        "({} </dev/null >/tmp/heard 2>/dev/null &)",
+        "(sleep 900 | {} >/tmp/heard 2>/dev/null &)",
         three.run("nc -l -p 9000")
     ));
     let count = format!("i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); sleep 0.1; done");

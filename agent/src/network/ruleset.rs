@@ -331,7 +331,8 @@ pub fn way_out(
     ip6 dscp {PASSED_ON} counter reject
     iifname != {links} accept
     icmp type echo-request limit rate 100/second accept
-    icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} limit rate 1000/second accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    icmpv6 type echo-request limit rate 100/second accept
     ct state established,related accept
     counter reject
   }}
