@@ -14,6 +14,7 @@ pub mod images;
 pub mod link;
 pub mod network_check;
 pub mod scheduler;
+pub mod simulate;
 pub mod store;
 pub mod usage;
 pub mod wiring;

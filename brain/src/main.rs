@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_brain::config::{Config, DEFAULT_PATH};
-use berth_brain::wiring;
+use berth_brain::{simulate, wiring};
 use berth_common::daemon;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -31,6 +31,11 @@ struct Args {
 enum Command {
     /// Run the brain (the default).
     Run,
+    /// Replay traces of real load under scheduling policies
+    #[command(
+        after_help = "Example:\n  berth-brain simulate --usage planetlab.csv.gz --nodes 24 --policy all"
+    )]
+    Simulate(simulate::Options),
     /// Print the version.
     Version,
 }
@@ -41,7 +46,11 @@ fn main() -> ExitCode {
         println!("berth-brain {}", berth_common::VERSION);
         return ExitCode::SUCCESS;
     }
-    match run(&args) {
+    let result = match &args.command {
+        Some(Command::Simulate(options)) => simulate::run(options),
+        _ => run(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("berth-brain: {error:#}");

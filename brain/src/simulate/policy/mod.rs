@@ -1,0 +1,72 @@
+//! Policies: who takes a container, and what moves. Each sees reservations and what hosts report, late and with gaps; none sees the trace.
+
+mod binpack;
+mod koordinator;
+mod mad_mmt;
+mod measured;
+mod requests;
+mod trimaran;
+
+use super::cluster::Cluster;
+
+/// What a host says of its load.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Which host.
+    pub host: usize,
+    /// When it was measured, seconds.
+    pub at: u32,
+    /// CPU in use, millicores: at most what it has.
+    pub total: u32,
+    /// Of it, not of containers.
+    pub foreign: u32,
+    /// Of it, each container's.
+    pub containers: Vec<(usize, u32)>,
+}
+
+/// A container to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Which.
+    pub container: usize,
+    /// Where to.
+    pub to: usize,
+}
+
+/// A policy.
+pub trait Policy: Send {
+    /// A report arrives.
+    fn hear(&mut self, _report: &Report) {}
+
+    /// A container is to be placed; none: it has to wait.
+    fn place(&mut self, cluster: &Cluster<'_>, container: usize, now: u32) -> Option<usize>;
+
+    /// What moves now. Asked every ten seconds.
+    fn rebalance(&mut self, _cluster: &Cluster<'_>, _now: u32) -> Vec<Move> {
+        Vec::new()
+    }
+}
+
+/// Their names, and what they are.
+pub const NAMES: [(&str, &str); 5] = [
+    (
+        "requests",
+        "Kubernetes' default: least allocated and most balanced, by requests",
+    ),
+    ("binpack", "Nomad's default: bin packing by requests"),
+    ("trimaran", "Trimaran's TargetLoadPacking"),
+    ("koordinator", "Koordinator's LoadAware, with LowNodeLoad"),
+    ("mad-mmt", "MAD-MMT of the PlanetLab papers"),
+];
+
+/// A policy by its name.
+pub fn by_name(name: &str, seed: u64) -> Option<Box<dyn Policy>> {
+    Some(match name {
+        "requests" => Box::new(requests::Requests::new(seed)),
+        "binpack" => Box::new(binpack::BinPack::new(seed)),
+        "trimaran" => Box::new(trimaran::TargetLoadPacking::new(seed)),
+        "koordinator" => Box::new(koordinator::Koordinator::new(seed)),
+        "mad-mmt" => Box::<mad_mmt::MadMmt>::default(),
+        _ => return None,
+    })
+}

@@ -1,0 +1,162 @@
+//! Figures of a replay, from its events, its scenario and the trace alone: whoever has these can compute them again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::engine::Event;
+use super::scenario::{INTERVAL, Scenario};
+
+/// The figures of one replay.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figures {
+    /// The policy.
+    pub policy: String,
+    /// Hosts there were.
+    pub hosts: usize,
+    /// Hosts that ever had a container.
+    pub hosts_used: usize,
+    /// Intervals of a host.
+    pub intervals: usize,
+    /// Of them, those in which more CPU was asked for than the host has, on average over the interval.
+    pub overloaded: usize,
+    /// The same, percent.
+    pub overloaded_percent: f64,
+    /// CPU that was asked for and not there, core hours.
+    pub unmet_core_hours: f64,
+    /// The same of what was asked for, percent.
+    pub unmet_percent: f64,
+    /// Containers moved.
+    pub moves: usize,
+    /// Containers that never found a place.
+    pub refused: usize,
+    /// How alike tenants' shares of unmet CPU are: 1 all the same, 1/tenants one has all of it (Jain's index of what was given of what was
+    /// asked for).
+    pub fairness: f64,
+}
+
+/// From when to when a container was somewhere, seconds.
+#[derive(Debug, Clone, Copy)]
+struct Stay {
+    container: usize,
+    host: usize,
+    from: u32,
+    to: u32,
+}
+
+fn stays(events: &[Event], end: u32) -> Vec<Stay> {
+    let mut held: BTreeMap<usize, (usize, u32)> = BTreeMap::new();
+    let mut stays = Vec::new();
+    let mut close = |held: Option<(usize, u32)>, container: usize, to: u32| {
+        if let Some((host, from)) = held.filter(|(_, from)| *from < to) {
+            stays.push(Stay {
+                container,
+                host,
+                from,
+                to,
+            });
+        }
+    };
+    for event in events {
+        match *event {
+            Event::Place {
+                time,
+                container,
+                node,
+                ..
+            }
+            | Event::Move {
+                time,
+                container,
+                node,
+                ..
+            } => {
+                close(held.insert(container, (node, time)), container, time);
+            }
+            Event::End { time, container, .. } => close(held.remove(&container), container, time),
+            Event::Refuse { .. } => {}
+        }
+    }
+    for (container, place) in held {
+        close(Some(place), container, end);
+    }
+    stays
+}
+
+/// Computes them.
+pub fn figures(policy: &str, scenario: &Scenario, events: &[Event]) -> Figures {
+    let (hosts, end) = (scenario.settings.hosts, scenario.end());
+    let intervals = (end / INTERVAL) as usize;
+    let tenants = scenario.settings.tenants as usize;
+    let stays = stays(events, end);
+    // Millicore seconds asked for, of each host in each interval, and of each tenant there.
+    let mut asked = vec![0_u64; hosts * intervals];
+    let mut of_tenant = vec![0_u64; hosts * intervals * tenants];
+    for (row, host) in &scenario.foreign {
+        for interval in 0..intervals {
+            let demand = scenario.demand(*row, scenario.settings.limit, interval as u32 * INTERVAL);
+            asked[host * intervals + interval] += u64::from(demand) * u64::from(INTERVAL);
+        }
+    }
+    for stay in &stays {
+        let one = &scenario.arrivals[stay.container];
+        for interval in stay.from / INTERVAL..stay.to.div_ceil(INTERVAL) {
+            let (begin, over) = (interval * INTERVAL, (interval + 1) * INTERVAL);
+            let seconds = stay.to.min(over) - stay.from.max(begin);
+            let demand = u64::from(scenario.demand(one.row, one.limit, begin)) * u64::from(seconds);
+            let at = stay.host * intervals + interval as usize;
+            asked[at] += demand;
+            of_tenant[at * tenants + one.tenant as usize] += demand;
+        }
+    }
+    let whole = u64::from(scenario.settings.host_cpu) * u64::from(INTERVAL);
+    let over = asked.iter().filter(|asked| **asked > whole).count();
+    let unmet: u64 = asked.iter().map(|asked| asked.saturating_sub(whole)).sum();
+    let total: u64 = asked.iter().sum();
+    // Each gets the same part of what it asks for there.
+    let (mut wanted, mut given) = (vec![0_f64; tenants], vec![0_f64; tenants]);
+    for (at, asked) in asked.iter().enumerate() {
+        let part = (whole as f64 / (*asked).max(1) as f64).min(1.0);
+        for tenant in 0..tenants {
+            let of = of_tenant[at * tenants + tenant] as f64;
+            wanted[tenant] += of;
+            given[tenant] += of * part;
+        }
+    }
+    let shares: Vec<f64> = wanted
+        .iter()
+        .zip(&given)
+        .filter(|(wanted, _)| **wanted > 0.0)
+        .map(|(wanted, given)| given / wanted)
+        .collect();
+    let (sum, squares) = (
+        shares.iter().sum::<f64>(),
+        shares.iter().map(|share| share * share).sum::<f64>(),
+    );
+    let fairness = if squares > 0.0 {
+        sum * sum / (shares.len() as f64 * squares)
+    } else {
+        1.0
+    };
+    let used: BTreeSet<usize> = stays.iter().map(|stay| stay.host).collect();
+    let core_hours = 1_000.0 * 3_600.0;
+    Figures {
+        policy: policy.to_owned(),
+        hosts,
+        hosts_used: used.len(),
+        intervals: asked.len(),
+        overloaded: over,
+        overloaded_percent: over as f64 * 100.0 / asked.len().max(1) as f64,
+        unmet_core_hours: unmet as f64 / core_hours,
+        unmet_percent: unmet as f64 * 100.0 / total.max(1) as f64,
+        moves: events
+            .iter()
+            .filter(|event| matches!(event, Event::Move { .. }))
+            .count(),
+        refused: events
+            .iter()
+            .filter(|event| matches!(event, Event::Refuse { .. }))
+            .count(),
+        fairness,
+    }
+}
