@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use berth_tests::lab::cluster::Cluster;
 use berth_tests::lab::switch::Quality;
-use berth_tests::lab::{Content, Debian, Machine, Template};
+use berth_tests::lab::{Content, Debian, Machine, Template, eventually};
 use berth_tests::operator::Operator as _;
 use serde_json::Value;
 
@@ -120,7 +120,9 @@ fn r6_r9_networks_of_three_hosts_outlive_partition_loss_the_brain_and_a_hosts_de
     let told = findings(&c, &["host2", "host3"]);
     assert!(told.contains("% of pings get no answer"), "{told}");
     quality(|_| {});
-    assert_eq!(findings(&c, &["host2", "host3"]), "[]");
+    // Emulated hosts that share two cores answer late at times.
+    let well = eventually(SOON, || (findings(&c, &["host2", "host3"]) == "[]").then_some(()));
+    assert!(well.is_some(), "{}", findings(&c, &["host2", "host3"]));
     c.lab.step("lossy and well again");
 
     // Without the brain: packets and names.

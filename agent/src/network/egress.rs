@@ -172,7 +172,9 @@ impl Forwarding {
             }
             return;
         }
-        if !ours.six && (self.six || wanted == Wanted::Four) {
+        // Nor is it switched on for nobody, after a reboot that took the host's IPv6 along.
+        let needless = wanted == Wanted::Four && !(ours.six && self.six);
+        if needless || (self.six && !ours.six) {
             return;
         }
         plan.six = (!self.six).then_some(true);

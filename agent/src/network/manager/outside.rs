@@ -22,6 +22,13 @@ impl Networks {
         let found = self.settings.address.or_else(|| toward(&brains));
         let mut problem = None;
         let wireguard = self.offer().await;
+        // Not knowing is no reason to take IPv6 away from what has it.
+        let address6 = match found {
+            Some(address) => self.kernel.six_at(address).await,
+            None => Ok(None),
+        };
+        let held = *self.underlay.borrow();
+        let address6 = address6.unwrap_or_else(|_| held.and_then(|at| at.address6));
         let underlay = match found {
             None => {
                 problem = Some(
@@ -37,7 +44,7 @@ impl Networks {
                     mtu: if address.is_loopback() { 1500 } else { mtu },
                     port: self.settings.port,
                     wireguard,
-                    address6: self.kernel.six_at(address).await.unwrap_or_default(),
+                    address6,
                 }),
                 Ok(None) => {
                     problem = Some(format!(
