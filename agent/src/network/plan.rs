@@ -165,11 +165,16 @@ pub fn port_host(name: &str) -> Option<HostNumber> {
     (port_name(host) == name).then_some(host)
 }
 
+/// The MTU of a network over a link, bytes.
+pub(super) fn mtu_over(address: IpAddr, mtu: u32) -> u32 {
+    mtu.saturating_sub(OVERHEAD[usize::from(address.is_ipv6())])
+}
+
 impl Overlay {
     /// The MTU of everything on it, bytes.
     pub fn mtu(&self) -> u32 {
         let (address, mtu) = self.underlay;
-        mtu.saturating_sub(OVERHEAD[usize::from(address.is_ipv6())])
+        mtu_over(address, mtu)
     }
 
     /// What there is when all that it needs was made, its containers attached, and nobody has touched it since.

@@ -8,6 +8,8 @@ mod run;
 #[cfg(test)]
 mod tests;
 pub mod way;
+#[cfg(test)]
+mod way_tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -163,7 +163,8 @@ async fn reply(stream: &mut NodeStream, node: &Name, limit: Duration) -> Result<
         Err(_) => Err(Problem::new(
             ErrorKind::Timeout,
             format!("node {node} said nothing for {} s", limit.as_secs()),
-        )),
+        )
+        .cure("see what its agent is busy with (journalctl -u berth-agent there), then run the check again")),
     }
 }
 

@@ -140,10 +140,11 @@ fn mmdebstrap(suite: &str, root: &Path, include: &str, options: &[&str]) {
         .arg(suite)
         .arg(root)
         .arg(archive());
-    // Systems are made with the umask that people's installers have.
-    let mut shell = Command::new("sh");
+    // Systems are made with the umask that people's installers have; in a mount namespace of their own: what is mounted there, as the
+    // machine's /proc and /sys are, goes also when this is killed, and nobody who deletes the folder deletes through it.
+    let mut shell = Command::new("unshare");
     shell
-        .args(["-c", "umask 022; exec \"$@\"", "sh"])
+        .args(["--mount", "--", "sh", "-c", "umask 022; exec \"$@\"", "sh"])
         .arg(command.get_program())
         .args(command.get_args());
     run(&mut shell);

@@ -10,6 +10,7 @@ use berth_common::protocol::{DesiredEndpoint, Heard, Neighbours, ProbePeer, Prob
 
 use super::Networks;
 use crate::network::Namespace;
+use crate::network::plan::mtu_over;
 use crate::network::probe::{Answering, measure};
 use crate::reconcile::{Endpoints, Places};
 
@@ -123,7 +124,7 @@ impl Probe {
     pub fn measure(&self, peer: ProbePeer) -> Probed {
         let to = IpAddr::from(self.subnets.address(peer.host));
         let at = *self.networks.underlay.borrow();
-        let overhead = at.map_or(0, |at| if at.address.is_ipv6() { 70 } else { 50 });
+        let network_mtu = at.map_or(0, |at| mtu_over(at.address, at.mtu));
         let mtu = at.map_or(0, |at| at.mtu);
         let outside = self
             .neighbours
@@ -139,7 +140,7 @@ impl Probe {
                 told(peer.node, asked.and_then(std::convert::identity))
             });
         let inside = self.space.within(move || {
-            let way = measure::way(to, INSIDE, mtu.saturating_sub(overhead));
+            let way = measure::way(to, INSIDE, network_mtu);
             // Datagrams also where no ping is answered: who hears them tells in which direction packets are lost.
             let udp = measure::udp(to);
             let answered = way.as_ref().is_ok_and(|way| way.echoes.answered > 0);

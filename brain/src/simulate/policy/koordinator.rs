@@ -13,11 +13,10 @@
 use std::collections::BTreeMap;
 
 use rand::SeedableRng as _;
-use rand::seq::IndexedRandom as _;
 use rand_chacha::ChaCha12Rng;
 
 use super::measured::Measured;
-use super::{Move, Policy, Report, requests};
+use super::{Move, Policy, Report, one_of_the_best, requests};
 use crate::simulate::cluster::Cluster;
 
 /// Percent of its limit that a container is taken for.
@@ -137,13 +136,7 @@ impl Koordinator {
             let load = with.map_or(0, |with| requests::least(with.into(), whole.into()));
             scored.push((load + requests::score(cluster, host, container), host));
         }
-        let top = scored.iter().map(|(score, _)| *score).max()?;
-        let best: Vec<usize> = scored
-            .iter()
-            .filter(|(score, _)| *score == top)
-            .map(|(_, host)| *host)
-            .collect();
-        best.choose(&mut self.random).copied()
+        one_of_the_best(&scored, &mut self.random)
     }
 
     /// What a node uses as its descheduler sees it: what is measured, its system's and its containers'.

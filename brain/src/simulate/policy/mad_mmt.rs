@@ -100,7 +100,7 @@ impl Plan<'_> {
                 continue;
             }
             self.on[host].insert(container);
-            let over = asked > 0.0 && (self.is_over(host) || (asked + cpu) / self.whole > 1.0);
+            let over = asked > 0.0 && self.is_over(host);
             self.on[host].remove(&container);
             if over {
                 continue;

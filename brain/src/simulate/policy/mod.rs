@@ -7,6 +7,9 @@ mod measured;
 mod requests;
 mod trimaran;
 
+use rand::seq::IndexedRandom as _;
+use rand_chacha::ChaCha12Rng;
+
 use super::cluster::Cluster;
 
 /// What a host says of its load.
@@ -45,6 +48,14 @@ pub trait Policy: Send {
     fn rebalance(&mut self, _cluster: &Cluster<'_>, _now: u32) -> Vec<Move> {
         Vec::new()
     }
+}
+
+/// Of the hosts that score most one by chance, as Kubernetes' scheduler and what is built on it take one.
+fn one_of_the_best<S: Ord>(scored: &[(S, usize)], random: &mut ChaCha12Rng) -> Option<usize> {
+    let top = scored.iter().map(|(score, _)| score).max()?;
+    let best = scored.iter().filter(|(score, _)| score == top);
+    let best: Vec<usize> = best.map(|(_, host)| *host).collect();
+    best.choose(random).copied()
 }
 
 /// Their names, and what they are.

@@ -7,10 +7,9 @@
 //! Left out, since a trace has none of it: taints, affinities, images, and topology spread by owner.
 
 use rand::SeedableRng as _;
-use rand::seq::IndexedRandom as _;
 use rand_chacha::ChaCha12Rng;
 
-use super::Policy;
+use super::{Policy, one_of_the_best};
 use crate::simulate::cluster::Cluster;
 
 /// It.
@@ -75,13 +74,7 @@ impl Policy for Requests {
             }
         }
         self.next = (self.next + seen) % count;
-        let top = fitting.iter().map(|(score, _)| *score).max()?;
-        let best: Vec<usize> = fitting
-            .iter()
-            .filter(|(score, _)| *score == top)
-            .map(|(_, host)| *host)
-            .collect();
-        best.choose(&mut self.random).copied()
+        one_of_the_best(&fitting, &mut self.random)
     }
 }
 

@@ -4,11 +4,10 @@
 //! sample, every minute. The filter is that of requests; other scores are off, as its README says. Nothing placed ever moves.
 
 use rand::SeedableRng as _;
-use rand::seq::IndexedRandom as _;
 use rand_chacha::ChaCha12Rng;
 
 use super::measured::Measured;
-use super::{Policy, Report};
+use super::{Policy, Report, one_of_the_best};
 use crate::simulate::cluster::Cluster;
 
 /// Percent of a node that is aimed at.
@@ -67,13 +66,7 @@ impl Policy for TargetLoadPacking {
         let scored: Vec<(u32, usize)> = fitting
             .map(|host| (self.score(cluster, host, container), host))
             .collect();
-        let top = scored.iter().map(|(score, _)| *score).max()?;
-        let best: Vec<usize> = scored
-            .iter()
-            .filter(|(score, _)| *score == top)
-            .map(|(_, host)| *host)
-            .collect();
-        best.choose(&mut self.random).copied()
+        one_of_the_best(&scored, &mut self.random)
     }
 }
 
