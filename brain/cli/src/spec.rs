@@ -65,6 +65,11 @@ pub fn apply(
     }
     spec.labels.extend(args.label.iter().cloned());
     spec.node_labels.extend(args.on.iter().cloned());
+    for toleration in &args.toleration {
+        if !spec.tolerations.contains(toleration) {
+            spec.tolerations.push(toleration.clone());
+        }
+    }
     if !args.network.is_empty() {
         spec.networks = names("--network", &args.network)?;
     }
@@ -159,6 +164,14 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
             return Err(missing("--tmpfs-rm", path, there.collect()));
         };
         spec.tmpfs.remove(at);
+    }
+    for gone in &args.toleration_rm {
+        let Some(at) = spec.tolerations.iter().position(|one| one == gone) else {
+            let there: Vec<String> = spec.tolerations.iter().map(ToString::to_string).collect();
+            let there = there.iter().map(String::as_str).collect();
+            return Err(missing("--toleration-rm", &gone.to_string(), there));
+        };
+        spec.tolerations.remove(at);
     }
     for name in &args.link_rm {
         let Some(at) = spec.links.iter().position(|link| link.service == *name) else {
@@ -291,6 +304,7 @@ mod tests {
         apply(&mut spec, &with, &[], &[], |_| None).unwrap();
         assert_eq!(spec.links, ["db:2".parse().unwrap()]);
         assert_eq!(spec.ingress_from, Some(vec![]));
+        spec.tolerations = vec!["gpu".parse().unwrap()];
         spec.ports = vec!["8080:80".parse().unwrap(), "8080/udp".parse().unwrap()];
         let typo = RemoveArgs {
             env_rm: vec!["AA".into()],
@@ -308,9 +322,11 @@ mod tests {
             link_rm: vec!["db".parse().unwrap()],
             ingress_rm: true,
             bandwidth_rm: true,
+            toleration_rm: vec!["gpu".parse().unwrap()],
         };
         remove(&mut spec, &all).unwrap();
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
+        assert!(spec.tolerations.is_empty());
         assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
         assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
         assert_eq!((&spec.health, &spec.ingress_from), (&None, &None));

@@ -32,6 +32,8 @@ mod cases;
 pub(crate) mod fixtures;
 #[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod placement_cases;
 
 use std::net::SocketAddr;
 use std::ops::Deref;

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use berth_common::api::{CreateJoinToken, CreatedJoinToken, Listing, NodeView, UpdateNode};
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{NodeId, TokenId, clip};
-use berth_common::model::{NodeKind, NodeRecord, Overcommit, UnixMillis};
+use berth_common::model::{MAX_TAINTS, NodeKind, NodeRecord, Overcommit, Taint, UnixMillis};
 use berth_common::protocol::JoinToken;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -149,6 +149,20 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
     Err(Problem::invalid(detail).field("/labels"))
 }
 
+fn check_taints(taints: &[Taint]) -> Result<(), Problem> {
+    let refused = |detail: String| Err(Problem::invalid(detail).field("/taints"));
+    if taints.len() > MAX_TAINTS {
+        return refused(format!("{} taints; at most {MAX_TAINTS}", taints.len()));
+    }
+    // Of two values of one key and effect, one was meant to take the other's place.
+    let same = |a: &Taint, b: &Taint| a.key == b.key && a.effect == b.effect;
+    let twice = |(at, taint): (usize, &Taint)| taints[..at].iter().any(|other| same(other, taint));
+    match taints.iter().enumerate().find(|one| twice(*one)) {
+        Some((_, taint)) => refused(format!("there are two taints {}:{}", taint.key, taint.effect)),
+        None => Ok(()),
+    }
+}
+
 fn check_overcommit(overcommit: Overcommit) -> Result<(), Problem> {
     let ranges = [
         ("/overcommit/cpu_percent", overcommit.cpu_percent, 10_000),
@@ -164,7 +178,7 @@ fn check_overcommit(overcommit: Overcommit) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Change a node's labels or overcommit
+/// Change a node's labels, taints or overcommit
 #[utoipa::path(patch, path = "/nodes/{node}", tag = "nodes", operation_id = "updateNode",
     params(("node" = String, Path, description = "Its name or id")),
     request_body = UpdateNode,
@@ -176,6 +190,7 @@ async fn update(
     Json(body): Json<UpdateNode>,
 ) -> Answer<NodeView> {
     body.labels.as_ref().map_or(Ok(()), check_labels)?;
+    body.taints.as_deref().map_or(Ok(()), check_taints)?;
     body.overcommit.map_or(Ok(()), check_overcommit)?;
     change(
         caller,
@@ -187,6 +202,7 @@ async fn update(
             if let Some(labels) = body.labels {
                 record.labels = labels;
             }
+            record.taints = body.taints.unwrap_or(std::mem::take(&mut record.taints));
             record.overcommit = body.overcommit.unwrap_or(record.overcommit);
         },
     )

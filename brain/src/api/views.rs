@@ -123,7 +123,7 @@ pub fn node(state: &State, cluster: &Cluster, record: &NodeRecord) -> NodeView {
         allocatable: record.facts.allocatable(record.overcommit),
         taken: state.taken_on(record.id),
         applied: connection.map_or(0, |c| c.applied.0),
-        drain_waits: if record.draining {
+        drain_waits: if nodes::empties(record) {
             nodes::drain_waits(state, record.id)
         } else {
             Vec::new()

@@ -158,6 +158,7 @@ fn placement_differs(old: &NodeRecord, new: &NodeRecord) -> bool {
         || old.lost != new.lost
         || old.kind != new.kind
         || old.labels != new.labels
+        || old.taints != new.taints
         || old.overcommit != new.overcommit
         || old.facts.capacity != new.facts.capacity
         || old.facts.system_reserve != new.facts.system_reserve

@@ -39,6 +39,7 @@ pub(crate) fn node(n: u64, kind: NodeKind, cores: u32, gib: u64) -> NodeRecord {
         name: format!("h{n}").parse().unwrap(),
         kind,
         labels: BTreeMap::new(),
+        taints: Vec::new(),
         cordoned: false,
         draining: false,
         overcommit: Overcommit::default(),

@@ -22,6 +22,8 @@ mod network_cases;
 #[cfg(test)]
 mod node_cases;
 #[cfg(test)]
+mod placement_cases;
+#[cfg(test)]
 mod sim;
 
 use std::collections::BTreeSet;

@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{NodeId, ServiceId};
+use berth_common::model::NodeRecord;
 
 use super::context::{Context, ended, failing, failure, label};
 use super::rollout;
 use crate::cluster::{Change, State};
-use crate::scheduler::{Search, View};
+use crate::scheduler::{Search, View, taints};
 
 /// Judges every node's lease. Returns the nodes that became lost or came back.
 pub(super) fn leases(cx: &mut Context<'_, '_>) -> Vec<NodeId> {
@@ -125,7 +126,7 @@ pub(super) fn waiting(cx: &Context<'_, '_>) -> BTreeSet<ServiceId> {
         .map(|c| c.service)
         .collect();
     for (id, node) in &state.nodes {
-        if node.draining || cx.lost(*id) {
+        if empties(node) || cx.lost(*id) {
             services.extend(
                 state
                     .containers_on(*id)
@@ -137,7 +138,12 @@ pub(super) fn waiting(cx: &Context<'_, '_>) -> BTreeSet<ServiceId> {
     services
 }
 
-/// What still holds a draining node's containers there, one sentence a container (R9). Empty when nothing is left.
+/// Whether some of its containers may have to leave: all of a draining one, with a no-execute taint those that don't tolerate it.
+pub fn empties(node: &NodeRecord) -> bool {
+    node.draining || taints::drives_away(node, &[]).is_some()
+}
+
+/// What still holds containers on a node that they must leave, one sentence a container (R9). Empty when nothing is left.
 pub fn drain_waits(state: &State, node: NodeId) -> Vec<String> {
     let mut view = None;
     let mut waits = Vec::new();
@@ -148,7 +154,12 @@ pub fn drain_waits(state: &State, node: NodeId) -> Vec<String> {
             waits.push(format!("{name} is being stopped"));
             continue;
         }
-        if ended(container, seen) {
+        let service = state.services.get(&container.service);
+        let (Some(record), Some(service)) = (state.nodes.get(&node), service) else {
+            continue;
+        };
+        let must = record.draining || taints::drives_away(record, &service.spec.tolerations).is_some();
+        if !must || ended(container, seen) {
             continue;
         }
         let siblings = || state.containers_of(container.service).filter(|c| !c.removing);
@@ -177,7 +188,7 @@ pub fn drain_waits(state: &State, node: NodeId) -> Vec<String> {
             continue;
         }
         let view = view.get_or_insert_with(|| View::new(state, &BTreeMap::new()));
-        let request = rollout::request(state, container.service, container.tenant, &container.spec);
+        let request = rollout::request(state, service, &container.spec);
         waits.push(match Search::new(view, &request).possible(view) {
             Ok(()) => format!("{name} is next"),
             Err(refusal) => format!("{name} stays: {refusal}"),

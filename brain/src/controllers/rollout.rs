@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{ServiceId, TenantId};
-use berth_common::model::{ContainerRecord, ContainerSpec, RunState, UpdateOrder};
+use berth_common::model::{ContainerRecord, ContainerSpec, RunState, ServiceRecord, UpdateOrder};
 
 use super::context::{complete, label};
 use super::seating::New;
 use super::services::{Live, Pass};
 use crate::cluster::{Change, State};
-use crate::scheduler::Request;
+use crate::scheduler::{Constraints, Request};
 
 /// Replacements of one service that are under way.
 #[derive(Debug, Default)]
@@ -126,7 +125,7 @@ impl Pass<'_, '_, '_> {
         flight.unsettled += 1;
     }
 
-    /// Moves a container off a draining node: one at a time, the new one first.
+    /// Moves a container off a node that it must leave: one at a time, the new one first.
     pub fn evacuate(&mut self, current: Live, flight: &mut Flight) {
         let idle = self.idle(&current);
         if !idle && (flight.failing || flight.unsettled > 0) {
@@ -136,9 +135,10 @@ impl Pass<'_, '_, '_> {
             return self.keep(current);
         };
         let text = format!(
-            "moves from {} to {}: the node is being drained",
+            "moves from {} to {}: {}",
             self.node_name(&current),
-            self.cx.node_name(node)
+            self.cx.node_name(node),
+            self.why_leave(&current)
         );
         self.cx.container_event("moved", &current.record, text);
         let (replica, old, run) = (current.record.replica, current.record.id, current.record.run);
@@ -201,14 +201,13 @@ impl Pass<'_, '_, '_> {
 
 /// What a service's next container asks of nodes.
 pub(super) fn request<'a>(
-    state: &State,
-    service: ServiceId,
-    tenant: TenantId,
+    state: &'a State,
+    service: &'a ServiceRecord,
     spec: &'a ContainerSpec,
 ) -> Request<'a> {
     let mut replicas = BTreeMap::new();
     let mut image_on = BTreeSet::new();
-    for container in state.containers_of(service) {
+    for container in state.containers_of(service.id) {
         let Some(node) = container.node else { continue };
         if !container.removing {
             *replicas.entry(node).or_insert(0) += 1;
@@ -223,10 +222,13 @@ pub(super) fn request<'a>(
         }
     }
     Request {
-        tenant,
+        tenant: service.tenant,
         reservation: spec.reservation,
         node_labels: &spec.node_labels,
         replicas,
         image_on,
+        constraints: Constraints {
+            tolerations: &service.spec.tolerations,
+        },
     }
 }

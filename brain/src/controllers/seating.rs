@@ -215,7 +215,7 @@ impl Pass<'_, '_, '_> {
 
     fn prepare(&mut self) {
         if self.search.is_none() {
-            let request = rollout::request(self.cx.state, self.service.id, self.service.tenant, &self.want);
+            let request = rollout::request(self.cx.state, self.service, &self.want);
             self.search = Some(Search::new(self.cx.view(), &request));
         }
     }

@@ -13,7 +13,7 @@ use berth_common::model::{ContainerRecord, ContainerSpec, RunState, ServiceRecor
 use super::context::{Context, ended, failing};
 use super::rollout;
 use super::seating::remove;
-use crate::scheduler::{Refusal, Search};
+use crate::scheduler::{Refusal, Search, taints};
 
 /// A container with what this plan makes of it.
 pub(super) struct Live {
@@ -209,15 +209,28 @@ impl<'a> Pass<'_, 'a, '_> {
         one.record.node.is_some_and(|node| self.cx.lost(node))
     }
 
-    pub fn draining(&self, one: &Live) -> bool {
-        one.record
-            .node
-            .and_then(|node| self.cx.node(node))
-            .is_some_and(|node| node.draining)
+    /// Its node is being emptied, or no longer wants it.
+    pub fn leaving(&self, one: &Live) -> bool {
+        let node = one.record.node.and_then(|node| self.cx.node(node));
+        node.is_some_and(|node| {
+            node.draining || taints::drives_away(node, &self.service.spec.tolerations).is_some()
+        })
+    }
+
+    /// Why it must leave its node, in words.
+    pub fn why_leave(&self, one: &Live) -> String {
+        let node = one.record.node.and_then(|node| self.cx.node(node));
+        let taint = node
+            .filter(|node| !node.draining)
+            .and_then(|node| taints::drives_away(node, &self.service.spec.tolerations));
+        match taint {
+            Some(taint) => format!("the node has the taint {taint}"),
+            None => "the node is being drained".to_owned(),
+        }
     }
 
     pub fn must_leave(&self, one: &Live) -> bool {
-        self.outdated(one) || self.lost(one) || self.draining(one)
+        self.outdated(one) || self.lost(one) || self.leaving(one)
     }
 
     /// Its node says, and the saying is current, that it does not serve.
@@ -255,7 +268,7 @@ impl<'a> Pass<'_, 'a, '_> {
             }
         } else if self.outdated(&current) {
             return self.update(current, flight);
-        } else if self.draining(&current) && !done {
+        } else if self.leaving(&current) && !done {
             return self.evacuate(current, flight);
         }
         self.keep(current);

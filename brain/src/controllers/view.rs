@@ -82,7 +82,7 @@ pub fn service_problem(state: &State, service: ServiceId) -> Option<String> {
     }
     if let Ok(want) = record.spec.container_spec() {
         let view = View::new(state, &BTreeMap::new());
-        let request = rollout::request(state, service, record.tenant, &want);
+        let request = rollout::request(state, record, &want);
         if let Err(refusal) = Search::new(&view, &request).possible(&view) {
             if let Some(first) = stranded.first() {
                 let place = first.node.map_or_else(String::new, name);

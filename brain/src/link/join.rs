@@ -101,6 +101,7 @@ async fn admit(shared: &Shared, request: JoinRequest) -> Result<JoinReply, Probl
             name: name.clone(),
             kind: token.kind,
             labels: token.labels.clone(),
+            taints: Vec::new(),
             cordoned: false,
             draining: false,
             overcommit: Overcommit::default(),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use berth_common::model::Reservation;
 
+use super::constraints::Told;
 use super::filter::Obstacle;
 
 /// Nodes that lack a resource, and the one that has most of it.
@@ -38,6 +39,7 @@ pub struct Refusal {
     cordoned: u32,
     draining: u32,
     private: u32,
+    broken: Told,
 }
 
 impl Refusal {
@@ -63,6 +65,7 @@ impl Refusal {
                 }
                 self.labels += 1;
             }
+            Obstacle::Broken(broken) => self.broken.add(broken),
             Obstacle::Cpu(free) => self.cpu.add(u64::from(free.0), name),
             Obstacle::Memory(free) => self.memory.add(free.0, name),
             Obstacle::Disk(free) => self.disk.add(free.0, name),
@@ -114,6 +117,7 @@ impl fmt::Display for Refusal {
                 self.label
             ));
         }
+        parts.extend(self.broken.parts(nodes));
         for (count, what) in [
             (self.unreachable, "not connected"),
             (self.lost, "lost"),

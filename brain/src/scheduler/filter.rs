@@ -4,6 +4,7 @@
 use berth_common::model::{NodeKind, Reservation};
 use berth_common::units::{Bytes, Millicores};
 
+use super::constraints::{self, Broken};
 use super::{Request, Seat};
 
 /// Why one node does not take a container.
@@ -21,6 +22,8 @@ pub enum Obstacle {
     Draining,
     /// It lacks a label.
     Label(String),
+    /// It does not satisfy what else the service asks of places.
+    Broken(Broken),
     /// Not enough unreserved CPU; what is free.
     Cpu(Millicores),
     /// Not enough unreserved memory; what is free.
@@ -33,7 +36,7 @@ pub enum Obstacle {
 pub type Standing = fn(&Seat<'_>, &Request<'_>) -> Option<Obstacle>;
 
 /// Checks in the order in which they explain a refusal: what can never be helped comes first.
-pub const STANDING: [Standing; 4] = [ownership, reachable, open, labels];
+pub const STANDING: [Standing; 5] = [ownership, reachable, open, labels, constraints::standing];
 
 /// A private node takes only its tenant's containers; a shared one takes everybody's (R6).
 fn ownership(seat: &Seat<'_>, request: &Request<'_>) -> Option<Obstacle> {

@@ -4,15 +4,18 @@
 //! placed, so that one plan never overbooks (R4). Refuses to know anything of rollouts or lost nodes: those are the
 //! controllers'. A policy that looks at measured load comes in behind the same functions.
 
+pub mod constraints;
 pub mod explain;
 pub mod filter;
 pub mod score;
+pub mod taints;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{NodeId, TenantId};
 use berth_common::model::{NodeRecord, Reservation};
 
+pub use constraints::Constraints;
 pub use explain::Refusal;
 
 use crate::cluster::State;
@@ -30,6 +33,8 @@ pub struct Request<'a> {
     pub replicas: BTreeMap<NodeId, u32>,
     /// Nodes known to hold its image.
     pub image_on: BTreeSet<NodeId>,
+    /// What else its service asks of places.
+    pub constraints: Constraints<'a>,
 }
 
 /// A node as placement sees it.
@@ -109,6 +114,8 @@ struct Candidate {
     seat: usize,
     replicas: u32,
     image: bool,
+    /// What its standing properties take from its score.
+    reluctance: i64,
 }
 
 impl Search {
@@ -123,6 +130,7 @@ impl Search {
                     seat: at,
                     replicas: request.replicas.get(&seat.node.id).copied().unwrap_or(0),
                     image: request.image_on.contains(&seat.node.id),
+                    reluctance: constraints::reluctance(seat, request),
                 }),
             }
         }
@@ -146,7 +154,7 @@ impl Search {
                 self.asked,
                 candidate.replicas,
                 candidate.image,
-            );
+            ) - candidate.reluctance;
             // Strictly greater: of equals the smallest node id wins.
             if best.is_none_or(|(top, _)| score > top) {
                 best = Some((score, index));

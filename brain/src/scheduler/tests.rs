@@ -41,6 +41,7 @@ fn request(labels: &BTreeMap<String, String>, mib: u64) -> Request<'_> {
         node_labels: labels,
         replicas: BTreeMap::new(),
         image_on: BTreeSet::new(),
+        constraints: Constraints::default(),
     }
 }
 

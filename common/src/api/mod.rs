@@ -52,7 +52,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ContainerId, Name, NodeId, Revision, TokenId};
 use crate::model::{
     Capacity, ContainerRecord, Digest, ImageRef, NodeRecord, NodeState, ObservedContainer, Overcommit, Quota,
-    Reservation, Role, ServiceRecord, Taken, UnixMillis,
+    Reservation, Role, ServiceRecord, Taint, Taken, UnixMillis,
 };
 use crate::protocol::{ContainerUsage, NodeUsage, Progress};
 use crate::units::Bytes;
@@ -331,7 +331,7 @@ pub struct NodeView {
     pub taken: Taken,
     /// Generation that its agent acts on.
     pub applied: u64,
-    /// Containers still to leave while it drains, and what holds them (R9).
+    /// Containers still to leave while it drains or has a no-execute taint that they don't tolerate, and what holds them (R9).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drain_waits: Vec<String>,
 }
@@ -376,6 +376,10 @@ pub struct UpdateNode {
     /// Labels, replacing all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, String>>,
+    /// Taints, replacing all: `key:effect` or `key=value:effect`, effect one of `no-schedule`, `prefer-no-schedule`, `no-execute`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+    pub taints: Option<Vec<Taint>>,
     /// Overcommit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overcommit: Option<Overcommit>,

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, Name, NodeId, Revision, TenantId};
-use crate::model::{Reservation, UnixMillis, WireGuard};
+use crate::model::{Reservation, Taint, UnixMillis, WireGuard};
 use crate::units::{Bytes, Millicores};
 
 /// Whose a node is.
@@ -145,6 +145,10 @@ pub struct NodeRecord {
     /// Labels for placement.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What keeps containers away that do not tolerate it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub taints: Vec<Taint>,
     /// Takes no new containers.
     #[serde(default)]
     pub cordoned: bool,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Name, Revision, ServiceId, TenantId};
 use crate::model::{
     Bandwidth, ContainerSpec, HealthCheck, ImageRef, Link, PublishedPort, ResourceSpec, RunState, SpecError,
-    UnixMillis, default_networks, strict,
+    Toleration, UnixMillis, default_networks, strict,
 };
 use crate::units::Bytes;
 
@@ -57,6 +57,10 @@ pub struct ServiceSpec {
     /// Node labels that a node must carry to be considered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_labels: BTreeMap<String, String>,
+    /// Taints of nodes that it puts up with: `key`, `key=value`, either with `:effect`; `*`: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub tolerations: Vec<Toleration>,
     /// When to start a container again.
     #[serde(default, deserialize_with = "strict::restart")]
     pub restart: RestartPolicy,
@@ -256,6 +260,7 @@ impl ServiceSpec {
             tmpfs: Vec::new(),
             labels: BTreeMap::new(),
             node_labels: BTreeMap::new(),
+            tolerations: Vec::new(),
             restart: RestartPolicy::default(),
             stop_grace_secs: 10,
             stop_signal: None,

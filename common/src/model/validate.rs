@@ -73,6 +73,7 @@ impl ServiceSpec {
         self.check_networks()?;
         self.check_ports()?;
         self.check_relations()?;
+        self.check_placement()?;
         self.health.as_ref().map_or(Ok(()), HealthCheck::validate)?;
         self.check_policies()
     }

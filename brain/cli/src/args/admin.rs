@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::id::{Name, TokenId};
-use berth_common::model::ImageRef;
+use berth_common::model::{ImageRef, Taint, Toleration};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand};
 
@@ -102,6 +102,23 @@ pub enum NodeCommand {
         #[arg(long)]
         address: Vec<String>,
     },
+    /// Change a node's labels and taints
+    #[command(
+        after_help = "A taint keeps containers away whose service does not tolerate it (berth run --toleration): no-schedule new ones,
+prefer-no-schedule new ones as long as there is another node, no-execute all: those that are there move away.
+
+Examples:
+  berth node update h1 --label disk=ssd --label-rm old
+  berth node update h1 --taint gpu=a100:no-schedule
+  berth node update h1 --taint-rm gpu"
+    )]
+    Update {
+        /// Name or id.
+        node: String,
+        /// The changes.
+        #[command(flatten)]
+        changes: NodeChanges,
+    },
     /// Give a node no new containers
     #[command(after_help = "Example:\n  berth node cordon h1")]
     Cordon {
@@ -135,6 +152,23 @@ pub enum NodeCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// What changes of a node.
+#[derive(Debug, Default, Args)]
+pub struct NodeChanges {
+    /// Give it a label, or another value of it.
+    #[arg(short, long, value_name = "K=V", value_parser = value::pair)]
+    pub label: Vec<(String, String)>,
+    /// Take a label away.
+    #[arg(long, value_name = "K")]
+    pub label_rm: Vec<String>,
+    /// Give it a taint; effects are no-schedule, prefer-no-schedule and no-execute.
+    #[arg(long, value_name = "K[=V]:EFFECT")]
+    pub taint: Vec<Taint>,
+    /// Take taints away: all of a key, or those of a value or an effect.
+    #[arg(long, value_name = "K[=V][:EFFECT]")]
+    pub taint_rm: Vec<Toleration>,
 }
 
 /// `berth image …`.

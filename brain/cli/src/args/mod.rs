@@ -9,7 +9,8 @@ use berth_common::id::Name;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use admin::{
-    ContextCommand, ImageCommand, LoginArgs, NetworkCommand, NodeCommand, QuotaArgs, TenantCommand,
+    ContextCommand, ImageCommand, LoginArgs, NetworkCommand, NodeChanges, NodeCommand, QuotaArgs,
+    TenantCommand,
 };
 pub use service::{ExecArgs, LogsArgs, RemoveArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::id::Name;
-use berth_common::model::{ImageRef, Link, PublishedPort, Tmpfs};
+use berth_common::model::{ImageRef, Link, PublishedPort, Tmpfs, Toleration};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -99,8 +99,11 @@ pub struct SpecArgs {
     #[arg(short, long, value_name = "K=V", value_parser = value::pair)]
     pub label: Vec<(String, String)>,
     /// Label that the node must carry.
-    #[arg(long, value_name = "K=V", value_parser = value::pair)]
+    #[arg(long, value_name = "K=V", value_parser = value::pair, help_heading = "Places")]
     pub on: Vec<(String, String)>,
+    /// Taint of nodes that it puts up with: gpu, gpu=a100, gpu:no-schedule; '*' for all.
+    #[arg(long, value_name = "K[=V][:EFFECT]", help_heading = "Places")]
+    pub toleration: Vec<Toleration>,
     /// Network to be on, the first with the default route; none for none at all. Default: default.
     #[arg(long, value_name = "NAME")]
     pub network: Vec<String>,
@@ -164,6 +167,9 @@ pub struct RemoveArgs {
     /// No longer ask for this label of the node.
     #[arg(long, value_name = "K")]
     pub on_rm: Vec<String>,
+    /// Tolerate this no more, as it was given.
+    #[arg(long, value_name = "K[=V][:EFFECT]")]
+    pub toleration_rm: Vec<Toleration>,
     /// Publish this port no more: 8080, 53/udp.
     #[arg(long, value_name = "PORT")]
     pub publish_rm: Vec<PublishedPort>,

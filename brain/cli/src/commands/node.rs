@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use berth_common::api::{CreateJoinToken, CreatedJoinToken, NodeView};
+use berth_common::api::{CreateJoinToken, CreatedJoinToken, NodeView, UpdateNode};
+use berth_common::model::NodeRecord;
 use reqwest::Method;
 
 use super::Session;
 use super::progress::Line;
-use crate::args::NodeCommand;
+use crate::args::{NodeChanges, NodeCommand};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::render::text::moment;
@@ -49,6 +50,15 @@ pub async fn node(session: &Session, command: NodeCommand) -> Result<(), Failure
             ));
             session.show(&made, |_, _| format!("{}\n", made.token))
         }
+        NodeCommand::Update { node, changes } => {
+            let url = client.url(&["nodes", &node], &[]);
+            let current: NodeView = client.get(url.clone()).await?;
+            let body = changed(&current.record, &changes).map_err(|why| {
+                Failure::usage(why, format!("`berth node inspect {node}` shows what it has"))
+            })?;
+            let view: NodeView = client.call(Method::PATCH, url, Some(&body)).await?;
+            session.done(&view, &format!("{}: changed", view.record.name))
+        }
         NodeCommand::Cordon { node } => {
             simple(session, &client, &node, "cordon", "takes no new containers").await
         }
@@ -65,6 +75,38 @@ pub async fn node(session: &Session, command: NodeCommand) -> Result<(), Failure
             session.remove(&client, url, &node).await
         }
     }
+}
+
+/// The request that makes these changes of a node as it is.
+///
+/// # Errors
+/// What is not there to be taken away: a typo must not pass for done.
+fn changed(node: &NodeRecord, changes: &NodeChanges) -> Result<UpdateNode, String> {
+    let mut labels = node.labels.clone();
+    for key in &changes.label_rm {
+        if labels.remove(key).is_none() {
+            return Err(format!("--label-rm {key}: it has no such label"));
+        }
+    }
+    labels.extend(changes.label.iter().cloned());
+    let mut taints = node.taints.clone();
+    for gone in &changes.taint_rm {
+        let before = taints.len();
+        taints.retain(|taint| !gone.covers(taint));
+        if taints.len() == before {
+            return Err(format!("--taint-rm {gone}: it has no such taint"));
+        }
+    }
+    for taint in &changes.taint {
+        // Another value of the same key and effect takes the old one's place.
+        taints.retain(|old| (&old.key, old.effect) != (&taint.key, taint.effect));
+        taints.push(taint.clone());
+    }
+    Ok(UpdateNode {
+        labels: (labels != node.labels).then_some(labels),
+        taints: (taints != node.taints).then_some(taints),
+        ..UpdateNode::default()
+    })
 }
 
 async fn simple(

@@ -192,3 +192,32 @@ fn networks_are_made_shown_and_removed() {
     let bad = fake.run(&["run", "nginx", "--network", "Back"]);
     assert!(bad.code == 2 && bad.err.contains("--network"), "{bad:?}");
 }
+
+#[test]
+fn a_node_changes_only_where_it_is_asked_to() {
+    let fake = Fake::start();
+    let ran = fake.run(&[
+        "node",
+        "update",
+        "h1",
+        "--label",
+        "disk=ssd",
+        "--taint",
+        "gpu=a:no-schedule",
+    ]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "h1: changed\n"), "{ran:?}");
+    let (line, body) = fake.seen.lock().unwrap().last().unwrap().clone();
+    assert_eq!(line, "PATCH /v1/nodes/h1");
+    assert_eq!(
+        body,
+        serde_json::json!({"labels": {"disk": "ssd"}, "taints": ["gpu=a:no-schedule"]})
+    );
+    for (flag, value, named) in [
+        ("--taint-rm", "gpu", "no such taint"),
+        ("--label-rm", "disk", "no such label"),
+        ("--taint", "gpu", "lacks its effect"),
+    ] {
+        let ran = fake.run(&["node", "update", "h1", flag, value]);
+        assert!(ran.code == 2 && ran.err.contains(named), "{ran:?}");
+    }
+}

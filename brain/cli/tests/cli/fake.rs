@@ -380,7 +380,10 @@ fn router(seen: Seen) -> Router {
         .nest("/tenants/{t}", tenant)
         .route("/nodes", get(|| async { page(vec![node(0)]) }))
         .route("/nodes/tokens", post(|| async { axum::Json(json!({"token": "join-me", "expires_at": now()})) }))
-        .route("/nodes/{n}", get(move || std::future::ready(polled())))
+        .route(
+            "/nodes/{n}",
+            get(move || std::future::ready(polled())).patch(|| async { axum::Json(node(0)) }),
+        )
         .route("/nodes/{n}/drain", post(move || std::future::ready(count())))
         .route("/usage", get(usage))
         .route("/events", get(|| async {

@@ -1,0 +1,114 @@
+//! What services ask of places and what nodes keep away, on the simulated cluster.
+
+use super::cases::{edit, edit_node, on, put, quiet, world};
+use super::fixtures::{node_id, service_id};
+use super::nodes;
+use super::sim::World;
+use super::view::service_problem;
+
+fn taint(w: &mut World, n: u64, taints: &[&str]) {
+    edit_node(w, n, |node| {
+        node.taints = taints.iter().map(|taint| taint.parse().unwrap()).collect();
+    });
+}
+
+fn tolerate(w: &mut World, n: u64, tolerations: &[&str]) {
+    edit(w, n, |s| {
+        s.spec.tolerations = tolerations.iter().map(|one| one.parse().unwrap()).collect();
+    });
+}
+
+#[test]
+fn r9_a_taint_keeps_new_ones_away_and_says_so() {
+    let mut w = world(2, 8);
+    put(&mut w, 1, "web:1", 2, 1);
+    w.run(6);
+    taint(&mut w, 1, &["gpu=a100:no-schedule"]);
+    taint(&mut w, 2, &["disk:no-schedule"]);
+    w.run(6);
+    assert_eq!((on(&w, 1), on(&w, 2)), (1, 1), "who is there stays");
+    put(&mut w, 2, "web:1", 1, 1);
+    w.run(6);
+    let problem = service_problem(&w.state, service_id(2)).unwrap();
+    assert!(
+        problem.ends_with("2 nodes have taints such as gpu=a100:no-schedule, which it does not tolerate"),
+        "{problem}"
+    );
+    tolerate(&mut w, 2, &["gpu=h100"]);
+    w.run(6);
+    assert_eq!(w.running(service_id(2)), 0);
+    tolerate(&mut w, 2, &["gpu"]);
+    w.run(6);
+    assert_eq!((w.running(service_id(2)), on(&w, 1)), (1, 2));
+    quiet(&w);
+}
+
+#[test]
+fn a_softer_taint_is_used_last_but_before_replicas_crowd() {
+    let mut w = world(2, 8);
+    taint(&mut w, 1, &["old:prefer-no-schedule"]);
+    put(&mut w, 1, "web:1", 1, 1);
+    put(&mut w, 2, "web:1", 1, 4);
+    w.run(6);
+    assert_eq!((on(&w, 1), on(&w, 2)), (0, 2), "fuller, but not tainted");
+    edit(&mut w, 1, |s| s.spec.replicas = 2);
+    w.run(6);
+    assert_eq!((on(&w, 1), on(&w, 2)), (1, 2), "replicas keep apart first");
+    quiet(&w);
+}
+
+#[test]
+fn no_execute_moves_what_does_not_tolerate_it_as_a_drain_does() {
+    let mut w = world(2, 8);
+    put(&mut w, 1, "web:1", 2, 1);
+    put(&mut w, 2, "web:1", 2, 1);
+    tolerate(&mut w, 2, &["down:no-execute"]);
+    w.run(6);
+    assert_eq!(on(&w, 1), 2);
+    taint(&mut w, 1, &["down=soon:no-execute"]);
+    let waits = nodes::drain_waits(&w.state, node_id(1));
+    assert_eq!(waits.len(), 1, "who tolerates it is not waited for: {waits:?}");
+    for _ in 0..40 {
+        w.run(1);
+        assert!(w.running(service_id(1)) >= 2, "moving takes nobody away");
+    }
+    assert_eq!((on(&w, 1), w.running(service_id(2))), (1, 2));
+    assert!(
+        w.events
+            .iter()
+            .any(|e| e.text == "moves from h1 to h2: the node has the taint down=soon:no-execute")
+    );
+    quiet(&w);
+    // Without an elsewhere it stays, and says what holds it.
+    taint(&mut w, 2, &["down:no-execute"]);
+    w.run(20);
+    assert_eq!(w.running(service_id(1)), 2);
+    let waits = nodes::drain_waits(&w.state, node_id(2));
+    assert!(waits[0].contains("2 nodes have taints"), "{waits:?}");
+    taint(&mut w, 2, &[]);
+    w.run(20);
+    quiet(&w);
+}
+
+#[test]
+fn tolerating_no_longer_moves_where_the_taint_drives_away_and_restarts_nobody_else() {
+    let mut w = world(2, 8);
+    put(&mut w, 1, "web:1", 2, 1);
+    tolerate(&mut w, 1, &["a", "b"]);
+    taint(&mut w, 1, &["a:no-execute"]);
+    taint(&mut w, 2, &["b:no-schedule"]);
+    w.run(10);
+    assert_eq!(w.running(service_id(1)), 2);
+    let before: Vec<_> = w.state.containers.keys().copied().collect();
+    tolerate(&mut w, 1, &["a"]);
+    w.run(20);
+    assert_eq!(
+        w.state.containers.keys().copied().collect::<Vec<_>>(),
+        before,
+        "no-schedule drives nobody away"
+    );
+    tolerate(&mut w, 1, &["b"]);
+    w.run(60);
+    assert_eq!((on(&w, 1), on(&w, 2), w.running(service_id(1))), (0, 2, 2));
+    quiet(&w);
+}
