@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::{Name, clip};
-use berth_common::model::{Bandwidth, ImageRef, PublishedPort, Restart, ServiceSpec};
+use berth_common::model::{Bandwidth, DEFAULT_POOL, ImageRef, PublishedPort, Restart, ServiceSpec};
 use serde::Deserialize as _;
 
 use crate::args::{RemoveArgs, RestartArg, SpecArgs};
@@ -65,6 +65,10 @@ pub fn apply(
     }
     spec.labels.extend(args.label.iter().cloned());
     spec.node_labels.extend(args.on.iter().cloned());
+    // The default one is what a spec without a pool means, and so read back the same.
+    if let Some(pool) = &args.pool {
+        spec.pool = (pool.as_str() != DEFAULT_POOL).then(|| pool.clone());
+    }
     for toleration in &args.toleration {
         if !spec.tolerations.contains(toleration) {
             spec.tolerations.push(toleration.clone());

@@ -12,6 +12,7 @@ pub mod networks;
 pub mod nodes;
 pub mod openapi;
 mod page;
+pub mod pools;
 pub mod problem;
 pub mod quota;
 pub mod registries;
@@ -149,6 +150,7 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
         .merge(services::routes())
         .merge(containers::routes())
         .merge(nodes::routes())
+        .merge(pools::routes())
         .merge(usage::routes())
         .merge(streams::routes());
     OpenApiRouter::new().nest("/v1", v1).split_for_parts()

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use berth_common::api::{CreateJoinToken, CreatedJoinToken, Listing, NodeView, UpdateNode};
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{NodeId, TokenId, clip};
-use berth_common::model::{MAX_TAINTS, NodeKind, NodeRecord, Overcommit, Taint, UnixMillis};
+use berth_common::model::{MAX_TAINTS, NodeKind, NodeRecord, Taint, UnixMillis};
 use berth_common::protocol::JoinToken;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 use super::auth::{Caller, hash_secret, new_secret, visible_tenant};
 use super::page::Page;
 use super::problem::{ApiError, Json};
-use super::{Answer, ApiState, tenants, views};
+use super::{Answer, ApiState, pools, tenants, views};
 use crate::cluster::{Change, JoinTokenRecord, State};
 use crate::controllers::NewEvent;
 
@@ -114,14 +114,14 @@ async fn change(
     node: String,
     kind: &'static str,
     text: &'static str,
-    edit: impl FnOnce(&mut NodeRecord) + Send + 'static,
+    edit: impl FnOnce(&State, &mut NodeRecord) -> Result<(), Problem> + Send + 'static,
 ) -> Answer<NodeView> {
     let (id, state) = api
         .cluster
         .write(move |state, _| {
             let old = find(state, &caller, &node)?;
             let mut new = (*old).clone();
-            edit(&mut new);
+            edit(state, &mut new)?;
             if new == *old {
                 return Ok((Vec::new(), Vec::new(), old.id));
             }
@@ -163,22 +163,7 @@ fn check_taints(taints: &[Taint]) -> Result<(), Problem> {
     }
 }
 
-fn check_overcommit(overcommit: Overcommit) -> Result<(), Problem> {
-    let ranges = [
-        ("/overcommit/cpu_percent", overcommit.cpu_percent, 10_000),
-        ("/overcommit/memory_percent", overcommit.memory_percent, 1_000),
-    ];
-    for (field, value, most) in ranges {
-        if !(1..=most).contains(&value) {
-            return Err(
-                Problem::invalid(format!("{value} is out of range: 1 to {most} percent")).field(field),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Change a node's labels, taints or overcommit
+/// Change a node's labels, taints, pool or overcommit
 #[utoipa::path(patch, path = "/nodes/{node}", tag = "nodes", operation_id = "updateNode",
     params(("node" = String, Path, description = "Its name or id")),
     request_body = UpdateNode,
@@ -191,19 +176,31 @@ async fn update(
 ) -> Answer<NodeView> {
     body.labels.as_ref().map_or(Ok(()), check_labels)?;
     body.taints.as_deref().map_or(Ok(()), check_taints)?;
-    body.overcommit.map_or(Ok(()), check_overcommit)?;
+    body.overcommit.map_or(Ok(()), pools::check_overcommit)?;
+    if body.overcommit.is_some() && body.overcommit_of_pool {
+        let detail = "an overcommit of its own, and its pool's: only one of both can hold";
+        return Err(Problem::invalid(detail).field("/overcommit_of_pool").into());
+    }
     change(
         caller,
         api,
         node,
         "node-updated",
         "its settings changed",
-        move |record| {
+        move |state, record| {
+            if let Some(pool) = body.pool {
+                pools::judge(state, &pool)?;
+                record.pool = pool;
+            }
             if let Some(labels) = body.labels {
                 record.labels = labels;
             }
             record.taints = body.taints.unwrap_or(std::mem::take(&mut record.taints));
-            record.overcommit = body.overcommit.unwrap_or(record.overcommit);
+            record.overcommit = match body.overcommit_of_pool {
+                true => None,
+                false => body.overcommit.or(record.overcommit),
+            };
+            Ok(())
         },
     )
     .await
@@ -219,8 +216,9 @@ async fn cordon(
     Path(node): Path<String>,
 ) -> Answer<NodeView> {
     let text = "it gets no new containers";
-    change(caller, api, node, "cordoned", text, |record| {
-        record.cordoned = true
+    change(caller, api, node, "cordoned", text, |_, record| {
+        record.cordoned = true;
+        Ok(())
     })
     .await
 }
@@ -240,9 +238,10 @@ async fn uncordon(
         node,
         "uncordoned",
         "it gets containers again",
-        |record| {
+        |_, record| {
             record.cordoned = false;
             record.draining = false;
+            Ok(())
         },
     )
     .await
@@ -263,9 +262,10 @@ async fn drain(
         node,
         "draining",
         "its containers move elsewhere",
-        |record| {
+        |_, record| {
             record.cordoned = true;
             record.draining = true;
+            Ok(())
         },
     )
     .await

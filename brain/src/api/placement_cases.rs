@@ -56,3 +56,83 @@ async fn taints_are_set_whole_and_judged() {
         .await;
     assert_eq!(shown["taints"], taints["taints"]);
 }
+
+#[tokio::test]
+async fn r4_pools_lend_their_overcommit_and_are_named_only_where_they_are() {
+    let b = Bench::new().await;
+    b.join(1, NodeKind::Shared).await;
+    let nobody = json!({ "name": "web", "image": "nginx", "pool": "batch" });
+    let refused = b.send("shop", "POST", SERVICES, nobody.clone()).await.problem();
+    assert_eq!(refused.field.as_deref(), Some("/pool"));
+    let refused = b
+        .send("admin", "PATCH", "/v1/nodes/h1", json!({ "pool": "batch" }))
+        .await
+        .problem();
+    assert!(refused.cure.unwrap().contains("berth pool set batch"));
+    let double = json!({ "overcommit": { "cpu_percent": 200, "memory_percent": 100 } });
+    assert_eq!(
+        b.send("shop", "PUT", "/v1/pools/batch", double.clone())
+            .await
+            .problem()
+            .kind,
+        ErrorKind::Forbidden
+    );
+    let absurd = json!({ "overcommit": { "cpu_percent": 200, "memory_percent": 0 } });
+    let absurd = b.send("admin", "PUT", "/v1/pools/batch", absurd).await.problem();
+    assert_eq!(absurd.field.as_deref(), Some("/overcommit/memory_percent"));
+    b.ok("admin", "PUT", "/v1/pools/batch", double).await;
+    let node = b
+        .ok("admin", "PATCH", "/v1/nodes/h1", json!({ "pool": "batch" }))
+        .await;
+    assert_eq!(node["allocatable"]["cpu"], 16_000, "twice of what it has");
+    let own = json!({ "overcommit": { "cpu_percent": 100, "memory_percent": 100 } });
+    let node = b.ok("admin", "PATCH", "/v1/nodes/h1", own).await;
+    assert_eq!(node["allocatable"]["cpu"], 8_000, "its own goes before");
+    let node = b
+        .ok(
+            "admin",
+            "PATCH",
+            "/v1/nodes/h1",
+            json!({ "overcommit_of_pool": true }),
+        )
+        .await;
+    assert_eq!(node["allocatable"]["cpu"], 16_000);
+    b.ok("shop", "POST", SERVICES, nobody).await;
+    let plain = json!({ "name": "plain", "image": "nginx" });
+    b.ok("shop", "POST", SERVICES, plain).await;
+    let waits = b
+        .ok("shop", "GET", "/v1/tenants/shop/containers/plain.1", Value::Null)
+        .await;
+    assert_eq!(waits["reason"], "no node fits: 1 node is not in pool default");
+    let list = b.ok("shop", "GET", "/v1/pools", Value::Null).await;
+    assert_eq!(
+        (&list["items"][0]["name"], &list["items"][0]["nodes"]),
+        (&json!("batch"), &json!(0))
+    );
+    let shown = b.ok("admin", "GET", "/v1/pools/batch", Value::Null).await;
+    assert_eq!(
+        (&shown["nodes"], &shown["reserved"]["cpu"]),
+        (&json!(1), &json!(100))
+    );
+    for (pool, kind) in [
+        ("batch", ErrorKind::Precondition),
+        ("default", ErrorKind::Precondition),
+        ("other", ErrorKind::NotFound),
+    ] {
+        let refused = b
+            .call("admin", "DELETE", &format!("/v1/pools/{pool}"))
+            .await
+            .problem();
+        assert_eq!(refused.kind, kind, "{pool}");
+    }
+    b.ok("admin", "PATCH", "/v1/nodes/h1", json!({ "pool": "default" }))
+        .await;
+    b.ok(
+        "shop",
+        "PUT",
+        &format!("{SERVICES}/web"),
+        json!({ "name": "web", "image": "nginx" }),
+    )
+    .await;
+    assert_eq!(b.call("admin", "DELETE", "/v1/pools/batch").await.status, 204);
+}

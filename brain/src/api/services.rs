@@ -75,6 +75,10 @@ fn judge(
             tenant.name
         )));
     }
+    let asked_before = replaced.is_some_and(|old| old.spec.pool == spec.pool);
+    if let Some(pool) = spec.pool.as_ref().filter(|_| !asked_before) {
+        super::pools::judge(state, pool)?;
+    }
     super::networks::judge(state, tenant.id, &spec.networks)?;
     judge_ports(state, tenant.id, spec)?;
     judge_links(state, tenant.id, spec)?;

@@ -32,7 +32,7 @@ async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageVie
                 node: node.id,
                 name: node.name.clone(),
                 capacity: node.facts.capacity,
-                allocatable: node.facts.allocatable(node.overcommit),
+                allocatable: state.allocatable(node),
                 reserved: state.taken_on(node.id).reserved,
                 age_ms: reading.as_ref().map(|reading| reading.age_ms),
                 usage: reading.map(|reading| reading.usage),

@@ -120,7 +120,7 @@ pub fn node(state: &State, cluster: &Cluster, record: &NodeRecord) -> NodeView {
         state: node_state(state, record, silent_ms),
         silent_ms,
         address: connection.map(|c| c.address.clone()),
-        allocatable: record.facts.allocatable(record.overcommit),
+        allocatable: state.allocatable(record),
         taken: state.taken_on(record.id),
         applied: connection.map_or(0, |c| c.applied.0),
         drain_waits: if nodes::empties(record) {

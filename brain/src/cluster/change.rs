@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use berth_common::id::{ContainerId, NodeId, Revision, ServiceId, TenantId, TokenId};
+use berth_common::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId, TokenId};
 use berth_common::model::{
-    ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, RegistryCredential, ServiceRecord,
-    TenantRecord, TokenRecord, Vni,
+    ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, PoolRecord, RegistryCredential,
+    ServiceRecord, TenantRecord, TokenRecord, Vni,
 };
 
 use super::{Connection, JoinTokenRecord, Network, State};
@@ -52,6 +52,10 @@ pub enum Change {
     PutNode(NodeRecord),
     /// A node goes; it has no containers any more.
     DeleteNode(NodeId),
+    /// A pool is new or changed.
+    PutPool(PoolRecord),
+    /// A pool goes; no node is in it any more.
+    DeletePool(Name),
     /// A node connected or changed its connection.
     Connected(NodeId, Connection),
     /// The connection of this serial ended.
@@ -232,6 +236,8 @@ impl State {
                 self.taken.remove(&id);
                 self.by_node.remove(&id);
             }
+            Change::PutPool(p) => drop(self.pools.insert(p.name.clone(), Arc::new(p))),
+            Change::DeletePool(name) => drop(self.pools.remove(&name)),
             Change::Connected(node, connection) => {
                 self.connections.insert(node, connection);
                 self.rename_on(node);
@@ -320,6 +326,7 @@ fn with_revision(change: Change, revision: Revision) -> Change {
         Change::PutService(s) => Change::PutService(ServiceRecord { revision, ..s }),
         Change::PutContainer(c) => Change::PutContainer(ContainerRecord { revision, ..c }),
         Change::PutNode(n) => Change::PutNode(NodeRecord { revision, ..n }),
+        Change::PutPool(p) => Change::PutPool(PoolRecord { revision, ..p }),
         Change::PutNetwork(mut n) => {
             n.record.revision = revision;
             Change::PutNetwork(n)

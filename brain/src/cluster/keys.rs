@@ -28,6 +28,8 @@ fn key(change: &Change) -> Option<String> {
         Change::DeleteNetwork(vni) => format!("networks/{vni}"),
         Change::PutNode(n) => format!("nodes/{}", n.id),
         Change::DeleteNode(id) => format!("nodes/{id}"),
+        Change::PutPool(p) => format!("pools/{}", p.name),
+        Change::DeletePool(name) => format!("pools/{name}"),
         Change::Connected(..)
         | Change::Disconnected(..)
         | Change::Observed { .. }
@@ -49,6 +51,7 @@ fn stored(change: &Change) -> Option<Stored> {
         Change::PutContainer(c) => Stored::Container(c),
         Change::PutNetwork(n) => Stored::Network(n),
         Change::PutNode(n) => Stored::Node(n),
+        Change::PutPool(p) => Stored::Pool(p),
         _ => return None,
     })
 }
@@ -94,6 +97,7 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
             Stored::Container(c) => Change::PutContainer(c),
             Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
+            Stored::Pool(p) => Change::PutPool(p),
         });
     }
     let bad = || format!("{}: not a key of this brain", entry.key);
@@ -122,6 +126,7 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
             Change::DeleteNetwork(number.try_into().map_err(|_| bad())?)
         }
         "nodes" => Change::DeleteNode(id.parse().map_err(|_| bad())?),
+        "pools" => Change::DeletePool(id.parse().map_err(|_| bad())?),
         _ => return Err(bad()),
     })
 }

@@ -10,6 +10,7 @@ pub mod feed;
 mod index;
 pub mod keys;
 pub mod networks;
+mod pools;
 mod publications;
 pub mod sites;
 pub mod state;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use berth_common::id::{ContainerId, Generation, Name, NodeId, Revision, ServiceId, TenantId, TokenId};
 use berth_common::model::{
-    ContainerRecord, HostNumber, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer,
+    ContainerRecord, HostNumber, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer, PoolRecord,
     RegistryCredential, ServiceRecord, Taken, TenantRecord, TokenRecord, UnixMillis, Vni,
 };
 use imbl::{OrdMap, OrdSet};
@@ -98,6 +98,8 @@ pub struct State {
     pub network_nodes: OrdMap<Vni, OrdMap<NodeId, u32>>,
     /// Nodes.
     pub nodes: OrdMap<NodeId, Arc<NodeRecord>>,
+    /// Pools that somebody made or changed.
+    pub pools: OrdMap<Name, Arc<PoolRecord>>,
     /// Nodes by name.
     pub node_names: OrdMap<Name, NodeId>,
     /// What is set aside on each node: the sum over its bound containers, also those being removed.
@@ -142,6 +144,8 @@ pub enum Stored {
     Network(Network),
     /// A node.
     Node(NodeRecord),
+    /// A pool.
+    Pool(PoolRecord),
 }
 
 impl State {
@@ -205,6 +209,7 @@ impl State {
             Stored::Container(c) => Change::PutContainer(c),
             Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
+            Stored::Pool(p) => Change::PutPool(p),
         });
     }
 }

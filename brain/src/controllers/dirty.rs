@@ -119,6 +119,8 @@ impl Dirty {
             Change::PutNetwork(network) => {
                 self.freed |= !before.networks.contains_key(&network.record.vni);
             }
+            // Where it allows more than before.
+            Change::PutPool(_) => self.freed = true,
             Change::PutTenant(_)
             | Change::DeleteTenant(_)
             | Change::PutToken(_)
@@ -130,6 +132,7 @@ impl Dirty {
             | Change::PutImage(_)
             | Change::DeleteImage(..)
             | Change::DeleteNetwork(_)
+            | Change::DeletePool(_)
             | Change::RunningSince(..) => {}
         }
     }
@@ -159,6 +162,7 @@ fn placement_differs(old: &NodeRecord, new: &NodeRecord) -> bool {
         || old.kind != new.kind
         || old.labels != new.labels
         || old.taints != new.taints
+        || old.pool != new.pool
         || old.overcommit != new.overcommit
         || old.facts.capacity != new.facts.capacity
         || old.facts.system_reserve != new.facts.system_reserve

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use berth_common::id::{ContainerId, Generation, NodeId, Revision, ServiceId, TenantId};
 use berth_common::model::{
-    Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, Overcommit, RunState, ServiceRecord,
-    ServiceSpec, UnixMillis,
+    Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, RunState, ServiceRecord, ServiceSpec,
+    UnixMillis, default_pool,
 };
 use berth_common::units::{Bytes, Millicores};
 
@@ -42,7 +42,8 @@ pub(crate) fn node(n: u64, kind: NodeKind, cores: u32, gib: u64) -> NodeRecord {
         taints: Vec::new(),
         cordoned: false,
         draining: false,
-        overcommit: Overcommit::default(),
+        pool: default_pool(),
+        overcommit: None,
         facts: NodeFacts {
             hostname: format!("h{n}"),
             agent_version: "0.1.0".into(),

@@ -1,10 +1,14 @@
 //! What services ask of places and what nodes keep away, on the simulated cluster.
 
+use berth_common::id::Revision;
+use berth_common::model::{Overcommit, PoolRecord, UnixMillis};
+
 use super::cases::{edit, edit_node, on, put, quiet, world};
 use super::fixtures::{node_id, service_id};
 use super::nodes;
 use super::sim::World;
 use super::view::service_problem;
+use crate::cluster::Change;
 
 fn taint(w: &mut World, n: u64, taints: &[&str]) {
     edit_node(w, n, |node| {
@@ -110,5 +114,81 @@ fn tolerating_no_longer_moves_where_the_taint_drives_away_and_restarts_nobody_el
     tolerate(&mut w, 1, &["b"]);
     w.run(60);
     assert_eq!((on(&w, 1), on(&w, 2), w.running(service_id(1))), (0, 2, 2));
+    quiet(&w);
+}
+
+fn pool(w: &mut World, name: &str, cpu_percent: u32, memory_percent: u32) {
+    w.commit(vec![Change::PutPool(PoolRecord {
+        name: name.parse().unwrap(),
+        overcommit: Overcommit {
+            cpu_percent,
+            memory_percent,
+        },
+        created_at: UnixMillis(0),
+        revision: Revision(0),
+    })]);
+}
+
+#[test]
+fn r4_a_pool_that_shrinks_takes_nothing_away_and_nothing_new_in() {
+    let mut w = world(1, 4);
+    pool(&mut w, "default", 100, 200);
+    put(&mut w, 1, "web:1", 8, 1);
+    w.run(10);
+    assert_eq!(w.running(service_id(1)), 8, "twice of its 4 GiB");
+    let before: Vec<_> = w.state.containers.keys().copied().collect();
+    pool(&mut w, "default", 100, 150);
+    put(&mut w, 2, "web:1", 1, 1);
+    w.run(10);
+    assert_eq!((w.running(service_id(1)), w.running(service_id(2))), (8, 0));
+    assert!(before.iter().all(|id| w.state.containers.contains_key(id)));
+    let problem = service_problem(&w.state, service_id(2)).unwrap();
+    assert!(problem.contains("most free is 0B on h1"), "{problem}");
+    // Below what is taken, room comes only once enough has gone.
+    edit(&mut w, 1, |s| s.spec.replicas = 6);
+    w.run(10);
+    assert_eq!(w.running(service_id(2)), 0);
+    edit(&mut w, 1, |s| s.spec.replicas = 5);
+    w.run(10);
+    assert_eq!(w.running(service_id(2)), 1);
+    quiet(&w);
+    // A node's own goes before its pool's.
+    edit_node(&mut w, 1, |node| node.overcommit = Some(Overcommit::default()));
+    put(&mut w, 3, "web:1", 1, 1);
+    w.run(10);
+    assert_eq!(w.running(service_id(3)), 0);
+    edit_node(&mut w, 1, |node| node.overcommit = None);
+    pool(&mut w, "default", 100, 200);
+    w.run(10);
+    assert_eq!(
+        w.running(service_id(3)),
+        1,
+        "more is allowed: what waits is tried at once"
+    );
+    quiet(&w);
+}
+
+#[test]
+fn r9_a_service_runs_in_its_pool_and_nowhere_else() {
+    let mut w = world(2, 8);
+    pool(&mut w, "gpu", 100, 100);
+    edit_node(&mut w, 2, |node| node.pool = "gpu".parse().unwrap());
+    put(&mut w, 1, "web:1", 4, 1);
+    put(&mut w, 2, "web:1", 4, 1);
+    edit(&mut w, 2, |s| s.spec.pool = Some("gpu".parse().unwrap()));
+    w.run(60);
+    assert_eq!((on(&w, 1), on(&w, 2)), (4, 4));
+    assert!(
+        w.state
+            .containers_on(node_id(2))
+            .all(|c| c.service == service_id(2))
+    );
+    edit(&mut w, 2, |s| s.spec.replicas = 9);
+    w.run(10);
+    let problem = service_problem(&w.state, service_id(2)).unwrap();
+    assert!(
+        problem.contains("1 node lacks memory (need 1GiB, most free is 0B on h2), 1 node is not in pool gpu"),
+        "{problem}"
+    );
     quiet(&w);
 }

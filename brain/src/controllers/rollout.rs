@@ -228,6 +228,7 @@ pub(super) fn request<'a>(
         replicas,
         image_on,
         constraints: Constraints {
+            pool: spec.pool.as_ref(),
             tolerations: &service.spec.tolerations,
         },
     }

@@ -227,9 +227,13 @@ impl World {
     fn check_rules(&self, before: &State) {
         let state = &self.state;
         for (id, node) in &state.nodes {
-            let most = node.facts.allocatable(node.overcommit);
+            let most = state.allocatable(node);
             let taken = state.taken_on(*id).reserved;
-            let fits = taken.cpu <= most.cpu && taken.memory <= most.memory && taken.disk <= most.disk;
+            // Where less is allowed than before, nothing is taken away, and nothing is added.
+            let was = before.taken_on(*id).reserved;
+            let fits = taken.cpu <= most.cpu.max(was.cpu)
+                && taken.memory <= most.memory.max(was.memory)
+                && taken.disk <= most.disk.max(was.disk);
             assert!(fits, "R4: {taken:?} of {most:?} taken on {}", node.name);
         }
         for c in state.containers.values() {

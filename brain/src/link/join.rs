@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{IdError, Name, NodeId, TokenId};
-use berth_common::model::{NodeKind, NodeRecord, Overcommit, UnixMillis};
+use berth_common::model::{NodeKind, NodeRecord, UnixMillis, default_pool};
 use berth_common::protocol::{CodecError, JoinReply, JoinRequest, read_frame, write_frame};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -104,7 +104,8 @@ async fn admit(shared: &Shared, request: JoinRequest) -> Result<JoinReply, Probl
             taints: Vec::new(),
             cordoned: false,
             draining: false,
-            overcommit: Overcommit::default(),
+            pool: default_pool(),
+            overcommit: None,
             facts,
             generation: Default::default(),
             lost: false,

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use berth_common::model::Toleration;
+use berth_common::id::Name;
+use berth_common::model::{DEFAULT_POOL, Toleration};
 
 use super::filter::Obstacle;
 use super::{Request, Seat, taints};
@@ -10,6 +11,8 @@ use super::{Request, Seat, taints};
 /// What a service asks of places, as far as it can be told from its spec and the state.
 #[derive(Debug, Clone, Default)]
 pub struct Constraints<'a> {
+    /// The pool that its nodes must be in; none: the default one.
+    pub pool: Option<&'a Name>,
     /// Taints that it puts up with.
     pub tolerations: &'a [Toleration],
 }
@@ -17,6 +20,8 @@ pub struct Constraints<'a> {
 /// What a node does not satisfy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Broken {
+    /// It is not in this pool.
+    Pool(String),
     /// It has a taint, this one.
     Taint(String),
 }
@@ -25,7 +30,8 @@ impl Broken {
     /// Obstacles of one kind are told together; the order is that of the telling.
     const fn kind(&self) -> u8 {
         match self {
-            Self::Taint(_) => 0,
+            Self::Pool(_) => 0,
+            Self::Taint(_) => 1,
         }
     }
 
@@ -33,6 +39,7 @@ impl Broken {
     fn sentence(&self, nodes: &str, one: bool, mixed: bool) -> String {
         let verb = |single: &'static str, plural: &'static str| if one { single } else { plural };
         match self {
+            Self::Pool(pool) => format!("{nodes} {} not in pool {pool}", verb("is", "are")),
             Self::Taint(taint) => {
                 let (has, such) = (verb("has", "have"), if mixed { "such as " } else { "" });
                 let what = if mixed { "taints" } else { "the taint" };
@@ -85,6 +92,10 @@ impl Told {
 /// Checks of a node that what is placed in the same plan does not change.
 pub fn standing(seat: &Seat<'_>, request: &Request<'_>) -> Option<Obstacle> {
     let asked = &request.constraints;
+    let pool = asked.pool.map_or(DEFAULT_POOL, Name::as_str);
+    if seat.node.pool.as_str() != pool {
+        return Some(Obstacle::Broken(Broken::Pool(pool.to_owned())));
+    }
     let taint = taints::keeps_off(seat.node, asked.tolerations);
     taint.map(|taint| Obstacle::Broken(Broken::Taint(taint.to_string())))
 }

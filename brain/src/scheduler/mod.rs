@@ -68,7 +68,7 @@ impl<'a> View<'a> {
                 node,
                 lost: lost.get(id).copied().unwrap_or(node.lost),
                 synced: state.connections.get(id).is_some_and(|c| c.synced),
-                allocatable: node.facts.allocatable(node.overcommit),
+                allocatable: state.allocatable(node),
                 taken: state.taken_on(*id).reserved,
             })
             .collect();

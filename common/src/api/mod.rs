@@ -32,6 +32,8 @@
 //! | PATCH `/nodes/{n}` | [`UpdateNode`] → [`NodeView`] |
 //! | POST `/nodes/{n}/{cordon,uncordon,drain}` | → [`NodeView`] |
 //! | DELETE `/nodes/{n}?force=` | → 204 |
+//! | GET `/pools`, `/pools/{p}` | → [`Listing`] of, or one [`PoolView`] |
+//! | PUT, DELETE `/pools/{p}` | [`PutPool`] → [`PoolView`] |
 //! | GET `/usage` | → [`UsageView`] |
 //! | GET `/events?tenant=&limit=` | → [`Listing`] of [`EventView`] |
 //! | GET `/watch?from=&tenant=&kinds=` | → SSE of [`WatchEvent`]; `Last-Event-ID` resumes |
@@ -41,9 +43,11 @@
 
 mod check;
 mod networks;
+mod pools;
 
 pub use check::{CheckEvent, CheckNetworks, Finding, HopView, NodePath, PairCheck, Trace};
 pub use networks::{CreateNetwork, EndpointView, NetworkView, ServiceAddress};
+pub use pools::{PoolView, PutPool};
 
 use std::collections::BTreeMap;
 
@@ -380,9 +384,15 @@ pub struct UpdateNode {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
     pub taints: Option<Vec<Taint>>,
-    /// Overcommit.
+    /// The pool it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
+    /// An overcommit of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overcommit: Option<Overcommit>,
+    /// Have no overcommit of its own any more, but its pool's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overcommit_of_pool: bool,
 }
 
 /// Live load for `berth top`.

@@ -67,6 +67,9 @@ pub struct ContainerSpec {
     /// Labels its node must carry.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_labels: BTreeMap<String, String>,
+    /// The pool that its node must be in; none: `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
     /// Networks it is on, the first with the default route.
     #[serde(default = "default_networks")]
     pub networks: Vec<Name>,

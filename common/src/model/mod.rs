@@ -10,6 +10,7 @@ mod link;
 mod network;
 mod node;
 mod placement;
+mod pool;
 mod port;
 mod resources;
 mod service;
@@ -32,6 +33,7 @@ pub use network::{
 pub use node::{
     Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken, Underlay,
 };
+pub use pool::{DEFAULT_POOL, PoolRecord, default_pool};
 pub use port::{MAX_PORTS, PortError, Protocol, PublishMode, PublishedPort};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
 pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};

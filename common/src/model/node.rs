@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, Name, NodeId, Revision, TenantId};
-use crate::model::{Reservation, Taint, UnixMillis, WireGuard};
+use crate::model::pool::own_overcommit;
+use crate::model::{Reservation, Taint, UnixMillis, WireGuard, default_pool};
 use crate::units::{Bytes, Millicores};
 
 /// Whose a node is.
@@ -155,9 +156,13 @@ pub struct NodeRecord {
     /// Its containers are being moved away.
     #[serde(default)]
     pub draining: bool,
-    /// Reservations may exceed capacity by this much.
-    #[serde(default)]
-    pub overcommit: Overcommit,
+    /// The pool it is in.
+    #[serde(default = "default_pool")]
+    pub pool: Name,
+    /// Reservations may exceed capacity by this much; none: as its pool says.
+    #[serde(default, with = "own_overcommit", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Overcommit>))]
+    pub overcommit: Option<Overcommit>,
     /// What it last said about itself.
     pub facts: NodeFacts,
     /// Version of its desired set.

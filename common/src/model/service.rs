@@ -57,6 +57,9 @@ pub struct ServiceSpec {
     /// Node labels that a node must carry to be considered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_labels: BTreeMap<String, String>,
+    /// The pool of nodes that it runs on; none: `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
     /// Taints of nodes that it puts up with: `key`, `key=value`, either with `:effect`; `*`: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
@@ -260,6 +263,7 @@ impl ServiceSpec {
             tmpfs: Vec::new(),
             labels: BTreeMap::new(),
             node_labels: BTreeMap::new(),
+            pool: None,
             tolerations: Vec::new(),
             restart: RestartPolicy::default(),
             stop_grace_secs: 10,
@@ -305,6 +309,7 @@ impl ServiceSpec {
             cap_drop: self.cap_drop.clone(),
             privileged: self.privileged,
             node_labels: self.node_labels.clone(),
+            pool: self.pool.clone(),
             networks: self.networks.clone(),
             health: self.health.clone(),
             ingress_from: self.ingress_from.clone(),

@@ -131,6 +131,7 @@ pub fn spec() -> ContainerSpec {
         cap_drop: words(&["CHOWN"]),
         privileged: true,
         node_labels: map("zone", "north"),
+        pool: None,
         networks: default_networks(),
         health: None,
         ingress_from: None,

@@ -102,7 +102,7 @@ pub enum NodeCommand {
         #[arg(long)]
         address: Vec<String>,
     },
-    /// Change a node's labels and taints
+    /// Change a node's labels, taints, pool and overcommit
     #[command(
         after_help = "A taint keeps containers away whose service does not tolerate it (berth run --toleration): no-schedule new ones,
 prefer-no-schedule new ones as long as there is another node, no-execute all: those that are there move away.
@@ -110,7 +110,8 @@ prefer-no-schedule new ones as long as there is another node, no-execute all: th
 Examples:
   berth node update h1 --label disk=ssd --label-rm old
   berth node update h1 --taint gpu=a100:no-schedule
-  berth node update h1 --taint-rm gpu"
+  berth node update h1 --taint-rm gpu
+  berth node update h1 --pool gpu --overcommit-cpu 100%"
     )]
     Update {
         /// Name or id.
@@ -169,6 +170,55 @@ pub struct NodeChanges {
     /// Take taints away: all of a key, or those of a value or an effect.
     #[arg(long, value_name = "K[=V][:EFFECT]")]
     pub taint_rm: Vec<Toleration>,
+    /// Put it into this pool; what runs on it stays.
+    #[arg(long)]
+    pub pool: Option<Name>,
+    /// An overcommit of its own, instead of its pool's.
+    #[command(flatten)]
+    pub overcommit: OvercommitArgs,
+    /// Have its pool's overcommit again.
+    #[arg(long, conflicts_with_all = ["overcommit_cpu", "overcommit_memory"])]
+    pub overcommit_rm: bool,
+}
+
+/// By how much reservations may exceed capacity.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct OvercommitArgs {
+    /// CPU that may be reserved, in percent of what there is: 150%.
+    #[arg(long, value_name = "PERCENT", value_parser = value::percent)]
+    pub overcommit_cpu: Option<u32>,
+    /// Memory that may be reserved, in percent of what there is: 110%.
+    #[arg(long, value_name = "PERCENT", value_parser = value::percent)]
+    pub overcommit_memory: Option<u32>,
+}
+
+/// `berth pool …`.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// List pools
+    #[command(visible_alias = "list", after_help = "Example:\n  berth pool ls")]
+    Ls,
+    /// Make a pool, or change its overcommit
+    #[command(
+        after_help = "Where less may be reserved than before, nothing is taken away, and nothing new comes until there is room.
+
+Examples:
+  berth pool set gpu
+  berth pool set default --overcommit-cpu 150%"
+    )]
+    Set {
+        /// Its name.
+        name: Name,
+        /// That of its nodes that have none of their own.
+        #[command(flatten)]
+        overcommit: OvercommitArgs,
+    },
+    /// Remove a pool that no node is in and no service asks for
+    #[command(visible_alias = "remove", after_help = "Example:\n  berth pool rm gpu")]
+    Rm {
+        /// Its name.
+        name: Name,
+    },
 }
 
 /// `berth image …`.

@@ -9,8 +9,8 @@ use berth_common::id::Name;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use admin::{
-    ContextCommand, ImageCommand, LoginArgs, NetworkCommand, NodeChanges, NodeCommand, QuotaArgs,
-    TenantCommand,
+    ContextCommand, ImageCommand, LoginArgs, NetworkCommand, NodeChanges, NodeCommand, OvercommitArgs,
+    PoolCommand, QuotaArgs, TenantCommand,
 };
 pub use service::{ExecArgs, LogsArgs, RemoveArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
 
@@ -135,6 +135,9 @@ pub enum Command {
     /// List nodes, let hosts join, empty and remove nodes
     #[command(subcommand)]
     Node(NodeCommand),
+    /// List, make, change and remove pools of nodes
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Live load of nodes and containers against reservation and limit
     #[command(after_help = "Examples:\n  berth top\n  berth top --once -o json")]
     Top {

@@ -101,6 +101,9 @@ pub struct SpecArgs {
     /// Label that the node must carry.
     #[arg(long, value_name = "K=V", value_parser = value::pair, help_heading = "Places")]
     pub on: Vec<(String, String)>,
+    /// Pool of nodes to run on; default: default.
+    #[arg(long, help_heading = "Places")]
+    pub pool: Option<Name>,
     /// Taint of nodes that it puts up with: gpu, gpu=a100, gpu:no-schedule; '*' for all.
     #[arg(long, value_name = "K[=V][:EFFECT]", help_heading = "Places")]
     pub toleration: Vec<Toleration>,

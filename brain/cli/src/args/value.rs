@@ -56,6 +56,15 @@ pub fn duration(text: &str) -> Result<u64, String> {
     Ok(total)
 }
 
+/// `150%` or `150`.
+///
+/// # Errors
+/// What would be right.
+pub fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse();
+    number.map_err(|_| format!("{:?} is no percentage: write 150%", clip(text, 40)))
+}
+
 /// A moment: so long ago, or RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Since {

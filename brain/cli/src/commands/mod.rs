@@ -8,6 +8,7 @@ mod live;
 mod logs;
 mod network;
 mod node;
+mod pool;
 mod progress;
 mod service;
 mod tenant;
@@ -179,6 +180,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Restart { target } => service::act(&session, &target, "restart", "restarts").await,
         Command::Network(command) => network::network(&session, command).await,
         Command::Node(command) => node::node(&session, command).await,
+        Command::Pool(command) => pool::pool(&session, command).await,
         Command::Top { once } => live::top(&session, once).await,
         Command::Events { follow, limit } => live::events(&session, follow, limit).await,
         Command::Image(command) => image::image(&session, command).await,

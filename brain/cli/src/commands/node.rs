@@ -102,10 +102,21 @@ fn changed(node: &NodeRecord, changes: &NodeChanges) -> Result<UpdateNode, Strin
         taints.retain(|old| (&old.key, old.effect) != (&taint.key, taint.effect));
         taints.push(taint.clone());
     }
+    // The half that is not named stays; of a node that has none of its own, it is as if there were none.
+    let old = node.overcommit.unwrap_or_default();
+    let overcommit = super::pool::changed(old, &changes.overcommit);
+    let named = changes
+        .overcommit
+        .overcommit_cpu
+        .or(changes.overcommit.overcommit_memory);
     Ok(UpdateNode {
         labels: (labels != node.labels).then_some(labels),
         taints: (taints != node.taints).then_some(taints),
-        ..UpdateNode::default()
+        pool: changes.pool.clone().filter(|pool| *pool != node.pool),
+        overcommit: named
+            .map(|_| overcommit)
+            .filter(|new| node.overcommit != Some(*new)),
+        overcommit_of_pool: changes.overcommit_rm,
     })
 }
 

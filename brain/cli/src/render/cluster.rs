@@ -1,6 +1,6 @@
 //! Nodes, tenants, tokens, registries, contexts and events as tables.
 
-use berth_common::api::{EventView, NetworkView, NodeView, RegistryView, TokenView};
+use berth_common::api::{EventView, NetworkView, NodeView, PoolView, RegistryView, TokenView};
 use berth_common::model::{NodeKind, NodeState, Quota, Role, TenantRecord, UnixMillis};
 
 use super::text::{age, clean, moment, span};
@@ -33,6 +33,7 @@ pub fn nodes(style: Style, items: &[NodeView]) -> String {
                 cell(&view.record.name),
                 style.state(node_state(view)),
                 cell(owner),
+                cell(&view.record.pool),
                 cell(view.taken.containers),
                 cell(format!("{}/{}", taken.cpu, all.cpu)),
                 cell(format!("{}/{}", taken.memory, all.memory)),
@@ -46,12 +47,40 @@ pub fn nodes(style: Style, items: &[NodeView]) -> String {
         "NAME",
         "STATUS",
         "OWNER",
+        "POOL",
         "CONTAINERS",
         "CPU RESERVED",
         "MEMORY RESERVED",
         "ADDRESS",
         "HEARD",
         "AGENT",
+    ];
+    table(style, &header, rows)
+}
+
+/// `berth pool ls`.
+pub fn pools(style: Style, items: &[PoolView]) -> String {
+    let rows = items
+        .iter()
+        .map(|pool| {
+            let (taken, all) = (pool.reserved, pool.allocatable);
+            vec![
+                cell(&pool.name),
+                cell(pool.nodes),
+                cell(format!("{}%", pool.overcommit.cpu_percent)),
+                cell(format!("{}%", pool.overcommit.memory_percent)),
+                cell(format!("{}/{}", taken.cpu, all.cpu)),
+                cell(format!("{}/{}", taken.memory, all.memory)),
+            ]
+        })
+        .collect();
+    let header = [
+        "NAME",
+        "NODES",
+        "CPU OVERCOMMIT",
+        "MEMORY OVERCOMMIT",
+        "CPU RESERVED",
+        "MEMORY RESERVED",
     ];
     table(style, &header, rows)
 }

@@ -80,7 +80,7 @@ fn nodes_top_events_and_version() {
     let fake = Fake::start();
     let nodes = fake.run(&["node", "ls"]).out;
     assert!(
-        nodes.contains("h1     ready    shared   0            0.1/2          256MiB/2GiB"),
+        nodes.contains("h1     ready    shared   default   0            0.1/2          256MiB/2GiB"),
         "{nodes}"
     );
     let ran = fake.run(&["node", "token", "--ttl", "10m", "--label", "a=b"]);
