@@ -74,6 +74,18 @@ pub fn apply(
             spec.tolerations.push(toleration.clone());
         }
     }
+    for spread in &args.spread {
+        spec.spread.retain(|old| old.by != spread.by);
+        spec.spread.push(spread.clone());
+    }
+    for together in &args.together {
+        spec.together
+            .retain(|old| (&old.with, &old.by) != (&together.with, &together.by));
+        spec.together.push(together.clone());
+    }
+    if let Some(most) = args.max_per_node {
+        spec.max_per_node = (most > 0).then_some(most);
+    }
     if !args.network.is_empty() {
         spec.networks = names("--network", &args.network)?;
     }
@@ -176,6 +188,21 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
             return Err(missing("--toleration-rm", &gone.to_string(), there));
         };
         spec.tolerations.remove(at);
+    }
+    for label in &args.spread_rm {
+        let Some(at) = spec.spread.iter().position(|one| one.by == *label) else {
+            let there = spec.spread.iter().map(|one| one.by.as_str()).collect();
+            return Err(missing("--spread-rm", label, there));
+        };
+        spec.spread.remove(at);
+    }
+    for name in &args.together_rm {
+        let before = spec.together.len();
+        spec.together.retain(|one| one.with != *name);
+        if spec.together.len() == before {
+            let there = spec.together.iter().map(|one| one.with.as_str()).collect();
+            return Err(missing("--together-rm", name.as_str(), there));
+        }
     }
     for name in &args.link_rm {
         let Some(at) = spec.links.iter().position(|link| link.service == *name) else {
@@ -302,11 +329,16 @@ mod tests {
             link: vec!["db:1".parse().unwrap(), "db:2".parse().unwrap()],
             ingress_from: vec!["none".into()],
             bandwidth_in: Some(Bytes::mib(1)),
+            spread: vec!["zone".parse().unwrap(), "zone,hard".parse().unwrap()],
+            together: vec!["db,by=zone".parse().unwrap(), "db,hard".parse().unwrap()],
+            max_per_node: Some(2),
             ..Default::default()
         };
         with.health.health_tcp = Some(80);
         apply(&mut spec, &with, &[], &[], |_| None).unwrap();
         assert_eq!(spec.links, ["db:2".parse().unwrap()]);
+        assert_eq!(spec.spread, ["zone,hard".parse().unwrap()]);
+        assert_eq!((spec.together.len(), spec.max_per_node), (2, Some(2)));
         assert_eq!(spec.ingress_from, Some(vec![]));
         spec.tolerations = vec!["gpu".parse().unwrap()];
         spec.ports = vec!["8080:80".parse().unwrap(), "8080/udp".parse().unwrap()];
@@ -327,10 +359,12 @@ mod tests {
             ingress_rm: true,
             bandwidth_rm: true,
             toleration_rm: vec!["gpu".parse().unwrap()],
+            spread_rm: vec!["zone".into()],
+            together_rm: vec!["db".parse().unwrap()],
         };
         remove(&mut spec, &all).unwrap();
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
-        assert!(spec.tolerations.is_empty());
+        assert!(spec.tolerations.is_empty() && spec.spread.is_empty() && spec.together.is_empty());
         assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
         assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
         assert_eq!((&spec.health, &spec.ingress_from), (&None, &None));

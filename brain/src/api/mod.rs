@@ -12,6 +12,7 @@ pub mod networks;
 pub mod nodes;
 pub mod openapi;
 mod page;
+mod placement;
 pub mod pools;
 pub mod problem;
 pub mod quota;

@@ -136,3 +136,39 @@ async fn r4_pools_lend_their_overcommit_and_are_named_only_where_they_are() {
     .await;
     assert_eq!(b.call("admin", "DELETE", "/v1/pools/batch").await.status, 204);
 }
+
+#[tokio::test]
+async fn what_is_asked_of_places_is_judged_and_read_back() {
+    let b = Bench::new().await;
+    let near = |name: &str, with: &str, hard: bool| {
+        json!({ "name": name, "image": "nginx", "replicas": 0,
+            "spread": [{ "by": "zone", "hard": true }], "max_per_node": 2,
+            "together": [{ "with": with, "by": "zone", "hard": hard }] })
+    };
+    let made = b.ok("shop", "POST", SERVICES, near("web", "db", true)).await;
+    assert_eq!(
+        made["spec"]["spread"],
+        json!([{ "by": "zone", "hard": true, "max_skew": 1 }])
+    );
+    b.ok("shop", "POST", SERVICES, near("db", "cache", true)).await;
+    let circle = b
+        .send("shop", "POST", SERVICES, near("cache", "web", true))
+        .await
+        .problem();
+    assert_eq!(circle.field.as_deref(), Some("/together"));
+    assert!(circle.detail.contains("cache → web → db → cache"), "{circle}");
+    b.ok("shop", "POST", SERVICES, near("cache", "web", false)).await;
+    for (field, bad) in [
+        ("/max_per_node", json!({ "max_per_node": 0 })),
+        ("/spread", json!({ "spread": [{ "by": "zone", "max_skew": 0 }] })),
+        ("/together", json!({ "together": [{ "with": "bad" }] })),
+        ("/tolerations", json!({ "tolerations": ["a", "a"] })),
+    ] {
+        let mut spec = json!({ "name": "bad", "image": "nginx" });
+        spec.as_object_mut()
+            .unwrap()
+            .extend(bad.as_object().unwrap().clone());
+        let refused = b.send("shop", "POST", SERVICES, spec).await.problem();
+        assert_eq!(refused.field.as_deref(), Some(field), "{refused}");
+    }
+}

@@ -82,6 +82,7 @@ fn judge(
     super::networks::judge(state, tenant.id, &spec.networks)?;
     judge_ports(state, tenant.id, spec)?;
     judge_links(state, tenant.id, spec)?;
+    super::placement::judge(state, tenant.id, spec)?;
     quota::judge(state, tenant, spec, replaced)
 }
 

@@ -196,6 +196,10 @@ impl State {
                     true => self.linking.remove(&s.id),
                     false => self.linking.insert(s.id),
                 };
+                match s.spec.together.is_empty() {
+                    true => self.accompanying.remove(&s.id),
+                    false => self.accompanying.insert(s.id),
+                };
                 self.services.insert(s.id, Arc::new(s));
             }
             Change::DeleteService(id) => {
@@ -203,6 +207,7 @@ impl State {
                     self.service_names.remove(&(old.tenant, old.spec.name.clone()));
                     self.publishing.remove(&id);
                     self.linking.remove(&id);
+                    self.accompanying.remove(&id);
                 }
             }
             Change::PutContainer(c) => self.put_container(c),

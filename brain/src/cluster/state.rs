@@ -90,6 +90,8 @@ pub struct State {
     pub names: OrdMap<Vni, Names>,
     /// Services that link to others.
     pub linking: OrdSet<ServiceId>,
+    /// Services that are to be near others.
+    pub accompanying: OrdSet<ServiceId>,
     /// Services with published ports.
     pub publishing: OrdSet<ServiceId>,
     /// What they publish, and where it is answered. Made anew when anything it follows from changes.

@@ -413,7 +413,7 @@ fn perform(w: &mut World, act: &Act) {
     }
 }
 
-fn check_converged(w: &World) {
+pub(super) fn check_converged(w: &World) {
     let state = &w.state;
     quiet(w);
     assert!(

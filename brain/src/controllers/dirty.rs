@@ -54,7 +54,11 @@ impl Dirty {
             }
             Change::PutContainer(container) => {
                 self.services.insert(container.service);
-                if let Some(old) = before.containers.get(&container.id) {
+                let old = before.containers.get(&container.id);
+                if container.node.is_some() && old.is_none_or(|old| old.node.is_none()) {
+                    self.near(container.tenant, &container.service_name, before);
+                }
+                if let Some(old) = old {
                     self.freed |= old.spec.reservation != container.spec.reservation;
                 }
             }
@@ -143,6 +147,19 @@ impl Dirty {
         let waiting = linking.filter(|service| {
             let mut links = service.spec.links.iter();
             service.tenant == tenant && links.any(|link| link.service == *name)
+        });
+        self.services.extend(waiting.map(|service| service.id));
+    }
+
+    /// Services that may wait for a container of another one to be placed, since they must be near it.
+    fn near(&mut self, tenant: TenantId, name: &Name, before: &State) {
+        let all = before
+            .accompanying
+            .iter()
+            .filter_map(|id| before.services.get(id));
+        let waiting = all.filter(|service| {
+            let mut together = service.spec.together.iter();
+            service.tenant == tenant && together.any(|one| one.hard && one.with == *name)
         });
         self.services.extend(waiting.map(|service| service.id));
     }

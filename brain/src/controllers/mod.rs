@@ -12,7 +12,10 @@ mod rollout;
 mod seating;
 pub mod services;
 pub mod view;
+mod wishes;
 
+#[cfg(test)]
+mod affinity_cases;
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
@@ -24,7 +27,11 @@ mod node_cases;
 #[cfg(test)]
 mod placement_cases;
 #[cfg(test)]
+mod placement_sim;
+#[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod sim_rules;
 
 use std::collections::BTreeSet;
 

@@ -8,7 +8,7 @@ use berth_common::id::{NodeId, ServiceId};
 use berth_common::model::NodeRecord;
 
 use super::context::{Context, ended, failing, failure, label};
-use super::rollout;
+use super::wishes;
 use crate::cluster::{Change, State};
 use crate::scheduler::{Search, View, taints};
 
@@ -188,8 +188,8 @@ pub fn drain_waits(state: &State, node: NodeId) -> Vec<String> {
             continue;
         }
         let view = view.get_or_insert_with(|| View::new(state, &BTreeMap::new()));
-        let request = rollout::request(state, service, &container.spec);
-        waits.push(match Search::new(view, &request).possible(view) {
+        let request = wishes::request(state, service, &container.spec, &BTreeSet::new());
+        waits.push(match Search::new(view, &request).possible_for(view, Some(node)) {
             Ok(()) => format!("{name} is next"),
             Err(refusal) => format!("{name} stays: {refusal}"),
         });

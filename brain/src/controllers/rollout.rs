@@ -1,15 +1,12 @@
-//! Rollouts: the one step that a slot may take (update, leave a draining node, replace what a lost node holds), when a
-//! replacement has proven itself, and what a service asks of nodes.
+//! Rollouts: the one step that a slot may take (update, leave a draining node, replace what a lost node holds), and when a
+//! replacement has proven itself.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use berth_common::model::{ContainerRecord, ContainerSpec, RunState, ServiceRecord, UpdateOrder};
+use berth_common::model::{ContainerRecord, RunState, UpdateOrder};
 
 use super::context::{complete, label};
 use super::seating::New;
 use super::services::{Live, Pass};
-use crate::cluster::{Change, State};
-use crate::scheduler::{Constraints, Request};
+use crate::cluster::Change;
 
 /// Replacements of one service that are under way.
 #[derive(Debug, Default)]
@@ -29,7 +26,7 @@ const STALLED_MS: u64 = 5_000;
 impl Pass<'_, '_, '_> {
     /// Replaces a container of a lost node, if there is an elsewhere; if not, it may still come back with its node.
     pub fn rescue(&mut self, current: Live) {
-        match self.place() {
+        match self.place(None) {
             Ok(node) => {
                 let text = format!(
                     "its node {} is lost; replaced on {}",
@@ -80,7 +77,7 @@ impl Pass<'_, '_, '_> {
         if flight.failing || flight.unsettled >= policy.parallel {
             return self.keep(current);
         }
-        if !stop_first && let Ok(node) = self.place() {
+        if !stop_first && let Ok(node) = self.place(current.record.node) {
             let text = format!(
                 "{old} gets a successor of generation {} on {}",
                 self.service.generation,
@@ -131,7 +128,7 @@ impl Pass<'_, '_, '_> {
         if !idle && (flight.failing || flight.unsettled > 0) {
             return self.keep(current);
         }
-        let Ok(node) = self.place() else {
+        let Ok(node) = self.place(current.record.node) else {
             return self.keep(current);
         };
         let text = format!(
@@ -196,40 +193,5 @@ impl Pass<'_, '_, '_> {
             self.cx.recheck(self.service.id, due);
         }
         now >= due
-    }
-}
-
-/// What a service's next container asks of nodes.
-pub(super) fn request<'a>(
-    state: &'a State,
-    service: &'a ServiceRecord,
-    spec: &'a ContainerSpec,
-) -> Request<'a> {
-    let mut replicas = BTreeMap::new();
-    let mut image_on = BTreeSet::new();
-    for container in state.containers_of(service.id) {
-        let Some(node) = container.node else { continue };
-        if !container.removing {
-            *replicas.entry(node).or_insert(0) += 1;
-        }
-        if container.spec.image == spec.image
-            && state
-                .observed
-                .get(&container.id)
-                .is_some_and(|o| o.image.is_some())
-        {
-            image_on.insert(node);
-        }
-    }
-    Request {
-        tenant: service.tenant,
-        reservation: spec.reservation,
-        node_labels: &spec.node_labels,
-        replicas,
-        image_on,
-        constraints: Constraints {
-            pool: spec.pool.as_ref(),
-            tolerations: &service.spec.tolerations,
-        },
     }
 }

@@ -4,8 +4,8 @@ use berth_common::id::{ContainerId, NodeId};
 use berth_common::model::{ContainerRecord, Endpoint, RunState, UpdateOrder};
 
 use super::context::{Context, label};
-use super::rollout;
 use super::services::{Live, Pass};
+use super::wishes;
 use crate::cluster::Change;
 use crate::scheduler::{Refusal, Search};
 
@@ -68,7 +68,7 @@ impl Pass<'_, '_, '_> {
             one.record.waiting = Some(why);
             return;
         }
-        match self.place() {
+        match self.place(None) {
             Ok(node) => {
                 if !self.connect(&mut one.record) {
                     return;
@@ -131,7 +131,7 @@ impl Pass<'_, '_, '_> {
         let placed = match links {
             _ if !now => Err("waits until the container it replaces has stopped".to_owned()),
             Some(why) => Err(why),
-            None => self.place().map_err(|refusal| refusal.to_string()),
+            None => self.place(None).map_err(|refusal| refusal.to_string()),
         };
         if let (true, Err(why)) = (now, &placed) {
             self.tell_waiting(None, why);
@@ -188,15 +188,20 @@ impl Pass<'_, '_, '_> {
         self.cx.plan.changes.push(Change::PutContainer(record));
     }
 
-    pub fn place(&mut self) -> Result<NodeId, Box<Refusal>> {
-        if let Some(refusal) = &self.refused {
-            return Err(refusal.clone());
-        }
+    /// Takes a place for a container; `leaving`: the node that another one leaves for it.
+    pub fn place(&mut self, leaving: Option<NodeId>) -> Result<NodeId, Box<Refusal>> {
         self.prepare();
         let search = self.search.as_mut().expect("prepared just before");
-        let placed = search.place(self.cx.view());
-        if let Err(refusal) = &placed {
-            self.refused = Some(refusal.clone());
+        let leaving = leaving.filter(|_| search.asks_who_leaves());
+        if let Some(refusal) = self.refused.get(&leaving) {
+            return Err(refusal.clone());
+        }
+        let placed = search.place_for(self.cx.view(), leaving);
+        match &placed {
+            // With one more, a place may have become even enough that was not.
+            Ok(_) if search.asks_who_leaves() => self.refused.clear(),
+            Ok(_) => {}
+            Err(refusal) => drop(self.refused.insert(leaving, refusal.clone())),
         }
         placed
     }
@@ -210,19 +215,30 @@ impl Pass<'_, '_, '_> {
             .record
             .node
             .is_some_and(|node| search.fits_after(view, node, current.record.spec.reservation));
-        there || search.possible(view).is_ok()
+        there || search.possible_for(view, current.record.node).is_ok()
     }
 
     fn prepare(&mut self) {
         if self.search.is_none() {
-            let request = rollout::request(self.cx.state, self.service, &self.want);
+            let request = wishes::request(self.cx.state, self.service, &self.want, &self.gone);
             self.search = Some(Search::new(self.cx.view(), &request));
+        }
+    }
+
+    /// It no longer counts where replicas are spread.
+    fn note_gone(&mut self, container: &ContainerRecord) {
+        self.gone.insert(container.id);
+        if let (Some(search), Some(node)) = (&mut self.search, container.node)
+            && !self.cx.lost(node)
+        {
+            search.leave(self.cx.view(), node);
         }
     }
 
     pub fn remove(&mut self, one: Live) {
         // What was passed on to it no longer matters: it goes as it was.
         let record = one.original.as_deref().unwrap_or(&one.record);
+        self.note_gone(record);
         remove(self.cx, record);
     }
 
@@ -230,6 +246,7 @@ impl Pass<'_, '_, '_> {
     pub fn remove_for_successor(&mut self, one: Live) -> Vec<Endpoint> {
         let mut record = one.original.as_deref().unwrap_or(&one.record).clone();
         let endpoints = std::mem::take(&mut record.endpoints);
+        self.note_gone(&record);
         remove(self.cx, &record);
         endpoints
     }

@@ -4,10 +4,10 @@
 //! recorded with its reason (R9); what is removed stays reserved until its node confirms that nothing is left (R4).
 //! A deleted service leaves containers without a service, and those are removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use berth_common::id::{ContainerId, ServiceId};
+use berth_common::id::{ContainerId, NodeId, ServiceId};
 use berth_common::model::{ContainerRecord, ContainerSpec, RunState, ServiceRecord};
 
 use super::context::{Context, ended, failing};
@@ -34,8 +34,10 @@ pub(super) struct Pass<'p, 'a, 'n> {
     pub service: &'a ServiceRecord,
     pub want: ContainerSpec,
     pub search: Option<Search>,
-    /// The first refusal of this pass: equal containers find no room either.
-    pub refused: Option<Box<Refusal>>,
+    /// Refusals of this pass, by the node that somebody would have left: equal containers find no room either.
+    pub refused: BTreeMap<Option<NodeId>, Box<Refusal>>,
+    /// Containers that this pass has removed.
+    pub gone: BTreeSet<ContainerId>,
     pub told_waiting: bool,
 }
 
@@ -73,7 +75,8 @@ pub(super) fn plan_service(cx: &mut Context<'_, '_>, id: ServiceId) {
         service,
         want,
         search: None,
-        refused: None,
+        refused: BTreeMap::new(),
+        gone: BTreeSet::new(),
         told_waiting: false,
     }
     .run(live);

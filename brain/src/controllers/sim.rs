@@ -161,6 +161,7 @@ impl World {
         self.apply(plan.changes);
         self.check_rules(&before);
         self.check_places(&before);
+        super::sim_rules::check_seated(&before, &self.state);
         next
     }
 

@@ -1,12 +1,12 @@
 //! How containers and services stand, in words for people (R9). Pure; the API calls it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::ServiceId;
 use berth_common::model::{ContainerRecord, HealthState, Phase, RunState};
 
 use super::context::{ended, failing, failure, label};
-use super::rollout;
+use super::wishes;
 use crate::cluster::State;
 use crate::scheduler::{Search, View};
 
@@ -82,7 +82,7 @@ pub fn service_problem(state: &State, service: ServiceId) -> Option<String> {
     }
     if let Ok(want) = record.spec.container_spec() {
         let view = View::new(state, &BTreeMap::new());
-        let request = rollout::request(state, record, &want);
+        let request = wishes::request(state, record, &want, &BTreeSet::new());
         if let Err(refusal) = Search::new(&view, &request).possible(&view) {
             if let Some(first) = stranded.first() {
                 let place = first.node.map_or_else(String::new, name);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::Name;
-use berth_common::model::{DEFAULT_POOL, Toleration};
+use berth_common::model::{DEFAULT_POOL, Spread, Toleration};
 
+use super::affinity::{self, Companion, Replicas};
 use super::filter::Obstacle;
 use super::{Request, Seat, taints};
 
@@ -15,6 +16,14 @@ pub struct Constraints<'a> {
     pub pool: Option<&'a Name>,
     /// Taints that it puts up with.
     pub tolerations: &'a [Toleration],
+    /// How its replicas are spread.
+    pub spread: &'a [Spread],
+    /// Most of them on one node.
+    pub max_per_node: Option<u32>,
+    /// Where they are, as far as the two above ask for it.
+    pub replicas: Replicas,
+    /// Services that it is to be near.
+    pub companions: Vec<Companion<'a>>,
 }
 
 /// What a node does not satisfy.
@@ -24,6 +33,39 @@ pub enum Broken {
     Pool(String),
     /// It has a taint, this one.
     Taint(String),
+    /// It lacks the label by which replicas are spread.
+    Unlabelled(String),
+    /// It is not near a service that this one must be near.
+    Apart {
+        /// The other service.
+        with: String,
+        /// The label that makes near; none: the node.
+        by: Option<String>,
+        /// No container of the other is anywhere.
+        nowhere: bool,
+    },
+    /// One more replica there would be more uneven than allowed.
+    Uneven {
+        /// The label.
+        by: String,
+        /// Its value there.
+        here: String,
+        /// Replicas that would have it.
+        with: u32,
+        /// The value that fewest have.
+        emptiest: String,
+        /// How many these are.
+        has: u32,
+        /// By how many they may differ.
+        max_skew: u32,
+    },
+    /// As many replicas as allowed are there.
+    Crowded {
+        /// How many.
+        here: u32,
+        /// And may be.
+        most: u32,
+    },
 }
 
 impl Broken {
@@ -32,6 +74,10 @@ impl Broken {
         match self {
             Self::Pool(_) => 0,
             Self::Taint(_) => 1,
+            Self::Unlabelled(_) => 2,
+            Self::Apart { .. } => 3,
+            Self::Uneven { .. } => 4,
+            Self::Crowded { .. } => 5,
         }
     }
 
@@ -44,6 +90,40 @@ impl Broken {
                 let (has, such) = (verb("has", "have"), if mixed { "such as " } else { "" });
                 let what = if mixed { "taints" } else { "the taint" };
                 format!("{nodes} {has} {what} {such}{taint}, which it does not tolerate")
+            }
+            Self::Unlabelled(label) => {
+                let (lacks, such) = (
+                    verb("lacks", "lack"),
+                    if mixed { "labels such as" } else { "the label" },
+                );
+                format!("{nodes} {lacks} {such} {label}, by which it is spread")
+            }
+            Self::Apart {
+                with, nowhere: true, ..
+            } => format!("{nodes} can't be near service {with}, of which no container has a node"),
+            Self::Apart { with, by: None, .. } => {
+                format!("{nodes} {} no container of service {with}", verb("has", "have"))
+            }
+            Self::Apart {
+                with, by: Some(by), ..
+            } => {
+                format!("{nodes} {} not in a {by} with service {with}", verb("is", "are"))
+            }
+            Self::Uneven {
+                by,
+                here,
+                with,
+                emptiest,
+                has,
+                max_skew,
+            } => {
+                let (is, such) = (verb("is", "are"), if mixed { "places such as " } else { "" });
+                let in_it = format!("{such}{by}={here}, which would have {with} of its replicas");
+                format!("{nodes} {is} in {in_it} where {by}={emptiest} has {has} (max_skew {max_skew})")
+            }
+            Self::Crowded { here, most } => {
+                let has = verb("has", "have");
+                format!("{nodes} {has} {here} of its replicas (max_per_node {most})")
             }
         }
     }
@@ -97,10 +177,14 @@ pub fn standing(seat: &Seat<'_>, request: &Request<'_>) -> Option<Obstacle> {
         return Some(Obstacle::Broken(Broken::Pool(pool.to_owned())));
     }
     let taint = taints::keeps_off(seat.node, asked.tolerations);
-    taint.map(|taint| Obstacle::Broken(Broken::Taint(taint.to_string())))
+    if let Some(taint) = taint {
+        return Some(Obstacle::Broken(Broken::Taint(taint.to_string())));
+    }
+    affinity::standing(seat.node, asked.spread, &asked.companions).map(Obstacle::Broken)
 }
 
 /// What a node's standing properties take from its score.
 pub fn reluctance(seat: &Seat<'_>, request: &Request<'_>) -> i64 {
-    taints::reluctance(seat.node, request.constraints.tolerations)
+    let asked = &request.constraints;
+    taints::reluctance(seat.node, asked.tolerations) + affinity::reluctance(seat.node, &asked.companions)
 }

@@ -4,6 +4,7 @@
 //! placed, so that one plan never overbooks (R4). Refuses to know anything of rollouts or lost nodes: those are the
 //! controllers'. A policy that looks at measured load comes in behind the same functions.
 
+pub mod affinity;
 pub mod constraints;
 pub mod explain;
 pub mod filter;
@@ -15,8 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_common::id::{NodeId, TenantId};
 use berth_common::model::{NodeRecord, Reservation};
 
+use affinity::Distribution;
 pub use constraints::Constraints;
 pub use explain::Refusal;
+use filter::Obstacle;
 
 use crate::cluster::State;
 
@@ -107,6 +110,8 @@ pub struct Search {
     asked: Reservation,
     eligible: Vec<Candidate>,
     standing: Refusal,
+    /// How replicas are distributed, where that matters.
+    distribution: Option<Distribution>,
 }
 
 #[derive(Debug)]
@@ -134,27 +139,69 @@ impl Search {
                 }),
             }
         }
+        let asked = &request.constraints;
+        let matters = !asked.spread.is_empty() || asked.max_per_node.is_some();
+        let distribution = matters.then(|| {
+            let nodes = eligible.iter().map(|candidate: &Candidate| candidate.seat);
+            Distribution::new(
+                &view.seats,
+                nodes,
+                asked.spread,
+                asked.max_per_node,
+                &asked.replicas,
+            )
+        });
         Self {
             asked: request.reservation,
             eligible,
             standing,
+            distribution,
         }
     }
 
-    fn best(&self, view: &View<'_>) -> Option<usize> {
+    /// What stands against a node as it is now; `leaving`: the node that another replica leaves for the one to be placed.
+    fn obstacle(&self, view: &View<'_>, seat: usize, leaving: Option<usize>) -> Option<Obstacle> {
+        let uneven = self
+            .distribution
+            .as_ref()
+            .and_then(|spread| spread.obstacle(seat, leaving));
+        let seat = &view.seats[seat];
+        uneven
+            .map(Obstacle::Broken)
+            .or_else(|| filter::room(seat.allocatable, seat.taken, self.asked))
+    }
+
+    /// Counts one replica less that stays on a node, since this plan removes it.
+    pub fn leave(&mut self, view: &View<'_>, node: NodeId) {
+        if let (Some(distribution), Some(seat)) = (&mut self.distribution, view.find(node)) {
+            distribution.leave(seat);
+        }
+    }
+
+    /// Whether it matters to one replica which node another leaves for it.
+    pub fn asks_who_leaves(&self) -> bool {
+        self.distribution.as_ref().is_some_and(Distribution::is_hard)
+    }
+
+    fn best(&self, view: &View<'_>, leaving: Option<usize>) -> Option<usize> {
         let mut best: Option<(i64, usize)> = None;
         for (index, candidate) in self.eligible.iter().enumerate() {
             let seat = &view.seats[candidate.seat];
-            if filter::room(seat.allocatable, seat.taken, self.asked).is_some() {
+            if self.obstacle(view, candidate.seat, leaving).is_some() {
                 continue;
             }
+            let uneven = self
+                .distribution
+                .as_ref()
+                .map_or(0, |spread| spread.reluctance(candidate.seat, leaving));
             let score = score::score(
                 seat.allocatable,
                 seat.taken,
                 self.asked,
                 candidate.replicas,
                 candidate.image,
-            ) - candidate.reluctance;
+            ) - candidate.reluctance
+                - uneven;
             // Strictly greater: of equals the smallest node id wins.
             if best.is_none_or(|(top, _)| score > top) {
                 best = Some((score, index));
@@ -168,11 +215,27 @@ impl Search {
     /// # Errors
     /// Why no node fits.
     pub fn place(&mut self, view: &mut View<'_>) -> Result<NodeId, Box<Refusal>> {
-        let Some(index) = self.best(view) else {
-            return Err(Box::new(self.refusal(view)));
+        self.place_for(view, None)
+    }
+
+    /// The same for one that takes the place of another, which leaves the node `leaving`.
+    ///
+    /// # Errors
+    /// Why no node fits.
+    pub fn place_for(
+        &mut self,
+        view: &mut View<'_>,
+        leaving: Option<NodeId>,
+    ) -> Result<NodeId, Box<Refusal>> {
+        let leaving = leaving.and_then(|node| view.find(node));
+        let Some(index) = self.best(view, leaving) else {
+            return Err(Box::new(self.refusal(view, leaving)));
         };
         let candidate = &mut self.eligible[index];
         candidate.replicas += 1;
+        if let Some(distribution) = &mut self.distribution {
+            distribution.add(candidate.seat);
+        }
         let seat = &mut view.seats[candidate.seat];
         seat.taken = seat.taken.plus(self.asked);
         Ok(seat.node.id)
@@ -183,26 +246,40 @@ impl Search {
     /// # Errors
     /// Why none does.
     pub fn possible(&self, view: &View<'_>) -> Result<(), Box<Refusal>> {
-        if self.best(view).is_some() {
+        self.possible_for(view, None)
+    }
+
+    /// The same for one that takes the place of another, which leaves the node `leaving`.
+    ///
+    /// # Errors
+    /// Why none does.
+    pub fn possible_for(&self, view: &View<'_>, leaving: Option<NodeId>) -> Result<(), Box<Refusal>> {
+        let leaving = leaving.and_then(|node| view.find(node));
+        if self.best(view, leaving).is_some() {
             Ok(())
         } else {
-            Err(Box::new(self.refusal(view)))
+            Err(Box::new(self.refusal(view, leaving)))
         }
     }
 
-    /// Whether `node` would fit once `freed` is given back there.
+    /// Whether `node` would fit once a replica that sets `freed` aside has gone from there.
     pub fn fits_after(&self, view: &View<'_>, node: NodeId, freed: Reservation) -> bool {
         let Some(at) = view.find(node) else { return false };
         let seat = &view.seats[at];
+        let uneven = self
+            .distribution
+            .as_ref()
+            .and_then(|spread| spread.obstacle_after_one_went(at));
         self.eligible.iter().any(|candidate| candidate.seat == at)
+            && uneven.is_none()
             && filter::room(seat.allocatable, seat.taken.minus(freed), self.asked).is_none()
     }
 
-    fn refusal(&self, view: &View<'_>) -> Refusal {
+    fn refusal(&self, view: &View<'_>, leaving: Option<usize>) -> Refusal {
         let mut refusal = self.standing.clone();
         for candidate in &self.eligible {
             let seat = &view.seats[candidate.seat];
-            if let Some(obstacle) = filter::room(seat.allocatable, seat.taken, self.asked) {
+            if let Some(obstacle) = self.obstacle(view, candidate.seat, leaving) {
                 refusal.add(obstacle, seat.node.name.as_str());
             }
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Name, Revision, ServiceId, TenantId};
 use crate::model::{
     Bandwidth, ContainerSpec, HealthCheck, ImageRef, Link, PublishedPort, ResourceSpec, RunState, SpecError,
-    Toleration, UnixMillis, default_networks, strict,
+    Spread, Together, Toleration, UnixMillis, default_networks, strict,
 };
 use crate::units::Bytes;
 
@@ -64,6 +64,15 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub tolerations: Vec<Toleration>,
+    /// How its replicas are spread over nodes by their labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spread: Vec<Spread>,
+    /// Services that it is to be near.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub together: Vec<Together>,
+    /// Most of its replicas on one node, 1 to 10,000; none: as many as fit, though they keep apart where there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_node: Option<u32>,
     /// When to start a container again.
     #[serde(default, deserialize_with = "strict::restart")]
     pub restart: RestartPolicy,
@@ -265,6 +274,9 @@ impl ServiceSpec {
             node_labels: BTreeMap::new(),
             pool: None,
             tolerations: Vec::new(),
+            spread: Vec::new(),
+            together: Vec::new(),
+            max_per_node: None,
             restart: RestartPolicy::default(),
             stop_grace_secs: 10,
             stop_signal: None,

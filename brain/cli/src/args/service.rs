@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::id::Name;
-use berth_common::model::{ImageRef, Link, PublishedPort, Tmpfs, Toleration};
+use berth_common::model::{ImageRef, Link, PublishedPort, Spread, Tmpfs, Together, Toleration};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -107,6 +107,15 @@ pub struct SpecArgs {
     /// Taint of nodes that it puts up with: gpu, gpu=a100, gpu:no-schedule; '*' for all.
     #[arg(long, value_name = "K[=V][:EFFECT]", help_heading = "Places")]
     pub toleration: Vec<Toleration>,
+    /// Spread replicas evenly over the values of this node label: zone, zone,hard, zone,hard,max-skew=2.
+    #[arg(long, value_name = "LABEL[,hard]", help_heading = "Places")]
+    pub spread: Vec<Spread>,
+    /// Be where containers of this service are, on the same node or one with the same value of a label: db, db,by=zone,hard.
+    #[arg(long, value_name = "SERVICE[,by=LABEL][,hard]", help_heading = "Places")]
+    pub together: Vec<Together>,
+    /// Most replicas on one node; 0 for no limit.
+    #[arg(long, value_name = "N", help_heading = "Places")]
+    pub max_per_node: Option<u32>,
     /// Network to be on, the first with the default route; none for none at all. Default: default.
     #[arg(long, value_name = "NAME")]
     pub network: Vec<String>,
@@ -173,6 +182,12 @@ pub struct RemoveArgs {
     /// Tolerate this no more, as it was given.
     #[arg(long, value_name = "K[=V][:EFFECT]")]
     pub toleration_rm: Vec<Toleration>,
+    /// Spread by this label no more.
+    #[arg(long, value_name = "LABEL")]
+    pub spread_rm: Vec<String>,
+    /// Be near this service no more.
+    #[arg(long, value_name = "SERVICE")]
+    pub together_rm: Vec<Name>,
     /// Publish this port no more: 8080, 53/udp.
     #[arg(long, value_name = "PORT")]
     pub publish_rm: Vec<PublishedPort>,

@@ -60,6 +60,11 @@ fn run_sends_the_spec_and_waits() {
         "/t:1MiB",
         "--on",
         "disk=ssd",
+        "--pool=batch",
+        "--toleration=gpu",
+        "--spread=zone,hard",
+        "--together=db,by=zone",
+        "--max-per-node=2",
         "--",
         "sleep",
         "--help",
@@ -79,6 +84,19 @@ fn run_sends_the_spec_and_waits() {
     assert_eq!(body["env"]["A"], "b=c");
     assert_eq!(body["command"], serde_json::json!(["sleep", "--help"]));
     assert_eq!(body["node_labels"]["disk"], "ssd");
+    assert_eq!(
+        (&body["pool"], &body["max_per_node"]),
+        (&"batch".into(), &2.into())
+    );
+    assert_eq!(body["tolerations"], serde_json::json!(["gpu"]));
+    assert_eq!(
+        body["spread"],
+        serde_json::json!([{"by": "zone", "hard": true, "max_skew": 1}])
+    );
+    assert_eq!(
+        body["together"],
+        serde_json::json!([{"with": "db", "by": "zone", "hard": false}])
+    );
 }
 
 #[test]

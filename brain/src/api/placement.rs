@@ -1,0 +1,40 @@
+//! What a service may ask of places, judged against the others of its tenant. Pure.
+
+use std::collections::BTreeSet;
+
+use berth_common::error::Problem;
+use berth_common::id::{Name, TenantId};
+use berth_common::model::ServiceSpec;
+
+use crate::cluster::State;
+
+/// Whether services that must be near others wait for each other in a circle, where none would ever be first. One that is not there yet may
+/// come.
+///
+/// # Errors
+/// `invalid`, with the circle.
+pub fn judge(state: &State, tenant: TenantId, spec: &ServiceSpec) -> Result<(), Problem> {
+    let mut seen = BTreeSet::new();
+    let mut ahead: Vec<(&ServiceSpec, Vec<&Name>)> = vec![(spec, vec![&spec.name])];
+    while let Some((from, way)) = ahead.pop() {
+        for with in from.together.iter().filter(|one| one.hard).map(|one| &one.with) {
+            let way = [&way[..], &[with]].concat();
+            if *with == spec.name {
+                let way: Vec<&str> = way.iter().map(|name| name.as_str()).collect();
+                let detail = format!(
+                    "it must be near services that must be near it: {}; none would ever be first",
+                    way.join(" → ")
+                );
+                return Err(Problem::invalid(detail)
+                    .field("/together")
+                    .cure("leave `hard` out on one of them"));
+            }
+            if let Some(next) = state.service(tenant, with)
+                && seen.insert(with)
+            {
+                ahead.push((&next.spec, way));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! What holds of every container that a plan of the simulated cluster seats: told anew from the records, not from the scheduler.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::ContainerId;
+use berth_common::model::{
+    ContainerRecord, DEFAULT_POOL, NodeKind, NodeRecord, ServiceRecord, Spread, TaintEffect, Together,
+};
+
+use crate::cluster::State;
+
+/// Checks every container that has got its node between two states.
+pub(super) fn check_seated(before: &State, after: &State) {
+    for container in after.containers.values() {
+        let old = before.containers.get(&container.id).and_then(|old| old.node);
+        let (Some(node), None) = (container.node, old) else {
+            continue;
+        };
+        let node = &after.nodes[&node];
+        let service = &after.services[&container.service];
+        let what = format!(
+            "{}.{} on {}",
+            container.service_name, container.replica, node.name
+        );
+        assert!(takes(after, node, service), "a hard constraint is broken: {what}");
+        if let Some(most) = service.spec.max_per_node {
+            let there = after.containers_on(node.id).filter(|c| c.service == service.id);
+            assert!(there.count() <= most as usize, "more than max_per_node: {what}");
+        }
+        for together in service.spec.together.iter().filter(|one| one.hard) {
+            assert!(
+                near(before, node, service, together),
+                "far from {}: {what}",
+                together.with
+            );
+        }
+        // Whom the same plan took away counted when it seated the others, or not yet.
+        let lost_some = before
+            .containers_of(service.id)
+            .any(|c| !c.removing && after.containers.get(&c.id).is_none_or(|now| now.removing));
+        for spread in service.spec.spread.iter().filter(|one| one.hard && !lost_some) {
+            check_even(after, service, node, spread, &what);
+        }
+    }
+}
+
+/// Whether a node is one that the service may be asked about: everything but room and other replicas.
+fn takes(state: &State, node: &NodeRecord, service: &ServiceRecord) -> bool {
+    let spec = &service.spec;
+    let kept_off = node.taints.iter().any(|taint| {
+        taint.effect != TaintEffect::PreferNoSchedule && !spec.tolerations.iter().any(|one| one.covers(taint))
+    });
+    let pool = spec.pool.as_ref().map_or(DEFAULT_POOL, |pool| pool.as_str());
+    let own = match node.kind {
+        NodeKind::Shared => true,
+        NodeKind::Private { tenant } => tenant == service.tenant,
+    };
+    let labels = spec
+        .node_labels
+        .iter()
+        .all(|(key, value)| node.labels.get(key) == Some(value));
+    let domains = spec.spread.iter().filter(|one| one.hard);
+    own && labels
+        && !kept_off
+        && !node.lost
+        && !node.cordoned
+        && !node.draining
+        && state.connections.get(&node.id).is_some_and(|c| c.synced)
+        && node.pool.as_str() == pool
+        && domains.into_iter().all(|one| node.labels.contains_key(&one.by))
+}
+
+fn near(state: &State, node: &NodeRecord, service: &ServiceRecord, together: &Together) -> bool {
+    let Some(other) = state.service(service.tenant, &together.with) else {
+        return false;
+    };
+    let mut nodes = state
+        .containers_of(other.id)
+        .filter(|c| !c.removing)
+        .filter_map(|c| state.nodes.get(&c.node?));
+    nodes.any(|at| match &together.by {
+        None => at.id == node.id,
+        Some(by) => at.labels.contains_key(by) && at.labels.get(by) == node.labels.get(by),
+    })
+}
+
+fn check_even(state: &State, service: &ServiceRecord, node: &NodeRecord, spread: &Spread, what: &str) {
+    let live = |c: &&std::sync::Arc<ContainerRecord>| !c.removing && c.node.is_some();
+    let superseded: BTreeSet<ContainerId> = state
+        .containers_of(service.id)
+        .filter(live)
+        .filter_map(|c| c.replaces)
+        .collect();
+    let mut counts: BTreeMap<&str, u32> = state
+        .nodes
+        .values()
+        .filter(|node| {
+            let companions = service.spec.together.iter().filter(|one| one.hard);
+            takes(state, node, service) && companions.into_iter().all(|one| near(state, node, service, one))
+        })
+        .map(|node| (node.labels[&spread.by].as_str(), 0))
+        .collect();
+    for container in state.containers_of(service.id).filter(live) {
+        let at = container.node.and_then(|id| state.nodes.get(&id));
+        let Some(at) = at.filter(|at| !at.lost && !superseded.contains(&container.id)) else {
+            continue;
+        };
+        if let Some(count) = at
+            .labels
+            .get(&spread.by)
+            .and_then(|value| counts.get_mut(value.as_str()))
+        {
+            *count += 1;
+        }
+    }
+    let here = counts.get(node.labels[&spread.by].as_str()).copied().unwrap_or(0);
+    let least = counts.values().copied().min().unwrap_or(0);
+    assert!(
+        here <= least + spread.max_skew,
+        "{here} in its {} where another has {least}: {what}",
+        spread.by
+    );
+}

@@ -1,0 +1,101 @@
+//! What a service's next container asks of nodes: its spec joined with where its own replicas and other services are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::{ContainerId, TenantId};
+use berth_common::model::{ContainerRecord, ContainerSpec, ServiceRecord, Together};
+
+use crate::cluster::State;
+use crate::scheduler::affinity::{Companion, Replicas};
+use crate::scheduler::{Constraints, Request};
+
+/// What the next container of `service`, made from `spec`, asks of nodes. `gone`: containers that the plan has removed already.
+pub(super) fn request<'a>(
+    state: &'a State,
+    service: &'a ServiceRecord,
+    spec: &'a ContainerSpec,
+    gone: &BTreeSet<ContainerId>,
+) -> Request<'a> {
+    let mut replicas = BTreeMap::new();
+    let mut image_on = BTreeSet::new();
+    for container in state.containers_of(service.id) {
+        let Some(node) = container.node else { continue };
+        if !container.removing {
+            *replicas.entry(node).or_insert(0) += 1;
+        }
+        if container.spec.image == spec.image
+            && state
+                .observed
+                .get(&container.id)
+                .is_some_and(|o| o.image.is_some())
+        {
+            image_on.insert(node);
+        }
+    }
+    let wanted = &service.spec;
+    let counts = !wanted.spread.is_empty() || wanted.max_per_node.is_some();
+    Request {
+        tenant: service.tenant,
+        reservation: spec.reservation,
+        node_labels: &spec.node_labels,
+        replicas,
+        image_on,
+        constraints: Constraints {
+            pool: spec.pool.as_ref(),
+            tolerations: &wanted.tolerations,
+            spread: &wanted.spread,
+            max_per_node: wanted.max_per_node,
+            replicas: if counts {
+                distributed(state, service, gone)
+            } else {
+                Replicas::default()
+            },
+            companions: wanted
+                .together
+                .iter()
+                .map(|together| companion(state, service.tenant, together))
+                .collect(),
+        },
+    }
+}
+
+/// Where a service's replicas are.
+fn distributed(state: &State, service: &ServiceRecord, gone: &BTreeSet<ContainerId>) -> Replicas {
+    let live = |c: &&std::sync::Arc<ContainerRecord>| !c.removing && !gone.contains(&c.id);
+    let all = || state.containers_of(service.id);
+    // Whoever has a successor on a node is about to leave its place to it.
+    let superseded: BTreeSet<ContainerId> = all()
+        .filter(live)
+        .filter(|c| c.node.is_some())
+        .filter_map(|c| c.replaces)
+        .collect();
+    let mut replicas = Replicas::default();
+    for container in all() {
+        let Some(node) = container.node else { continue };
+        *replicas.present.entry(node).or_insert(0) += 1;
+        if live(&container) && !superseded.contains(&container.id) {
+            *replicas.staying.entry(node).or_insert(0) += 1;
+        }
+    }
+    replicas
+}
+
+/// Where another service is that this one is to be near.
+fn companion<'a>(state: &'a State, tenant: TenantId, together: &'a Together) -> Companion<'a> {
+    let other = state.service(tenant, &together.with);
+    let containers = other.into_iter().flat_map(|other| state.containers_of(other.id));
+    let nodes: BTreeSet<_> = containers
+        .filter(|c| !c.removing)
+        .filter_map(|c| c.node)
+        .filter(|node| state.nodes.get(node).is_some_and(|node| !node.lost))
+        .collect();
+    let by = together.by.as_deref();
+    let value = |node| state.nodes.get(node)?.labels.get(by?).map(String::as_str);
+    Companion {
+        with: &together.with,
+        by,
+        hard: together.hard,
+        values: nodes.iter().filter_map(value).collect(),
+        nodes,
+    }
+}
