@@ -56,6 +56,7 @@ pub(super) fn request<'a>(
                 .map(|together| companion(state, service.tenant, together))
                 .collect(),
         },
+        load: Default::default(),
     }
 }
 

@@ -6,6 +6,8 @@ use berth_common::model::Reservation;
 
 use super::constraints::Told;
 use super::filter::Obstacle;
+use super::forecast::STALE_SECS;
+use super::load::Watermarks;
 
 /// Nodes that lack a resource, and the one that has most of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +27,39 @@ impl Lack {
     }
 }
 
+/// Nodes that are too warm, and the one that is least so.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Warm {
+    nodes: u32,
+    least: u32,
+    on: String,
+}
+
+impl Warm {
+    fn add(&mut self, percent: u32, name: &str) {
+        if self.nodes == 0 || percent < self.least {
+            self.least = percent;
+            name.clone_into(&mut self.on);
+        }
+        self.nodes += 1;
+    }
+
+    /// `marks`: what a placement may leave in use, percent.
+    fn part(&self, resource: &str, marks: f32) -> Option<String> {
+        let head = match self.nodes {
+            0 => return None,
+            1 => "1 node is".to_owned(),
+            n => format!("{n} nodes are"),
+        };
+        Some(format!(
+            "{head} too busy ({resource} in use there would reach {} percent at least, on {}, of {} that a placement may leave)",
+            self.least,
+            self.on,
+            (marks * 100.0) as u32
+        ))
+    }
+}
+
 /// Why no node takes a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusal {
@@ -40,6 +75,9 @@ pub struct Refusal {
     draining: u32,
     private: u32,
     broken: Told,
+    silent: u32,
+    warm_cpu: Warm,
+    warm_memory: Warm,
 }
 
 impl Refusal {
@@ -49,6 +87,11 @@ impl Refusal {
             asked,
             ..Self::default()
         }
+    }
+
+    /// Whether it may be otherwise as soon as load falls or is told again, with nothing else changed.
+    pub fn may_pass(&self) -> bool {
+        self.silent > 0 || self.warm_cpu.nodes > 0 || self.warm_memory.nodes > 0
     }
 
     /// Adds the obstacle met on the node `name`.
@@ -69,6 +112,9 @@ impl Refusal {
             Obstacle::Cpu(free) => self.cpu.add(u64::from(free.0), name),
             Obstacle::Memory(free) => self.memory.add(free.0, name),
             Obstacle::Disk(free) => self.disk.add(free.0, name),
+            Obstacle::Silent => self.silent += 1,
+            Obstacle::WarmCpu(percent) => self.warm_cpu.add(percent, name),
+            Obstacle::WarmMemory(percent) => self.warm_memory.add(percent, name),
         }
     }
 }
@@ -118,6 +164,13 @@ impl fmt::Display for Refusal {
             ));
         }
         parts.extend(self.broken.parts(nodes));
+        let marks = Watermarks::default();
+        parts.extend(self.warm_cpu.part("CPU", marks.schedule));
+        parts.extend(self.warm_memory.part("memory", marks.memory));
+        if self.silent > 0 {
+            let head = verb(self.silent, "has", "have");
+            parts.push(format!("{head} not told its load for {STALE_SECS} seconds"));
+        }
         for (count, what) in [
             (self.unreachable, "not connected"),
             (self.lost, "lost"),

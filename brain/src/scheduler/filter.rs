@@ -20,6 +20,8 @@ pub enum Obstacle {
     Cordoned,
     /// Its containers are being moved away.
     Draining,
+    /// Its agent has said nothing of its load of late.
+    Silent,
     /// It lacks a label.
     Label(String),
     /// It does not satisfy what else the service asks of places.
@@ -30,6 +32,10 @@ pub enum Obstacle {
     Memory(Bytes),
     /// Not enough unreserved disk; what is free.
     Disk(Bytes),
+    /// It is overcommitted, and more of its CPU would be in use than a placement may leave; percent of it.
+    WarmCpu(u32),
+    /// The same of memory, overcommitted or not.
+    WarmMemory(u32),
 }
 
 /// A check that does not depend on what was placed before in the same plan.

@@ -2,12 +2,16 @@
 //!
 //! Owns filters, scores and explanations, over a [`View`] of all nodes that counts what the same plan has already
 //! placed, so that one plan never overbooks (R4). Refuses to know anything of rollouts or lost nodes: those are the
-//! controllers'. A policy that looks at measured load comes in behind the same functions.
+//! controllers'. Measured load enters as what each node and the container to place are expected to use ([`forecast`]).
 
 pub mod affinity;
 pub mod constraints;
 pub mod explain;
 pub mod filter;
+pub mod forecast;
+pub mod load;
+pub mod predict;
+pub mod rebalance;
 pub mod score;
 pub mod taints;
 
@@ -20,6 +24,8 @@ use affinity::Distribution;
 pub use constraints::Constraints;
 pub use explain::Refusal;
 use filter::Obstacle;
+use forecast::{CPU, Loads, RESOURCES};
+use load::{Known, Watermarks};
 
 use crate::cluster::State;
 
@@ -38,6 +44,8 @@ pub struct Request<'a> {
     pub image_on: BTreeSet<NodeId>,
     /// What else its service asks of places.
     pub constraints: Constraints<'a>,
+    /// What it is expected to use.
+    pub load: Loads,
 }
 
 /// A node as placement sees it.
@@ -53,16 +61,45 @@ pub struct Seat<'a> {
     pub allocatable: Reservation,
     /// What they add up to, with what this plan added.
     pub taken: Reservation,
+    /// What the host has of each resource; infinite: not known.
+    pub capacity: [f32; RESOURCES],
+    /// What it is expected to use, with what this plan added.
+    pub known: Known,
+}
+
+impl Seat<'_> {
+    /// More CPU may be reserved than there is.
+    fn overcommitted(&self) -> bool {
+        self.allocatable.cpu.0 as f32 > self.capacity[CPU]
+    }
+}
+
+/// What a node's hardware has, as loads are told.
+pub fn capacity(node: &NodeRecord) -> [f32; RESOURCES] {
+    let held = &node.facts.capacity;
+    [
+        held.cpu.0 as f32,
+        held.memory.0 as f32,
+        f32::INFINITY,
+        f32::INFINITY,
+    ]
 }
 
 /// Every node with what is free on it, in the order of ids.
 #[derive(Debug)]
 pub struct View<'a> {
     seats: Vec<Seat<'a>>,
+    marks: Watermarks,
 }
 
 impl<'a> View<'a> {
-    /// The nodes of `state`; `lost` overrides what their records say.
+    /// These nodes, in the order of ids.
+    pub fn of(seats: Vec<Seat<'a>>) -> Self {
+        let marks = Watermarks::default();
+        Self { seats, marks }
+    }
+
+    /// The nodes of `state`, of whose load nothing is known; `lost` overrides what their records say.
     pub fn new(state: &'a State, lost: &BTreeMap<NodeId, bool>) -> Self {
         let seats = state
             .nodes
@@ -73,9 +110,20 @@ impl<'a> View<'a> {
                 synced: state.connections.get(id).is_some_and(|c| c.synced),
                 allocatable: state.allocatable(node),
                 taken: state.taken_on(*id).reserved,
+                capacity: capacity(node),
+                known: Known::Unwatched,
             })
             .collect();
-        Self { seats }
+        Self::of(seats)
+    }
+
+    /// With what is known of each node's load.
+    #[must_use]
+    pub fn with_loads(mut self, known: impl Fn(NodeId) -> Known) -> Self {
+        for seat in &mut self.seats {
+            seat.known = known(seat.node.id);
+        }
+        self
     }
 
     fn find(&self, node: NodeId) -> Option<usize> {
@@ -108,6 +156,7 @@ impl<'a> View<'a> {
 #[derive(Debug)]
 pub struct Search {
     asked: Reservation,
+    load: Loads,
     eligible: Vec<Candidate>,
     standing: Refusal,
     /// How replicas are distributed, where that matters.
@@ -153,6 +202,7 @@ impl Search {
         });
         Self {
             asked: request.reservation,
+            load: request.load,
             eligible,
             standing,
             distribution,
@@ -169,6 +219,16 @@ impl Search {
         uneven
             .map(Obstacle::Broken)
             .or_else(|| filter::room(seat.allocatable, seat.taken, self.asked))
+            .or_else(|| {
+                let overcommitted = seat.overcommitted();
+                load::obstacle(
+                    &seat.known,
+                    &self.load,
+                    &seat.capacity,
+                    overcommitted,
+                    &view.marks,
+                )
+            })
     }
 
     /// Counts one replica less that stays on a node, since this plan removes it.
@@ -200,7 +260,8 @@ impl Search {
                 self.asked,
                 candidate.replicas,
                 candidate.image,
-            ) - candidate.reluctance
+            ) + load::points(&seat.known, &self.load, &seat.capacity, &view.marks)
+                - candidate.reluctance
                 - uneven;
             // Strictly greater: of equals the smallest node id wins.
             if best.is_none_or(|(top, _)| score > top) {
@@ -238,6 +299,7 @@ impl Search {
         }
         let seat = &mut view.seats[candidate.seat];
         seat.taken = seat.taken.plus(self.asked);
+        seat.known.add(&self.load);
         Ok(seat.node.id)
     }
 
@@ -295,5 +357,7 @@ pub fn place(view: &mut View<'_>, request: &Request<'_>) -> Result<NodeId, Box<R
     Search::new(view, request).place(view)
 }
 
+#[cfg(test)]
+mod load_cases;
 #[cfg(test)]
 mod tests;

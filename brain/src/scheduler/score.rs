@@ -3,6 +3,9 @@
 
 use berth_common::model::Reservation;
 
+/// Taken for each replica of the same service that a node has already: as much as three standard deviations less of room (`load`), so that
+/// replicas keep apart unless that makes a node hot.
+const REPLICA_HERE: i64 = 24_000;
 /// Added for a node that is known to hold the image already. Small: a pull costs seconds, a bad fit stays.
 const IMAGE_HERE: i64 = 50;
 
@@ -37,7 +40,7 @@ pub fn score(
     let least = 1000 - (cpu + memory + disk) / 3;
     let uneven = cpu.max(memory).max(disk) - cpu.min(memory).min(disk);
     let image = if image_here { IMAGE_HERE } else { 0 };
-    least - uneven / 4 + image - i64::from(replicas_here) * 10_000
+    least - uneven / 4 + image - i64::from(replicas_here) * REPLICA_HERE
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use berth_common::model::{NodeRecord, Taint, TaintEffect, Toleration};
 
 /// Taken from a node's score for each taint that would rather have no new containers: more than any fit of resources and less than a
 /// replica of the same service, so that such a node is used before replicas crowd together.
-const RELUCTANCE: i64 = 3_000;
+const RELUCTANCE: i64 = 16_000;
 
 /// The node's taints that none of `tolerations` covers.
 fn untolerated<'n>(node: &'n NodeRecord, tolerations: &[Toleration]) -> impl Iterator<Item = &'n Taint> {

@@ -42,6 +42,7 @@ fn request(labels: &BTreeMap<String, String>, mib: u64) -> Request<'_> {
         replicas: BTreeMap::new(),
         image_on: BTreeSet::new(),
         constraints: Constraints::default(),
+        load: Default::default(),
     }
 }
 

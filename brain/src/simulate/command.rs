@@ -34,6 +34,9 @@ pub struct Options {
     /// Memory of each host, GiB.
     #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub node_memory: u64,
+    /// What reservations on a host may add up to, percent of its capacity; default: so much that the hosts without load from outside could take all containers, and a fifth more.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub overcommit: Option<u32>,
     /// Policy, or `all`.
     #[arg(long, default_value = "all")]
     pub policy: String,
@@ -81,6 +84,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         hosts: options.nodes as usize,
         host_cpu: options.node_cores * 1_000,
         host_memory_mib: options.node_memory << 10,
+        overcommit: options.overcommit,
         seed: options.seed,
         ..Settings::default()
     };
@@ -125,7 +129,7 @@ fn write_log(path: &std::path::Path, scenario: &Scenario, events: &[Event]) -> a
 
 fn table(scenario: &Scenario, all: &[Figures]) -> String {
     let mut text = format!(
-        "{} containers on {} hosts of {} cores, overcommit {}.{:02}\n{:<12} {:>12} {:>12} {:>8} {:>8} {:>9}\n",
+        "{} containers on {} hosts of {} cores, overcommit {}.{:02}\n{:<12} {:>12} {:>12} {:>12} {:>12} {:>8} {:>8} {:>9}\n",
         scenario.arrivals.len(),
         scenario.settings.hosts,
         scenario.settings.host_cpu / 1_000,
@@ -133,15 +137,24 @@ fn table(scenario: &Scenario, all: &[Figures]) -> String {
         scenario.overcommit % 100,
         "POLICY",
         "OVERLOADED",
+        "AVOIDABLE",
         "UNMET CPU",
+        "TURNED AWAY",
         "MOVES",
         "REFUSED",
         "FAIRNESS"
     );
     for one in all {
         text.push_str(&format!(
-            "{:<12} {:>10.2} % {:>10.3} % {:>8} {:>8} {:>9.4}\n",
-            one.policy, one.overloaded_percent, one.unmet_percent, one.moves, one.refused, one.fairness
+            "{:<12} {:>10.2} % {:>10.2} % {:>10.3} % {:>10.3} % {:>8} {:>8} {:>9.4}\n",
+            one.policy,
+            one.overloaded_percent,
+            one.avoidable_percent,
+            one.unmet_percent,
+            one.turned_away_percent,
+            one.moves,
+            one.refused,
+            one.fairness
         ));
     }
     text

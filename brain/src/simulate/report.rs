@@ -22,10 +22,16 @@ pub struct Figures {
     pub overloaded: usize,
     /// The same, percent.
     pub overloaded_percent: f64,
+    /// Of them, those in which load from outside alone was more than the host has: no policy helps these.
+    pub overloaded_from_outside: usize,
+    /// The others, percent of all intervals: those that a policy can avoid, or cause.
+    pub avoidable_percent: f64,
     /// CPU that was asked for and not there, core hours.
     pub unmet_core_hours: f64,
     /// The same of what was asked for, percent.
     pub unmet_percent: f64,
+    /// What containers would have asked for while they waited for a place, of what all of them would have, percent.
+    pub turned_away_percent: f64,
     /// Containers moved.
     pub moves: usize,
     /// Containers that never found a place.
@@ -83,6 +89,30 @@ fn stays(events: &[Event], end: u32) -> Vec<Stay> {
     stays
 }
 
+/// Of what containers would use from when they come to when they go, the part that they had no place for, percent.
+fn turned_away(scenario: &Scenario, stays: &[Stay]) -> f64 {
+    let used = |container: usize, from: u32, to: u32| -> u64 {
+        let one = &scenario.arrivals[container];
+        let intervals = from / INTERVAL..to.div_ceil(INTERVAL);
+        intervals
+            .map(|interval| {
+                let (begin, over) = (interval * INTERVAL, (interval + 1) * INTERVAL);
+                u64::from(scenario.demand(one.row, one.limit, begin))
+                    * u64::from(to.min(over) - from.max(begin))
+            })
+            .sum()
+    };
+    let (end, come) = (scenario.end(), scenario.arrivals.iter().enumerate());
+    let wanted: u64 = come
+        .map(|(at, one)| used(at, one.at.min(end), one.until.min(end)))
+        .sum();
+    let placed: u64 = stays
+        .iter()
+        .map(|stay| used(stay.container, stay.from, stay.to))
+        .sum();
+    wanted.saturating_sub(placed) as f64 * 100.0 / wanted.max(1) as f64
+}
+
 /// Computes them.
 pub fn figures(policy: &str, scenario: &Scenario, events: &[Event]) -> Figures {
     let (hosts, end) = (scenario.settings.hosts, scenario.end());
@@ -98,6 +128,8 @@ pub fn figures(policy: &str, scenario: &Scenario, events: &[Event]) -> Figures {
             asked[host * intervals + interval] += u64::from(demand) * u64::from(INTERVAL);
         }
     }
+    let whole = u64::from(scenario.settings.host_cpu) * u64::from(INTERVAL);
+    let outside = asked.iter().filter(|asked| **asked > whole).count();
     for stay in &stays {
         let one = &scenario.arrivals[stay.container];
         for interval in stay.from / INTERVAL..stay.to.div_ceil(INTERVAL) {
@@ -109,7 +141,6 @@ pub fn figures(policy: &str, scenario: &Scenario, events: &[Event]) -> Figures {
             of_tenant[at * tenants + one.tenant as usize] += demand;
         }
     }
-    let whole = u64::from(scenario.settings.host_cpu) * u64::from(INTERVAL);
     let over = asked.iter().filter(|asked| **asked > whole).count();
     let unmet: u64 = asked.iter().map(|asked| asked.saturating_sub(whole)).sum();
     let total: u64 = asked.iter().sum();
@@ -147,8 +178,11 @@ pub fn figures(policy: &str, scenario: &Scenario, events: &[Event]) -> Figures {
         intervals: asked.len(),
         overloaded: over,
         overloaded_percent: over as f64 * 100.0 / asked.len().max(1) as f64,
+        overloaded_from_outside: outside,
+        avoidable_percent: (over - outside) as f64 * 100.0 / asked.len().max(1) as f64,
         unmet_core_hours: unmet as f64 / core_hours,
         unmet_percent: unmet as f64 * 100.0 / total.max(1) as f64,
+        turned_away_percent: turned_away(scenario, &stays),
         moves: events
             .iter()
             .filter(|event| matches!(event, Event::Move { .. }))

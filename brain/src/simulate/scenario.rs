@@ -36,6 +36,8 @@ pub struct Settings {
     pub arrive: u32,
     /// Tenants that the containers are of.
     pub tenants: u32,
+    /// What reservations on a host may add up to, percent of its capacity; none: as much as admits all by load.
+    pub overcommit: Option<u32>,
     /// All choices follow from it.
     pub seed: u64,
 }
@@ -54,6 +56,7 @@ impl Default for Settings {
             foreign_hosts: 20,
             arrive: 4 * 3600,
             tenants: 4,
+            overcommit: None,
             seed: 1,
         }
     }
@@ -120,7 +123,7 @@ impl Scenario {
         let outside = rows.len() * settings.foreign_rows as usize / 100;
         let mut hosts: Vec<usize> = (0..settings.hosts).collect();
         hosts.shuffle(&mut random);
-        hosts.truncate((settings.hosts * settings.foreign_hosts as usize / 100).max(1));
+        hosts.truncate(((settings.hosts * settings.foreign_hosts as usize + 50) / 100).max(1));
         let foreign = order[..outside].iter().enumerate();
         let foreign = foreign
             .map(|(nth, row)| (*row, hosts[nth % hosts.len()]))
@@ -165,7 +168,8 @@ impl Scenario {
             }
         };
         arrivals.sort_by_key(|one| (one.at, one.row));
-        let overcommit = overcommit(&settings, &arrivals, asked.is_some());
+        let needed = || overcommit(&settings, &arrivals, hosts.len(), asked.is_some());
+        let overcommit = settings.overcommit.unwrap_or_else(needed);
         Ok(Self {
             settings,
             rows,
@@ -193,20 +197,16 @@ impl Scenario {
     }
 }
 
-/// As little overcommit as admits all containers that are there for the whole day. Those of a trace come as they come: none.
-fn overcommit(settings: &Settings, arrivals: &[Arrival], traced: bool) -> u32 {
+/// So much overcommit that the hosts without load from outside could take all containers that are there for the whole day, and a fifth
+/// more: it is load that decides then, and not how many reservations fit. Those of a trace come as they come: none.
+fn overcommit(settings: &Settings, arrivals: &[Arrival], spared: usize, traced: bool) -> u32 {
     if traced {
         return 100;
     }
-    let fits = |percent: u32| {
-        let host = u64::from(settings.host_cpu) * u64::from(percent) / 100;
-        let each = host / u64::from(settings.reservation);
-        each * settings.hosts as u64 >= arrivals.len() as u64
-    };
-    (20..)
-        .map(|step| step * 5)
-        .find(|percent| fits(*percent))
-        .unwrap_or(100)
+    let hosts = (settings.hosts - spared).max(1) as u64;
+    let each = (arrivals.len() as u64).div_ceil(hosts) * u64::from(settings.reservation);
+    let percent = (each * 120).div_ceil(u64::from(settings.host_cpu));
+    u32::try_from(percent.next_multiple_of(5)).map_or(u32::MAX, |percent| percent.max(100))
 }
 
 #[cfg(test)]
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn overcommit_is_as_little_as_admits_all() {
+    fn overcommit_lets_hosts_without_load_from_outside_take_all() {
         let percent = |hosts, containers| {
             let settings = Settings {
                 hosts,
@@ -255,12 +255,13 @@ mod tests {
                 .unwrap()
                 .overcommit
         };
-        // 32 reservations of half a core fit on a host.
+        // 32 reservations of half a core fit on a host; a fifth of the hosts is spared, and a fifth more is allowed.
         let cases = [
-            ((30, 900), 100),
-            ((10, 320), 100),
-            ((10, 321), 105),
-            ((20, 842), 135),
+            ((30, 900), 145),
+            ((10, 320), 150),
+            ((10, 321), 155),
+            ((20, 842), 200),
+            ((100, 100), 100),
         ];
         for ((hosts, containers), expected) in cases {
             assert_eq!(percent(hosts, containers), expected, "{containers} on {hosts}");

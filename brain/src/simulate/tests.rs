@@ -222,6 +222,7 @@ fn a_stranger_computes_the_same_from_the_log_and_the_trace() {
     }
     std::fs::write(path("usage.csv"), text).unwrap();
     let options = |policy: &str, log: bool| super::Options {
+        overcommit: None,
         usage: path("usage.csv"),
         arrivals: None,
         nodes: 3,

@@ -1,5 +1,6 @@
 //! Policies: who takes a container, and what moves. Each sees reservations and what hosts report, late and with gaps; none sees the trace.
 
+mod berth;
 mod binpack;
 mod koordinator;
 mod mad_mmt;
@@ -59,7 +60,8 @@ fn one_of_the_best<S: Ord>(scored: &[(S, usize)], random: &mut ChaCha12Rng) -> O
 }
 
 /// Their names, and what they are.
-pub const NAMES: [(&str, &str); 5] = [
+pub const NAMES: [(&str, &str); 6] = [
+    ("berth", "berth's own: reservations, and what load is expected"),
     (
         "requests",
         "Kubernetes' default: least allocated and most balanced, by requests",
@@ -73,6 +75,7 @@ pub const NAMES: [(&str, &str); 5] = [
 /// A policy by its name.
 pub fn by_name(name: &str, seed: u64) -> Option<Box<dyn Policy>> {
     Some(match name {
+        "berth" => Box::<berth::Berth>::default(),
         "requests" => Box::new(requests::Requests::new(seed)),
         "binpack" => Box::new(binpack::BinPack::new(seed)),
         "trimaran" => Box::new(trimaran::TargetLoadPacking::new(seed)),

@@ -1,0 +1,293 @@
+//! The forecast: what every node is expected to use, of what agents reported and what was placed there.
+//!
+//! Owns one history for each container and for what is foreign on a node, and keeps their sums. A container is charged to the node that
+//! it was given to from the moment on that [`Forecast::assign`] says so, by what was learned of its like until it was seen, and by what
+//! was seen of it from then on: once, neither forgotten before its first sample nor counted twice after it, since one entry is both.
+//! Refuses to call a node idle that said nothing: without a fresh report there is no load, which is not a load of zero.
+//!
+//! Pure, and the same code in the brain and in the simulator, which have other names for nodes, containers and services.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use super::predict::{History, Learned, Load, Prior};
+
+/// Resources that are foretold: CPU in millicores, memory in bytes, disk and network in bytes a second.
+pub const RESOURCES: usize = 4;
+/// Their places.
+pub const CPU: usize = 0;
+/// See [`CPU`].
+pub const MEMORY: usize = 1;
+/// See [`CPU`]; reads and writes.
+pub const DISK: usize = 2;
+/// See [`CPU`]; both ways.
+pub const NETWORK: usize = 3;
+
+/// A load of each resource.
+pub type Loads = [Load; RESOURCES];
+
+/// Seconds after which a node's last report says nothing of now.
+pub const STALE_SECS: u32 = 90;
+/// Seconds between samples that are taken of a node, whose reports are more.
+pub const SAMPLE_SECS: u32 = 10;
+/// Seconds that a container must have been seen for others to learn of it.
+const LEARN_SECS: f32 = 300.0;
+
+/// What is thought of a container of which nothing at all is known, as shares of its limits: half of its CPU, give or take a third; nearly
+/// all of its memory.
+const UNKNOWN: [Prior; RESOURCES] = [
+    Prior {
+        mean: 0.5,
+        between: 0.1,
+        within: 0.02,
+    },
+    Prior {
+        mean: 0.8,
+        between: 0.0,
+        within: 0.0,
+    },
+    NOTHING,
+    NOTHING,
+];
+const NOTHING: Prior = Prior {
+    mean: 0.0,
+    between: 0.0,
+    within: 0.0,
+};
+
+/// What one node or container used at a time.
+pub type Sample = [Option<f32>; RESOURCES];
+
+/// What of a container matters here.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Consumer<S> {
+    /// Its service: replicas of one learn from one another.
+    pub service: S,
+    /// Its limits: none of disk and network.
+    pub limits: [f32; RESOURCES],
+}
+
+#[derive(Debug)]
+struct Member<S> {
+    consumer: Consumer<S>,
+    history: [History; RESOURCES],
+    /// What of it is in its node's sum.
+    charged: Loads,
+}
+
+#[derive(Debug)]
+struct Node<C> {
+    foreign: [History; RESOURCES],
+    /// When it last reported.
+    heard: Option<u32>,
+    containers: Vec<C>,
+    sum: Loads,
+}
+
+impl<C> Default for Node<C> {
+    fn default() -> Self {
+        Self {
+            foreign: Default::default(),
+            heard: None,
+            containers: Vec::new(),
+            sum: Loads::default(),
+        }
+    }
+}
+
+/// What was seen and what is expected of all nodes `N`, their containers `C` and services `S`.
+#[derive(Debug)]
+pub struct Forecast<N, C, S> {
+    nodes: HashMap<N, Node<C>>,
+    members: HashMap<C, (N, Member<S>)>,
+    services: HashMap<S, [Learned; RESOURCES]>,
+    all: [Learned; RESOURCES],
+}
+
+impl<N, C, S> Default for Forecast<N, C, S> {
+    fn default() -> Self {
+        Self {
+            nodes: HashMap::new(),
+            members: HashMap::new(),
+            services: HashMap::new(),
+            all: Default::default(),
+        }
+    }
+}
+
+impl<N: Copy + Eq + Hash, C: Copy + Eq + Hash, S: Copy + Eq + Hash> Forecast<N, C, S> {
+    /// A container of which nothing was seen is to be expected to use this.
+    pub fn newcomer(&self, consumer: &Consumer<S>) -> Loads {
+        let unseen: [History; RESOURCES] = Default::default();
+        self.expect(consumer, &unseen)
+    }
+
+    fn expect(&self, consumer: &Consumer<S>, history: &[History; RESOURCES]) -> Loads {
+        let service = self.services.get(&consumer.service);
+        std::array::from_fn(|of| {
+            let general = self.all[of].prior(UNKNOWN[of]);
+            let prior = service.map_or(general, |learned| learned[of].prior(general));
+            let load = history[of].expect(prior.times(consumer.limits[of]));
+            match of {
+                // Memory that was in use once will be again, and no neighbour gives way.
+                MEMORY if history[of].last().is_some() => Load::steady(history[of].most()),
+                _ => load,
+            }
+        })
+    }
+
+    /// A container is given to a node: it is charged there from now on, and no longer where it was.
+    pub fn assign(&mut self, container: C, node: N, consumer: Consumer<S>) {
+        let history = match self.members.get(&container) {
+            Some((at, held)) if *at == node && held.consumer == consumer => return,
+            Some(_) => self.unassign(container).unwrap_or_default(),
+            None => Default::default(),
+        };
+        let charged = self.expect(&consumer, &history);
+        let held = self.nodes.entry(node).or_default();
+        held.containers.push(container);
+        held.sum = plus(held.sum, charged);
+        let member = Member {
+            consumer,
+            history,
+            charged,
+        };
+        self.members.insert(container, (node, member));
+    }
+
+    /// A container is nowhere any more; what was seen of it.
+    pub fn unassign(&mut self, container: C) -> Option<[History; RESOURCES]> {
+        let (node, member) = self.members.remove(&container)?;
+        if let Some(held) = self.nodes.get_mut(&node) {
+            held.containers.retain(|one| *one != container);
+            held.sum = minus(held.sum, member.charged);
+        }
+        Some(member.history)
+    }
+
+    /// Forgets a node that is no more.
+    pub fn forget(&mut self, node: N) {
+        if let Some(held) = self.nodes.remove(&node) {
+            for container in held.containers {
+                self.members.remove(&container);
+            }
+        }
+    }
+
+    /// Whether a node's next report is worth a sample at `now`.
+    pub fn due(&self, node: N, now: u32) -> bool {
+        let heard = self.nodes.get(&node).and_then(|held| held.heard);
+        heard.is_none_or(|at| now >= at + SAMPLE_SECS)
+    }
+
+    /// What a node used at a time, of `foreign` and of each container; what is told of containers that were not given to it is left out.
+    pub fn report(
+        &mut self,
+        node: N,
+        at: u32,
+        foreign: Sample,
+        containers: impl IntoIterator<Item = (C, Sample)>,
+    ) {
+        let held = self.nodes.entry(node).or_default();
+        if held.heard.is_some_and(|heard| at <= heard) {
+            return;
+        }
+        held.heard = Some(at);
+        for (history, value) in held.foreign.iter_mut().zip(foreign) {
+            if let Some(value) = value {
+                history.record(at, value);
+            }
+        }
+        for (container, sample) in containers {
+            if let Some((on, member)) = self.members.get_mut(&container)
+                && *on == node
+            {
+                for (history, value) in member.history.iter_mut().zip(sample) {
+                    if let Some(value) = value {
+                        history.record(at, value);
+                    }
+                }
+            }
+        }
+        self.charge(node);
+    }
+
+    /// Adds up anew what is expected of a node's containers.
+    fn charge(&mut self, node: N) {
+        let Some(held) = self.nodes.get(&node) else { return };
+        let expected: Vec<Loads> = held
+            .containers
+            .iter()
+            .map(|container| {
+                let member = self.members.get(container);
+                member.map_or_else(Loads::default, |(_, one)| {
+                    self.expect(&one.consumer, &one.history)
+                })
+            })
+            .collect();
+        let Some(held) = self.nodes.get_mut(&node) else {
+            return;
+        };
+        held.sum = expected.iter().fold(Loads::default(), |sum, one| plus(sum, *one));
+        for (container, charged) in held.containers.iter().zip(expected) {
+            if let Some((_, member)) = self.members.get_mut(container) {
+                member.charged = charged;
+            }
+        }
+    }
+
+    /// Learns anew of all containers what others of their service, and others at all, are to be expected to use.
+    pub fn learn(&mut self) {
+        self.all = Default::default();
+        self.services.clear();
+        for (_, member) in self.members.values() {
+            if member.history[CPU].seen_secs() < LEARN_SECS {
+                continue;
+            }
+            let service = self.services.entry(member.consumer.service).or_default();
+            for (of, seen) in member.history.iter().enumerate() {
+                // Not what is charged for it: that has what was thought before in it.
+                let load = match of {
+                    MEMORY => Load::steady(seen.most()),
+                    _ => seen.own(),
+                };
+                let limit = member.consumer.limits[of];
+                service[of].add(load, limit);
+                self.all[of].add(load, limit);
+            }
+        }
+    }
+
+    /// What is foreign on a node; none of one that said nothing of late.
+    pub fn foreign(&self, node: N, now: u32) -> Option<Loads> {
+        let held = self.nodes.get(&node)?;
+        let fresh = held.heard.is_some_and(|at| now <= at + STALE_SECS);
+        fresh.then(|| std::array::from_fn(|of| held.foreign[of].own()))
+    }
+
+    /// What its containers are expected to use together.
+    pub fn containers(&self, node: N) -> Loads {
+        self.nodes.get(&node).map_or_else(Loads::default, |held| held.sum)
+    }
+
+    /// What a node is expected to use; none of one that said nothing of late.
+    pub fn node(&self, node: N, now: u32) -> Option<Loads> {
+        Some(plus(self.foreign(node, now)?, self.containers(node)))
+    }
+
+    /// What a container is expected to use, and for how long it was seen, seconds; none of one that is nowhere.
+    pub fn container(&self, container: C) -> Option<(Loads, f32)> {
+        let (_, member) = self.members.get(&container)?;
+        Some((member.charged, member.history[CPU].seen_secs()))
+    }
+}
+
+/// Both.
+pub fn plus(one: Loads, other: Loads) -> Loads {
+    std::array::from_fn(|of| one[of].plus(other[of]))
+}
+
+/// One without the other, which is part of it.
+pub fn minus(one: Loads, other: Loads) -> Loads {
+    std::array::from_fn(|of| one[of].minus(other[of]))
+}

@@ -1,0 +1,214 @@
+//! Rebalancing: which containers leave nodes that stay too hot, and where to.
+//!
+//! Owns the choice. Refuses to read clocks, to know how a container moves, and to remember more than what [`Memory`] holds: the caller
+//! gives it back with the next round. A move is planned with its destination; the caller reserves that before anything stops.
+//!
+//! What is known to go wrong elsewhere is ruled out by construction: a node is hot by what it is expected to use, not by one sample, and
+//! for some rounds running; a destination stays under `target`, which is less than `evict`, so no move makes another; only what helps
+//! moves, so a node that is hot from load that is not ours loses what suffers there, once, and nothing follows; a container that moved
+//! rests, and so does its destination.
+
+use std::collections::BTreeMap;
+
+use super::forecast::{Loads, RESOURCES, minus, plus};
+use super::load::{self, Watermarks};
+
+/// How much may move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Rounds that a node has to be hot.
+    pub rounds: u32,
+    /// Moves of one round.
+    pub a_round: usize,
+    /// Moves away from one node at a time.
+    pub a_node: usize,
+    /// Seconds that a container rests after it moved.
+    pub rest_secs: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            rounds: 3,
+            a_round: 5,
+            a_node: 2,
+            rest_secs: 1800,
+        }
+    }
+}
+
+/// A container as rebalancing sees it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tenancy<C> {
+    /// Which.
+    pub container: C,
+    /// What it is expected to use.
+    pub load: Loads,
+    /// What moving it costs; less is better, none: it can't.
+    pub cost: Option<u32>,
+}
+
+/// A node as rebalancing sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Host<N, C> {
+    /// Which.
+    pub node: N,
+    /// What it has: millicores, bytes.
+    pub capacity: [f32; RESOURCES],
+    /// What it is expected to use, with all that is on it and on its way there.
+    pub load: Loads,
+    /// What is on it and not already leaving.
+    pub containers: Vec<Tenancy<C>>,
+    /// How many are leaving.
+    pub leaving: usize,
+    /// It may take containers.
+    pub takes: bool,
+}
+
+/// What one round leaves for the next.
+#[derive(Debug, Clone)]
+pub struct Memory<N, C> {
+    /// For how many rounds each node has been hot.
+    hot: BTreeMap<N, u32>,
+    /// When what moved last moved, seconds.
+    moved: BTreeMap<C, u32>,
+}
+
+impl<N, C> Default for Memory<N, C> {
+    fn default() -> Self {
+        Self {
+            hot: BTreeMap::new(),
+            moved: BTreeMap::new(),
+        }
+    }
+}
+
+/// A move, and why.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shift<N, C> {
+    /// Which container.
+    pub container: C,
+    /// From where.
+    pub from: N,
+    /// To where.
+    pub to: N,
+    /// The resource that is too hot there.
+    pub resource: usize,
+    /// The share of it that is expected to be used there.
+    pub heat: f32,
+    /// And what is left of that without the container.
+    pub after: f32,
+    /// And how full the destination will be.
+    pub there: f32,
+}
+
+/// One round. `fits(to, container)` says whether a destination takes a container by all but its load: reservations and constraints,
+/// with the moves of this round that were told it by `take(to, container)`.
+pub fn plan<N: Copy + Ord, C: Copy + Ord>(
+    hosts: &mut [Host<N, C>],
+    marks: Watermarks,
+    budget: Budget,
+    memory: &mut Memory<N, C>,
+    now: u32,
+    fits: &mut dyn FnMut(N, C) -> bool,
+    take: &mut dyn FnMut(N, C),
+) -> Vec<Shift<N, C>> {
+    let heat_of = |host: &Host<N, C>| marks.heat(&host.load, &host.capacity);
+    memory.moved.retain(|_, at| now < *at + budget.rest_secs);
+    let mut hot: Vec<usize> = Vec::new();
+    for (at, host) in hosts.iter().enumerate() {
+        if heat_of(host).1 > marks.evict {
+            let rounds = memory.hot.entry(host.node).or_default();
+            *rounds += 1;
+            if *rounds >= budget.rounds {
+                hot.push(at);
+            }
+        } else {
+            memory.hot.remove(&host.node);
+        }
+    }
+    hot.sort_by(|a, b| heat_of(&hosts[*b]).1.total_cmp(&heat_of(&hosts[*a]).1));
+    let mut shifts = Vec::new();
+    for from in hot {
+        while shifts.len() < budget.a_round && hosts[from].leaving < budget.a_node {
+            let (resource, heat) = heat_of(&hosts[from]);
+            if heat <= marks.evict {
+                break;
+            }
+            let Some((nth, to)) = choose(hosts, from, resource, marks, memory, fits) else {
+                break;
+            };
+            let one = hosts[from].containers.remove(nth);
+            take(hosts[to].node, one.container);
+            hosts[from].load = minus(hosts[from].load, one.load);
+            hosts[to].load = plus(hosts[to].load, one.load);
+            hosts[from].leaving += 1;
+            memory.moved.insert(one.container, now);
+            shifts.push(Shift {
+                container: one.container,
+                from: hosts[from].node,
+                to: hosts[to].node,
+                resource,
+                heat,
+                after: heat_of(&hosts[from]).1,
+                there: heat_of(&hosts[to]).1,
+            });
+        }
+    }
+    shifts
+}
+
+/// The cheapest container that cures the excess alone and least more than that, else the one that takes most of it away; and the node
+/// that would be least full with it.
+fn choose<N: Copy + Ord, C: Copy + Ord>(
+    hosts: &[Host<N, C>],
+    from: usize,
+    resource: usize,
+    marks: Watermarks,
+    memory: &Memory<N, C>,
+    fits: &mut dyn FnMut(N, C) -> bool,
+) -> Option<(usize, usize)> {
+    let source = &hosts[from];
+    let excess = source.load[resource].high(marks.typical) - marks.evict * source.capacity[resource];
+    // What uses nearly nothing cools nothing.
+    let least = source.capacity[resource] * 0.01;
+    let mut order: Vec<usize> = (0..source.containers.len())
+        .filter(|nth| {
+            let one = &source.containers[*nth];
+            one.cost.is_some()
+                && one.load[resource].mean >= least
+                && !memory.moved.contains_key(&one.container)
+        })
+        .collect();
+    order.sort_by(|a, b| {
+        let (a, b) = (&source.containers[*a], &source.containers[*b]);
+        let rank = |one: &Tenancy<C>| {
+            let mean = one.load[resource].mean;
+            // Those that suffice first, of these the smallest; of the others the largest.
+            if mean >= excess { (0, mean) } else { (1, -mean) }
+        };
+        let (x, y) = (rank(a), rank(b));
+        a.cost
+            .cmp(&b.cost)
+            .then(x.0.cmp(&y.0))
+            .then(x.1.total_cmp(&y.1))
+            .then(a.container.cmp(&b.container))
+    });
+    order.into_iter().find_map(|nth| {
+        let one = &source.containers[nth];
+        let mut best: Option<(f32, usize)> = None;
+        for (to, host) in hosts.iter().enumerate() {
+            if to == from || !host.takes {
+                continue;
+            }
+            if !marks.leaves_room(&plus(host.load, one.load), &host.capacity, marks.target) {
+                continue;
+            }
+            let room = load::room(&host.load, &one.load, &host.capacity);
+            if best.is_none_or(|(most, _)| room > most) && fits(host.node, one.container) {
+                best = Some((room, to));
+            }
+        }
+        best.map(|(_, to)| (nth, to))
+    })
+}

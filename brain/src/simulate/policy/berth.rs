@@ -1,0 +1,220 @@
+//! berth's own policy: the brain's scheduler itself, with its forecast, its search and its rebalancing, on the replay's hosts.
+//!
+//! A trace has no services, so what is learned of a service's replicas is learned of all containers here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::id::{Generation, NodeId, Revision, TenantId};
+use berth_common::model::{
+    Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, Reservation, UnixMillis, default_pool,
+};
+use berth_common::units::{Bytes, Millicores};
+
+use super::{Move, Policy, Report};
+use crate::scheduler::forecast::{Consumer, Forecast, RESOURCES};
+use crate::scheduler::load::{Known, Watermarks};
+use crate::scheduler::rebalance::{self, Budget, Host, Memory, Tenancy};
+use crate::scheduler::{Constraints, Request, Seat, View};
+use crate::simulate::cluster::Cluster;
+
+/// Seconds between looks at what there is to learn.
+const LEARN: u32 = 60;
+/// Seconds that a container must have been seen before it moves.
+const SEEN: f32 = 30.0;
+
+/// It.
+#[derive(Default)]
+pub(super) struct Berth {
+    forecast: Forecast<usize, usize, ()>,
+    memory: Memory<usize, usize>,
+    nodes: Vec<NodeRecord>,
+    /// Reports wait here until the next look at the cluster, which says where what they tell of was placed.
+    heard: Vec<Report>,
+    learned: u32,
+}
+
+fn id(number: usize) -> NodeId {
+    let mut raw = [1; 10];
+    raw[2..].copy_from_slice(&(number as u64).to_be_bytes());
+    NodeId::from_bytes(raw)
+}
+
+fn record(number: usize, cluster: &Cluster<'_>) -> NodeRecord {
+    let settings = &cluster.scenario.settings;
+    NodeRecord {
+        id: id(number),
+        name: format!("h{number}").parse().expect("a DNS label"),
+        kind: NodeKind::Shared,
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        cordoned: false,
+        draining: false,
+        pool: default_pool(),
+        overcommit: None,
+        facts: NodeFacts {
+            hostname: format!("h{number}"),
+            agent_version: String::new(),
+            os: String::new(),
+            kernel: String::new(),
+            arch: Architecture("amd64".to_owned()),
+            capacity: Capacity {
+                cpu: Millicores(settings.host_cpu),
+                memory: Bytes::mib(settings.host_memory_mib),
+                disk: Bytes::gib(1024),
+            },
+            system_reserve: Capacity::default(),
+            cgroup_version: 2,
+            runtime: String::new(),
+            snapshotter: String::new(),
+            disk_limit_hard: false,
+            boot_id: String::new(),
+            underlay: None,
+            warnings: Vec::new(),
+        },
+        generation: Generation(0),
+        lost: false,
+        key_fingerprint: String::new(),
+        joined_at: UnixMillis(0),
+        revision: Revision(0),
+    }
+}
+
+fn consumer(cluster: &Cluster<'_>, container: usize) -> Consumer<()> {
+    let mut limits = [0.0; RESOURCES];
+    limits[0] = cluster.container(container).limit as f32;
+    Consumer { service: (), limits }
+}
+
+impl Berth {
+    /// Takes over what happened since the last look.
+    fn look(&mut self, cluster: &Cluster<'_>, now: u32) {
+        if self.nodes.is_empty() {
+            self.nodes = (0..cluster.hosts.len())
+                .map(|host| record(host, cluster))
+                .collect();
+        }
+        for (container, placed) in cluster.placed.iter().enumerate() {
+            // One that moves is charged where it goes: that place is reserved.
+            match cluster.moving[container].or(placed.map(|(host, _)| host)) {
+                Some(host) => self
+                    .forecast
+                    .assign(container, host, consumer(cluster, container)),
+                None => {
+                    self.forecast.unassign(container);
+                }
+            }
+        }
+        for report in self.heard.drain(..) {
+            let only_cpu = |value: u32| {
+                let mut sample = [None; RESOURCES];
+                sample[0] = Some(value as f32);
+                sample
+            };
+            let containers = report
+                .containers
+                .iter()
+                .map(|(container, cpu)| (*container, only_cpu(*cpu)));
+            self.forecast
+                .report(report.host, report.at, only_cpu(report.foreign), containers);
+        }
+        if now >= self.learned + LEARN {
+            self.learned = now;
+            self.forecast.learn();
+        }
+    }
+
+    fn known(&self, host: usize, now: u32) -> Known {
+        self.forecast
+            .node(host, now)
+            .map_or(Known::Silent, Known::Expected)
+    }
+}
+
+impl Policy for Berth {
+    fn hear(&mut self, report: &Report) {
+        self.heard.push(report.clone());
+    }
+
+    fn place(&mut self, cluster: &Cluster<'_>, container: usize, now: u32) -> Option<usize> {
+        self.look(cluster, now);
+        let settings = &cluster.scenario.settings;
+        let reserved = |cpu: u32, memory_mib: u64| Reservation {
+            cpu: Millicores(cpu),
+            memory: Bytes::mib(memory_mib),
+            disk: Bytes(0),
+        };
+        let seats = self.nodes.iter().enumerate().map(|(host, node)| Seat {
+            node,
+            lost: false,
+            synced: true,
+            allocatable: Reservation {
+                disk: node.facts.capacity.disk,
+                ..reserved(cluster.scenario.allocatable(), settings.host_memory_mib)
+            },
+            taken: reserved(cluster.hosts[host].cpu, cluster.hosts[host].memory_mib),
+            capacity: crate::scheduler::capacity(node),
+            known: self.known(host, now),
+        });
+        let mut view = View::of(seats.collect());
+        let one = cluster.container(container);
+        let labels = BTreeMap::new();
+        let request = Request {
+            tenant: TenantId::from_bytes([0; 10]),
+            reservation: reserved(one.cpu, one.memory_mib),
+            node_labels: &labels,
+            replicas: BTreeMap::new(),
+            image_on: BTreeSet::new(),
+            constraints: Constraints::default(),
+            load: self.forecast.newcomer(&consumer(cluster, container)),
+        };
+        let chosen = crate::scheduler::place(&mut view, &request).ok()?;
+        (0..self.nodes.len()).find(|host| self.nodes[*host].id == chosen)
+    }
+
+    fn rebalance(&mut self, cluster: &Cluster<'_>, now: u32) -> Vec<Move> {
+        self.look(cluster, now);
+        let hosts = cluster.hosts.iter().enumerate().map(|(host, held)| {
+            let known = self.forecast.node(host, now);
+            let staying = held
+                .containers
+                .iter()
+                .filter(|one| cluster.moving[**one].is_none());
+            Host {
+                node: host,
+                capacity: crate::scheduler::capacity(&self.nodes[host]),
+                load: known.unwrap_or_default(),
+                containers: staying
+                    .filter_map(|one| {
+                        let (load, seen) = self.forecast.container(*one)?;
+                        (seen >= SEEN).then_some(Tenancy {
+                            container: *one,
+                            load,
+                            cost: Some(0),
+                        })
+                    })
+                    .collect(),
+                leaving: held
+                    .containers
+                    .iter()
+                    .filter(|one| cluster.moving[**one].is_some())
+                    .count(),
+                takes: known.is_some(),
+            }
+        });
+        let mut hosts: Vec<_> = hosts.collect();
+        let shifts = rebalance::plan(
+            &mut hosts,
+            Watermarks::default(),
+            Budget::default(),
+            &mut self.memory,
+            now,
+            &mut |to, container| cluster.fits(to, container),
+            &mut |_, _| {},
+        );
+        let moves = shifts.into_iter().map(|shift| Move {
+            container: shift.container,
+            to: shift.to,
+        });
+        moves.collect()
+    }
+}
