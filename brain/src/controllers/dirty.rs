@@ -123,8 +123,8 @@ impl Dirty {
             Change::PutNetwork(network) => {
                 self.freed |= !before.networks.contains_key(&network.record.vni);
             }
-            // Where it allows more than before.
-            Change::PutPool(_) => self.freed = true,
+            // Where a pool allows more than before, or an image is for other nodes.
+            Change::PutPool(_) | Change::PutImage(_) | Change::DeleteImage(..) => self.freed = true,
             Change::PutTenant(_)
             | Change::DeleteTenant(_)
             | Change::PutToken(_)
@@ -133,8 +133,6 @@ impl Dirty {
             | Change::DeleteJoinToken(_)
             | Change::PutRegistry(..)
             | Change::DeleteRegistry(..)
-            | Change::PutImage(_)
-            | Change::DeleteImage(..)
             | Change::DeleteNetwork(_)
             | Change::DeletePool(_)
             | Change::RunningSince(..) => {}

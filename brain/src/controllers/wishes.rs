@@ -42,6 +42,10 @@ pub(super) fn request<'a>(
         image_on,
         constraints: Constraints {
             pool: spec.pool.as_ref(),
+            arch: state
+                .images
+                .get(&(service.tenant, spec.image.clone()))
+                .and_then(|image| image.arch.as_ref()),
             tolerations: &wanted.tolerations,
             spread: &wanted.spread,
             max_per_node: wanted.max_per_node,
