@@ -75,7 +75,10 @@ fn distributed(state: &State, service: &ServiceRecord, gone: &BTreeSet<Container
         .collect();
     let mut replicas = Replicas::default();
     for container in all() {
-        let Some(node) = container.node else { continue };
+        // For whom room is being made somewhere is as good as there.
+        let Some(node) = container.node.or(container.claim) else {
+            continue;
+        };
         *replicas.present.entry(node).or_insert(0) += 1;
         if live(&container) && !superseded.contains(&container.id) {
             *replicas.staying.entry(node).or_insert(0) += 1;
