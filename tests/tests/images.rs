@@ -450,6 +450,7 @@ async fn loaded_images_come_from_the_brain_and_resume() {
                 .iter()
                 .map(|(digest, body)| (*digest, Bytes(body.len() as u64)))
                 .collect(),
+            arch: None,
             loaded_at: UnixMillis(0),
         }),
         blobs: image.blobs.clone().into_iter().collect(),

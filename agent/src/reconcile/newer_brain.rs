@@ -122,3 +122,13 @@ fn an_unknown_update_is_refused_and_a_full_set_asked_for() {
     assert_eq!(refusal.problem.kind, ErrorKind::Precondition);
     assert!(refusal.problem.cure.unwrap().contains("full set"));
 }
+
+#[test]
+fn r3_what_only_says_where_it_is_to_be_makes_nothing_anew() {
+    let mut world = World::new(set(1, vec![container(1)]));
+    world.settle_down();
+    // As after an upgrade: what was kept of the container was written when its pool was not known.
+    world.desired.containers[0].spec.pool = Some("batch".parse().unwrap());
+    world.settle_down();
+    assert!(runs(&world) && world.started[&id(1)] == 1, "started again");
+}

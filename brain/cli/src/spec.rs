@@ -83,6 +83,7 @@ pub fn apply(
             .retain(|old| (&old.with, &old.by) != (&together.with, &together.by));
         spec.together.push(together.clone());
     }
+    spec.priority = args.priority.unwrap_or(spec.priority);
     if let Some(most) = args.max_per_node {
         spec.max_per_node = (most > 0).then_some(most);
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use berth_common::error::Problem;
+use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{Name, TenantId};
-use berth_common::model::ServiceSpec;
+use berth_common::model::{ServiceRecord, ServiceSpec, TenantRecord};
 
 use crate::cluster::State;
 
@@ -37,4 +37,29 @@ pub fn judge(state: &State, tenant: TenantId, spec: &ServiceSpec) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Whether a tenant by itself may give a service its priority. What an administrator gave stays when other things change.
+///
+/// # Errors
+/// `forbidden`, with what it may have.
+pub fn judge_priority(
+    tenant: &TenantRecord,
+    spec: &ServiceSpec,
+    replaced: Option<&ServiceRecord>,
+) -> Result<(), Problem> {
+    let had = replaced.map_or(i32::MIN, |old| old.spec.priority);
+    if spec.priority <= tenant.max_priority.max(had) {
+        return Ok(());
+    }
+    let detail = format!(
+        "a priority of {} is above the {} that tenant {} may give",
+        spec.priority, tenant.max_priority, tenant.name
+    );
+    Err(Problem::new(ErrorKind::Forbidden, detail)
+        .field("/priority")
+        .cure(format!(
+            "ask for no more, or ask an administrator for: berth tenant quota {} --max-priority {}",
+            tenant.name, spec.priority
+        )))
 }

@@ -172,3 +172,52 @@ async fn what_is_asked_of_places_is_judged_and_read_back() {
         assert_eq!(refused.field.as_deref(), Some(field), "{refused}");
     }
 }
+
+#[tokio::test]
+async fn priorities_above_what_a_tenant_may_have_need_an_administrator() {
+    let b = Bench::new().await;
+    let spec = |priority: i32, image: &str| json!({ "name": "web", "image": image, "priority": priority });
+    let web = format!("{SERVICES}/web");
+    for (priority, kind) in [(1, ErrorKind::Forbidden), (1001, ErrorKind::Invalid)] {
+        let refused = b
+            .send("shop", "PUT", &web, spec(priority, "nginx"))
+            .await
+            .problem();
+        assert_eq!(
+            (refused.kind, refused.field.as_deref()),
+            (kind, Some("/priority"))
+        );
+    }
+    b.ok("shop", "PUT", &web, spec(-5, "nginx")).await;
+    b.ok("admin", "PUT", &web, spec(100, "nginx")).await;
+    // What was given stays, and goes no higher.
+    b.ok("shop", "PUT", &web, spec(100, "nginx:2")).await;
+    b.ok("shop", "POST", &format!("{web}/scale"), json!({ "replicas": 2 }))
+        .await;
+    let refused = b.send("shop", "PUT", &web, spec(101, "nginx:2")).await.problem();
+    assert!(
+        refused
+            .cure
+            .unwrap()
+            .ends_with("berth tenant quota shop --max-priority 101")
+    );
+    b.ok(
+        "admin",
+        "PATCH",
+        "/v1/tenants/shop",
+        json!({ "max_priority": 200 }),
+    )
+    .await;
+    let made = b.ok("shop", "PUT", &web, spec(101, "nginx:2")).await;
+    assert_eq!(made["spec"]["priority"], 101);
+    let absurd = b
+        .send(
+            "admin",
+            "PATCH",
+            "/v1/tenants/shop",
+            json!({ "max_priority": 1001 }),
+        )
+        .await
+        .problem();
+    assert_eq!(absurd.field.as_deref(), Some("/max_priority"));
+}

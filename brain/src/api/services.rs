@@ -53,11 +53,14 @@ fn find(state: &State, tenant: &TenantRecord, name: &str) -> Result<Arc<ServiceR
 /// Whether a tenant may have this spec, in place of `replaced` if it has that.
 fn judge(
     state: &State,
-    tenant: TenantId,
+    scope: &Scope,
     spec: &ServiceSpec,
     replaced: Option<&ServiceRecord>,
 ) -> Result<(), Problem> {
-    let tenant = tenants::current(state, tenant)?;
+    let tenant = tenants::current(state, scope.tenant.id)?;
+    if !scope.caller.is_admin() {
+        super::placement::judge_priority(tenant, spec, replaced)?;
+    }
     // Whose right was taken away keeps what it has, and may only have less of it.
     let only_less = replaced.is_some_and(|old| {
         let mut same = old.spec.clone();
@@ -236,7 +239,7 @@ async fn create(
                 .field("/name")
                 .cure("choose another name, or change the one there is: PUT, or berth service update"));
             }
-            judge(state, scope.tenant.id, &spec, None)?;
+            judge(state, &scope, &spec, None)?;
             let told = event(
                 &scope,
                 "created",
@@ -321,7 +324,7 @@ async fn put(
         .write(move |state, now| {
             let old = state.service(scope.tenant.id, &spec.name).cloned();
             expected.check(old.as_deref(), &spec.name)?;
-            judge(state, scope.tenant.id, &spec, old.as_deref())?;
+            judge(state, &scope, &spec, old.as_deref())?;
             let Some(old) = old else {
                 let told = event(
                     &scope,
@@ -398,7 +401,7 @@ async fn scale(
             let mut spec = old.spec.clone();
             spec.replicas = body.replicas;
             spec.validate().map_err(|error| spec_problem(&error))?;
-            judge(state, scope.tenant.id, &spec, Some(&old))?;
+            judge(state, &scope, &spec, Some(&old))?;
             let (change, told) = changed(&scope, &old, spec);
             Ok((vec![change], vec![told], old.id))
         })

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use berth_common::api::{CreateTenant, Listing, UpdateTenant};
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::TenantId;
-use berth_common::model::{NodeKind, Quota, Role, TenantRecord};
+use berth_common::model::{NodeKind, PRIORITIES, Quota, Role, TenantRecord};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -97,6 +97,7 @@ pub fn new_tenant(
         quota: Quota::default(),
         cpu_weight: 100,
         privileged: false,
+        max_priority: 0,
         created_at: now,
         revision: Default::default(),
     }
@@ -128,6 +129,13 @@ async fn update(
             .field("/cpu_weight")
             .into());
     }
+    if let Some(most) = body.max_priority
+        && !PRIORITIES.contains(&most)
+    {
+        return Err(Problem::invalid(format!("{most} is out of range: -1000 to 1000"))
+            .field("/max_priority")
+            .into());
+    }
     let id = scope.tenant.id;
     let ((), state) = api
         .cluster
@@ -137,6 +145,7 @@ async fn update(
                 quota: body.quota.unwrap_or(old.quota),
                 cpu_weight: body.cpu_weight.unwrap_or(old.cpu_weight),
                 privileged: body.privileged.unwrap_or(old.privileged),
+                max_priority: body.max_priority.unwrap_or(old.max_priority),
                 ..old.clone()
             };
             let changes = if new == *old {

@@ -41,7 +41,12 @@ impl State {
                 self.by_node.insert(node, bound);
                 more(&mut self.taken, node, c.spec.reservation);
             }
-            None if !c.removing => drop(self.unplaced.insert(c.id)),
+            None if !c.removing => {
+                self.unplaced.insert(c.id);
+                if c.claim.is_some() {
+                    self.claiming.insert(c.id);
+                }
+            }
             None => {}
         }
         if !c.removing {
@@ -74,6 +79,7 @@ impl State {
             less(&mut self.taken, node, old.spec.reservation);
         }
         self.unplaced.remove(&old.id);
+        self.claiming.remove(&old.id);
         self.index_endpoints(old, false);
         if !old.removing {
             let mut now = self.tenant_taken.get(&old.tenant).copied().unwrap_or_default();

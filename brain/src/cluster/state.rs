@@ -78,6 +78,8 @@ pub struct State {
     pub by_node: OrdMap<NodeId, OrdSet<ContainerId>>,
     /// Containers without a node that are not being removed.
     pub unplaced: OrdSet<ContainerId>,
+    /// Those of them for which room is being made.
+    pub claiming: OrdSet<ContainerId>,
     /// Networks.
     pub networks: OrdMap<Vni, Arc<Network>>,
     /// Networks by tenant and name.

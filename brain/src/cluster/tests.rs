@@ -15,6 +15,7 @@ fn tenant(name: &str) -> TenantRecord {
         quota: Quota::default(),
         cpu_weight: 100,
         privileged: false,
+        max_priority: 0,
         created_at: UnixMillis(1),
         revision: Revision(0),
     }

@@ -8,6 +8,7 @@ use berth_common::model::{
 };
 
 use super::endpoints::Networks;
+use super::preemption::Preemption;
 use super::{Input, NewEvent, NewIds, Plan};
 use crate::cluster::{Change, State};
 use crate::scheduler::View;
@@ -20,7 +21,11 @@ pub(super) struct Context<'a, 'n> {
     pub deleted: BTreeSet<ContainerId>,
     /// Nodes that this plan declares lost (true) or back (false).
     pub turned: BTreeMap<NodeId, bool>,
-    view: Option<View<'a>>,
+    /// Services that this plan has been through.
+    pub planned: BTreeSet<ServiceId>,
+    /// Who makes room for others.
+    pub preemption: Preemption,
+    pub(super) view: Option<View<'a>>,
     released: Vec<(NodeId, Reservation)>,
     /// Networks as this plan leaves them.
     pub networks: Networks,
@@ -35,6 +40,8 @@ impl<'a, 'n> Context<'a, 'n> {
             plan: Plan::default(),
             deleted: BTreeSet::new(),
             turned: BTreeMap::new(),
+            planned: BTreeSet::new(),
+            preemption: Preemption::default(),
             view: None,
             released: Vec::new(),
             networks: Networks::default(),
@@ -78,6 +85,11 @@ impl<'a, 'n> Context<'a, 'n> {
         !self.lost(id) && self.state.connections.get(&id).is_some_and(|c| c.synced)
     }
 
+    /// Makes or changes a container.
+    pub fn put(&mut self, container: ContainerRecord) {
+        self.plan.changes.push(Change::PutContainer(container));
+    }
+
     /// Deletes the record of a container of which nothing is left.
     pub fn delete(&mut self, container: &ContainerRecord) {
         if !self.deleted.insert(container.id) {
@@ -86,6 +98,9 @@ impl<'a, 'n> Context<'a, 'n> {
         self.plan.changes.push(Change::DeleteContainer(container.id));
         for endpoint in &container.endpoints {
             self.give_back(*endpoint);
+        }
+        if let (None, Some(node)) = (container.node, container.claim) {
+            self.view().unclaim(node, container.spec.reservation);
         }
         if let Some(node) = container.node {
             match &mut self.view {

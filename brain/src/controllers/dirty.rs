@@ -5,6 +5,7 @@ use berth_common::model::{NodeRecord, ObservedContainer};
 
 use super::Dirty;
 use crate::cluster::{Change, State};
+use crate::scheduler::preempt::Rank;
 
 impl Dirty {
     /// Everything, for the first plan after a start.
@@ -44,7 +45,11 @@ impl Dirty {
             Change::PutService(service) => {
                 self.services.insert(service.id);
                 match before.services.get(&service.id) {
-                    Some(old) => self.addresses |= old.spec.networks != service.spec.networks,
+                    Some(old) => {
+                        self.addresses |= old.spec.networks != service.spec.networks;
+                        // Those that wait may preempt what they could not before.
+                        self.freed |= Rank::of(&old.spec) != Rank::of(&service.spec);
+                    }
                     None => self.linked(service.tenant, &service.spec.name, before),
                 }
             }
@@ -123,8 +128,8 @@ impl Dirty {
             Change::PutNetwork(network) => {
                 self.freed |= !before.networks.contains_key(&network.record.vni);
             }
-            // Where it allows more than before.
-            Change::PutPool(_) => self.freed = true,
+            // Where a pool allows more than before, or an image is for other nodes.
+            Change::PutPool(_) | Change::PutImage(_) | Change::DeleteImage(..) => self.freed = true,
             Change::PutTenant(_)
             | Change::DeleteTenant(_)
             | Change::PutToken(_)
@@ -133,8 +138,6 @@ impl Dirty {
             | Change::DeleteJoinToken(_)
             | Change::PutRegistry(..)
             | Change::DeleteRegistry(..)
-            | Change::PutImage(_)
-            | Change::DeleteImage(..)
             | Change::DeleteNetwork(_)
             | Change::DeletePool(_)
             | Change::RunningSince(..) => {}

@@ -8,6 +8,7 @@ mod context;
 mod dirty;
 pub mod endpoints;
 pub mod nodes;
+mod preemption;
 mod rollout;
 mod seating;
 pub mod services;
@@ -29,16 +30,20 @@ mod placement_cases;
 #[cfg(test)]
 mod placement_sim;
 #[cfg(test)]
+mod preemption_cases;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod sim_rules;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
 use berth_common::model::UnixMillis;
 
 use crate::cluster::{Change, State};
+use crate::scheduler::preempt::Rank;
 use context::Context;
 
 /// Time as plans see it: an input.
@@ -155,8 +160,21 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
     if dirty.all || dirty.addresses {
         cx.release_addresses();
     }
+    // The highest first: what they take or preempt the others need not be planned twice for.
+    let rank = |id: &ServiceId| {
+        input
+            .state
+            .services
+            .get(id)
+            .map(|service| Rank::of(&service.spec))
+    };
+    let mut services: Vec<ServiceId> = services.into_iter().collect();
+    services.sort_by_key(|id| Reverse(rank(id)));
     for service in services {
-        services::plan_service(&mut cx, service);
+        if !cx.preemption.disturbed.contains(&service) {
+            services::plan_service(&mut cx, service);
+        }
+        cx.planned.insert(service);
     }
     cx.finish()
 }

@@ -1,10 +1,10 @@
 //! What services ask of places and what nodes keep away, on the simulated cluster.
 
 use berth_common::id::Revision;
-use berth_common::model::{Overcommit, PoolRecord, UnixMillis};
+use berth_common::model::{Architecture, Digest, LoadedImage, Overcommit, PoolRecord, UnixMillis};
 
 use super::cases::{edit, edit_node, on, put, quiet, world};
-use super::fixtures::{node_id, service_id};
+use super::fixtures::{node_id, service_id, tenant_id};
 use super::nodes;
 use super::sim::World;
 use super::view::service_problem;
@@ -190,5 +190,46 @@ fn r9_a_service_runs_in_its_pool_and_nowhere_else() {
         problem.contains("1 node lacks memory (need 1GiB, most free is 0B on h2), 1 node is not in pool gpu"),
         "{problem}"
     );
+    quiet(&w);
+}
+
+#[test]
+fn r9_an_image_runs_where_its_architecture_is_and_one_that_nothing_is_known_of_anywhere() {
+    let mut w = world(2, 8);
+    edit_node(&mut w, 2, |node| node.facts.arch = Architecture("arm64".into()));
+    let loaded = |arch: Option<&str>| {
+        Change::PutImage(LoadedImage {
+            tenant: tenant_id(1),
+            reference: "app:1".parse().unwrap(),
+            manifest: Digest::of(b"app"),
+            blobs: Vec::new(),
+            arch: arch.map(|arch| Architecture(arch.into())),
+            loaded_at: UnixMillis(0),
+        })
+    };
+    w.commit(vec![loaded(Some("arm64"))]);
+    put(&mut w, 1, "app:1", 3, 1);
+    put(&mut w, 2, "web:1", 3, 1);
+    w.run(8);
+    let of = |w: &World, n: u64, service: u64| {
+        let all = w.state.containers_on(node_id(n));
+        all.filter(|c| c.service == service_id(service)).count()
+    };
+    assert_eq!((of(&w, 1, 1), of(&w, 2, 1)), (0, 3));
+    assert!(
+        of(&w, 1, 2) > 0 && of(&w, 2, 2) > 0,
+        "who knows what web:1 is for"
+    );
+    edit(&mut w, 1, |s| s.spec.replicas = 9);
+    w.run(8);
+    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    assert!(
+        problem.ends_with("1 node is amd64, its image is for arm64"),
+        "{problem}"
+    );
+    // Loaded by an older brain, or no more: nothing is known, and what waits is tried at once.
+    w.commit(vec![loaded(None)]);
+    w.run(8);
+    assert_eq!(w.running(service_id(1)), 9);
     quiet(&w);
 }

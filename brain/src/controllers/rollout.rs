@@ -45,6 +45,23 @@ impl Pass<'_, '_, '_> {
                 });
             }
             Err(refusal) => {
+                if let Some(eviction) = self.find_room() {
+                    let text = format!(
+                        "its node {} is lost; room is made for it on {}",
+                        self.node_name(&current),
+                        self.cx.node_name(eviction.node)
+                    );
+                    self.cx.container_event("moved", &current.record, text);
+                    let (replica, run) = (current.record.replica, current.record.run);
+                    let endpoints = self.remove_for_successor(current);
+                    return self.add(New {
+                        replica,
+                        run,
+                        endpoints,
+                        eviction: Some(eviction),
+                        ..New::default()
+                    });
+                }
                 if current
                     .record
                     .node

@@ -4,9 +4,10 @@ use berth_common::id::{ContainerId, NodeId};
 use berth_common::model::{ContainerRecord, Endpoint, RunState, UpdateOrder};
 
 use super::context::{Context, label};
+use super::preemption::Redeemed;
 use super::services::{Live, Pass};
 use super::wishes;
-use crate::cluster::Change;
+use crate::scheduler::preempt::Eviction;
 use crate::scheduler::{Refusal, Search};
 
 /// What is particular about a new container.
@@ -20,6 +21,8 @@ pub(super) struct New {
     pub run: RunState,
     /// Places on networks that it takes over.
     pub endpoints: Vec<Endpoint>,
+    /// Room that is to be made for it.
+    pub eviction: Option<Eviction>,
 }
 
 pub(super) fn remove(cx: &mut Context<'_, '_>, container: &ContainerRecord) {
@@ -31,7 +34,7 @@ pub(super) fn remove(cx: &mut Context<'_, '_>, container: &ContainerRecord) {
             waiting: None,
             ..container.clone()
         };
-        cx.plan.changes.push(Change::PutContainer(record));
+        cx.put(record);
     }
 }
 
@@ -68,7 +71,12 @@ impl Pass<'_, '_, '_> {
             one.record.waiting = Some(why);
             return;
         }
-        match self.place(None) {
+        let placed = match self.redeem(one) {
+            Some(Redeemed::Waits) => return,
+            Some(Redeemed::Placed(node)) => Ok(node),
+            None => self.place(None),
+        };
+        match placed {
             Ok(node) => {
                 if !self.connect(&mut one.record) {
                     return;
@@ -78,6 +86,9 @@ impl Pass<'_, '_, '_> {
                 self.cx.container_event("placed", &one.record, text);
             }
             Err(refusal) => {
+                if let Some(eviction) = self.find_room() {
+                    return self.claim(&mut one.record, &eviction);
+                }
                 let waiting = match before {
                     None => refusal.to_string(),
                     Some((name, node)) => format!("{refusal}; {name} on {node} is still stopping"),
@@ -85,6 +96,13 @@ impl Pass<'_, '_, '_> {
                 self.tell_waiting(one.record.waiting.as_deref(), &waiting);
                 one.record.waiting = Some(waiting);
             }
+        }
+    }
+
+    /// Has room made for a container that has none, if nothing else stands against it.
+    fn claim(&mut self, container: &mut ContainerRecord, eviction: &Eviction) {
+        if self.connect(container) {
+            self.make_room(container, eviction);
         }
     }
 
@@ -102,7 +120,7 @@ impl Pass<'_, '_, '_> {
         false
     }
 
-    fn tell_waiting(&mut self, old: Option<&str>, new: &str) {
+    pub fn tell_waiting(&mut self, old: Option<&str>, new: &str) {
         if !self.told_waiting && old != Some(new) {
             self.told_waiting = true;
             let subject = format!("service {}", self.service.spec.name);
@@ -128,12 +146,16 @@ impl Pass<'_, '_, '_> {
     /// A new container, placed at once where that is possible and `now` allows.
     pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
         let links = replaces.is_none().then(|| self.link_missing()).flatten();
+        let mut eviction = None;
         let placed = match links {
             _ if !now => Err("waits until the container it replaces has stopped".to_owned()),
             Some(why) => Err(why),
-            None => self.place(None).map_err(|refusal| refusal.to_string()),
+            None => self.place(None).map_err(|refusal| {
+                eviction = self.find_room();
+                refusal.to_string()
+            }),
         };
-        if let (true, Err(why)) = (now, &placed) {
+        if let (true, None, Err(why)) = (now, &eviction, &placed) {
             self.tell_waiting(None, why);
         }
         let (node, waiting) = match placed {
@@ -146,6 +168,7 @@ impl Pass<'_, '_, '_> {
             node,
             waiting,
             run: self.service.run,
+            eviction,
             ..New::default()
         });
     }
@@ -159,6 +182,7 @@ impl Pass<'_, '_, '_> {
             waiting,
             run,
             endpoints,
+            eviction,
         } = new;
         let mut record = ContainerRecord {
             id: self.cx.fresh_id(),
@@ -167,6 +191,7 @@ impl Pass<'_, '_, '_> {
             service_name: self.service.spec.name.clone(),
             replica,
             node,
+            claim: None,
             waiting,
             spec: self.want.clone(),
             service_generation: self.service.generation,
@@ -178,6 +203,9 @@ impl Pass<'_, '_, '_> {
             created_at: self.cx.input.now.wall,
             revision: Default::default(),
         };
+        if let Some(eviction) = &eviction {
+            self.claim(&mut record, eviction);
+        }
         if record.node.is_some() && !self.connect(&mut record) {
             record.node = None;
         }
@@ -185,7 +213,7 @@ impl Pass<'_, '_, '_> {
             let text = format!("placed on {}", self.cx.node_name(node));
             self.cx.container_event("placed", &record, text);
         }
-        self.cx.plan.changes.push(Change::PutContainer(record));
+        self.cx.put(record);
     }
 
     /// Takes a place for a container; `leaving`: the node that another one leaves for it.
@@ -218,7 +246,7 @@ impl Pass<'_, '_, '_> {
         there || search.possible_for(view, current.record.node).is_ok()
     }
 
-    fn prepare(&mut self) {
+    pub fn prepare(&mut self) {
         if self.search.is_none() {
             let request = wishes::request(self.cx.state, self.service, &self.want, &self.gone);
             self.search = Some(Search::new(self.cx.view(), &request));
@@ -257,7 +285,7 @@ impl Pass<'_, '_, '_> {
             self.connect(&mut one.record);
         }
         if one.original.as_deref() != Some(&one.record) {
-            self.cx.plan.changes.push(Change::PutContainer(one.record));
+            self.cx.put(one.record);
         }
     }
 }

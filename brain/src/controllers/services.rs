@@ -36,6 +36,8 @@ pub(super) struct Pass<'p, 'a, 'n> {
     pub search: Option<Search>,
     /// Refusals of this pass, by the node that somebody would have left: equal containers find no room either.
     pub refused: BTreeMap<Option<NodeId>, Box<Refusal>>,
+    /// Nobody can make room either.
+    pub hopeless: bool,
     /// Containers that this pass has removed.
     pub gone: BTreeSet<ContainerId>,
     pub told_waiting: bool,
@@ -76,6 +78,7 @@ pub(super) fn plan_service(cx: &mut Context<'_, '_>, id: ServiceId) {
         want,
         search: None,
         refused: BTreeMap::new(),
+        hopeless: false,
         gone: BTreeSet::new(),
         told_waiting: false,
     }
@@ -189,7 +192,8 @@ impl<'a> Pass<'_, 'a, '_> {
         let adopt = match record.node {
             None => true,
             Some(node) => {
-                record.spec.differs_only_in_limits(&self.want)
+                record.spec.pool == self.want.pool
+                    && record.spec.differs_only_in_limits(&self.want)
                     && (record.spec.reservation == self.want.reservation
                         || self
                             .cx

@@ -63,6 +63,7 @@ impl World {
                 quota: Default::default(),
                 cpu_weight: 100,
                 privileged: false,
+                max_priority: 0,
                 created_at: UnixMillis(0),
                 revision: Revision(0),
             })]);
@@ -162,6 +163,7 @@ impl World {
         self.check_rules(&before);
         self.check_places(&before);
         super::sim_rules::check_seated(&before, &self.state);
+        super::sim_rules::check_preemption(&before, &self.state);
         next
     }
 
@@ -260,7 +262,15 @@ impl World {
                 continue;
             }
             let (was, is) = (self.serving(before, service), self.serving(state, service));
-            let lowered = was.difference(&is).count() as u32;
+            // Whoever makes room for others goes at once, as many as it takes.
+            let taken: BTreeSet<u32> = super::sim_rules::preempted(before, state)
+                .filter(|c| c.service == service.id)
+                .map(|c| c.replica)
+                .collect();
+            let lowered = was
+                .difference(&is)
+                .filter(|replica| !taken.contains(replica))
+                .count() as u32;
             let stop_first = |c: &&std::sync::Arc<berth_common::model::ContainerRecord>| {
                 c.node.is_none() && c.replaces.is_some() && !before.containers.contains_key(&c.id)
             };

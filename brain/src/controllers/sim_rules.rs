@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::ContainerId;
 use berth_common::model::{
-    ContainerRecord, DEFAULT_POOL, NodeKind, NodeRecord, ServiceRecord, Spread, TaintEffect, Together,
+    ContainerRecord, DEFAULT_POOL, NodeKind, NodeRecord, Reservation, ServiceRecord, Spread, TaintEffect,
+    Together,
 };
 
 use crate::cluster::State;
+use crate::scheduler::preempt::Rank;
 
 /// Checks every container that has got its node between two states.
 pub(super) fn check_seated(before: &State, after: &State) {
@@ -100,8 +102,12 @@ fn check_even(state: &State, service: &ServiceRecord, node: &NodeRecord, spread:
         })
         .map(|node| (node.labels[&spread.by].as_str(), 0))
         .collect();
-    for container in state.containers_of(service.id).filter(live) {
-        let at = container.node.and_then(|id| state.nodes.get(&id));
+    // For whom room is being made is as good as there.
+    for container in state.containers_of(service.id).filter(|c| !c.removing) {
+        let at = container
+            .node
+            .or(container.claim)
+            .and_then(|id| state.nodes.get(&id));
         let Some(at) = at.filter(|at| !at.lost && !superseded.contains(&container.id)) else {
             continue;
         };
@@ -120,4 +126,113 @@ fn check_even(state: &State, service: &ServiceRecord, node: &NodeRecord, spread:
         "{here} in its {} where another has {least}: {what}",
         spread.by
     );
+}
+
+/// What containers that stay set aside on a node, with what is kept for those that are to come.
+fn after_all_have_gone(state: &State, node: &NodeRecord) -> Reservation {
+    let staying = state.containers_on(node.id).filter(|c| !c.removing);
+    let claiming = state
+        .containers
+        .values()
+        .filter(|c| c.claim == Some(node.id) && c.node.is_none());
+    staying
+        .chain(claiming)
+        .fold(Reservation::default(), |sum, c| sum.plus(c.spec.reservation))
+}
+
+fn within(most: Reservation, sum: Reservation) -> bool {
+    sum.cpu <= most.cpu && sum.memory <= most.memory && sum.disk <= most.disk
+}
+
+/// Containers that a plan has stopped for others: with a successor that was made for that.
+pub(super) fn preempted<'s>(
+    before: &'s State,
+    after: &'s State,
+) -> impl Iterator<Item = &'s std::sync::Arc<ContainerRecord>> {
+    let successors: BTreeSet<ContainerId> = after
+        .containers
+        .values()
+        .filter(|c| c.waiting.as_ref().is_some_and(|why| why.starts_with("preempted")))
+        .filter(|c| !before.containers.contains_key(&c.id))
+        .filter_map(|c| c.replaces)
+        .collect();
+    let went = move |c: &&std::sync::Arc<ContainerRecord>| {
+        let old = before.containers.get(&c.id);
+        c.removing && old.is_some_and(|old| !old.removing) && successors.contains(&c.id)
+    };
+    after.containers.values().filter(went)
+}
+
+/// Preemption is of lower ranks alone, makes room that is enough and no more, is never for nothing, and what it makes room for gets it.
+pub(super) fn check_preemption(before: &State, after: &State) {
+    let rank = |c: &ContainerRecord| Rank::of(&after.services[&c.service].spec);
+    let new: Vec<_> = after
+        .containers
+        .values()
+        .filter(|c| {
+            c.claim.is_some()
+                && before
+                    .containers
+                    .get(&c.id)
+                    .is_none_or(|old| old.claim != c.claim)
+        })
+        .collect();
+    for victim in preempted(before, after) {
+        let by = new.iter().filter(|c| c.claim == victim.node);
+        let highest = by.map(|c| rank(c)).max();
+        assert!(
+            highest > Some(rank(victim)),
+            "R4: {} was preempted by no higher rank",
+            victim.service_name
+        );
+    }
+    for node in after.nodes.values() {
+        let most = after.allocatable(node);
+        let (was, is) = (
+            after_all_have_gone(before, node),
+            after_all_have_gone(after, node),
+        );
+        assert!(
+            within(most, is) || within(was, is),
+            "R4: {is:?} of {most:?} will be taken on {}",
+            node.name
+        );
+        let claims: Vec<_> = new.iter().filter(|c| c.claim == Some(node.id)).collect();
+        for victim in preempted(before, after).filter(|c| c.node == Some(node.id)) {
+            let without = is.plus(victim.spec.reservation);
+            assert!(
+                claims.len() > 1 || !within(most, without),
+                "{} was preempted for nothing on {}",
+                victim.service_name,
+                node.name
+            );
+        }
+    }
+    for claimer in new {
+        let service = &after.services[&claimer.service];
+        let spec = &service.spec;
+        let counts = !spec.spread.is_empty() || spec.max_per_node.is_some();
+        let nodes = after
+            .nodes
+            .values()
+            .filter(|node| !counts && takes(after, node, service));
+        let companions = || spec.together.iter().filter(|one| one.hard);
+        for node in nodes.filter(|node| companions().all(|one| near(after, node, service, one))) {
+            let claims = after
+                .containers
+                .values()
+                .filter(|c| c.node.is_none() && c.claim == Some(node.id));
+            let held = claims
+                .filter(|c| c.id != claimer.id)
+                .fold(after.taken_on(node.id).reserved, |sum, c| {
+                    sum.plus(c.spec.reservation)
+                });
+            assert!(
+                !within(after.allocatable(node), held.plus(claimer.spec.reservation)),
+                "room is made for {} though {} has some",
+                claimer.service_name,
+                node.name
+            );
+        }
+    }
 }

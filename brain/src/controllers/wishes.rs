@@ -42,6 +42,10 @@ pub(super) fn request<'a>(
         image_on,
         constraints: Constraints {
             pool: spec.pool.as_ref(),
+            arch: state
+                .images
+                .get(&(service.tenant, spec.image.clone()))
+                .and_then(|image| image.arch.as_ref()),
             tolerations: &wanted.tolerations,
             spread: &wanted.spread,
             max_per_node: wanted.max_per_node,
@@ -72,7 +76,10 @@ fn distributed(state: &State, service: &ServiceRecord, gone: &BTreeSet<Container
         .collect();
     let mut replicas = Replicas::default();
     for container in all() {
-        let Some(node) = container.node else { continue };
+        // For whom room is being made somewhere is as good as there.
+        let Some(node) = container.node.or(container.claim) else {
+            continue;
+        };
         *replicas.present.entry(node).or_insert(0) += 1;
         if live(&container) && !superseded.contains(&container.id) {
             *replicas.staying.entry(node).or_insert(0) += 1;

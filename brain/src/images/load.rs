@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::clip;
+use berth_common::model::Architecture;
 use berth_common::units::Bytes;
 use futures::{Stream, StreamExt as _};
 use tempfile::TempPath;
@@ -199,6 +200,7 @@ fn load_blocking(store: &BlobStore, path: &Path, options: &LoadOptions) -> Resul
                 reference,
                 manifest,
                 blobs,
+                arch: Architecture(options.arch.clone()),
                 _pins: pins.clone(),
             })
         })

@@ -21,7 +21,7 @@ pub use blobs::{BlobError, BlobStore, GRACE};
 pub use load::{LoadError, load, receive};
 
 use berth_common::id::TenantId;
-use berth_common::model::{Digest, ImageRef, LoadedImage, UnixMillis};
+use berth_common::model::{Architecture, Digest, ImageRef, LoadedImage, UnixMillis};
 use berth_common::units::Bytes;
 
 /// Most layers of an image; more do not fit into one overlay mount.
@@ -74,6 +74,8 @@ pub struct NewImage {
     pub manifest: Digest,
     /// Every blob it needs with its size: manifest, config, layers, each once.
     pub blobs: Vec<(Digest, Bytes)>,
+    /// The architecture that it is for.
+    pub arch: Architecture,
     _pins: Arc<blobs::Pins>,
 }
 
@@ -85,6 +87,7 @@ impl NewImage {
             reference: self.reference,
             manifest: self.manifest,
             blobs: self.blobs,
+            arch: Some(self.arch),
             loaded_at: now,
         }
     }

@@ -202,6 +202,7 @@ mod tests {
             service_name: "s1".parse().unwrap(),
             replica: n as u32 + 1,
             node: on.map(node_id),
+            claim: None,
             waiting: None,
             spec: service(1, 1, "web", 1, Bytes::mib(64))
                 .spec

@@ -209,6 +209,7 @@ impl Bench {
             quota: Quota::default(),
             cpu_weight: 100,
             privileged: false,
+            max_priority: 0,
             created_at: UnixMillis(1),
             revision: Default::default(),
         };

@@ -53,6 +53,7 @@ fn state(containers: &[Placed<'_>], nodes: Vec<NodeRecord>) -> State {
             service_name: name(called),
             replica: *n as u32,
             node: on.map(node_id),
+            claim: None,
             waiting: None,
             spec: record.spec.container_spec().unwrap(),
             service_generation: 1,

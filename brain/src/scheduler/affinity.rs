@@ -198,6 +198,12 @@ impl Distribution {
         }
     }
 
+    /// Counts one replica less on a node, where it is not after all.
+    pub fn forget(&mut self, node: usize) {
+        self.present[node] = self.present[node].saturating_sub(1);
+        self.leave(node);
+    }
+
     /// Counts one replica less that stays on a node. It is there until it has stopped.
     pub fn leave(&mut self, node: usize) {
         for count in self.counts(node) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::Name;
-use berth_common::model::{DEFAULT_POOL, Spread, Toleration};
+use berth_common::model::{Architecture, DEFAULT_POOL, Spread, Toleration};
 
 use super::affinity::{self, Companion, Replicas};
 use super::filter::Obstacle;
@@ -14,6 +14,8 @@ use super::{Request, Seat, taints};
 pub struct Constraints<'a> {
     /// The pool that its nodes must be in; none: the default one.
     pub pool: Option<&'a Name>,
+    /// The architecture that its image is for; none: it is not known, or for several.
+    pub arch: Option<&'a Architecture>,
     /// Taints that it puts up with.
     pub tolerations: &'a [Toleration],
     /// How its replicas are spread.
@@ -31,6 +33,13 @@ pub struct Constraints<'a> {
 pub enum Broken {
     /// It is not in this pool.
     Pool(String),
+    /// Its processors are of another kind than its image is for.
+    Architecture {
+        /// The image's.
+        image: String,
+        /// The node's.
+        node: String,
+    },
     /// It has a taint, this one.
     Taint(String),
     /// It lacks the label by which replicas are spread.
@@ -73,11 +82,12 @@ impl Broken {
     const fn kind(&self) -> u8 {
         match self {
             Self::Pool(_) => 0,
-            Self::Taint(_) => 1,
-            Self::Unlabelled(_) => 2,
-            Self::Apart { .. } => 3,
-            Self::Uneven { .. } => 4,
-            Self::Crowded { .. } => 5,
+            Self::Architecture { .. } => 1,
+            Self::Taint(_) => 2,
+            Self::Unlabelled(_) => 3,
+            Self::Apart { .. } => 4,
+            Self::Uneven { .. } => 5,
+            Self::Crowded { .. } => 6,
         }
     }
 
@@ -86,6 +96,10 @@ impl Broken {
         let verb = |single: &'static str, plural: &'static str| if one { single } else { plural };
         match self {
             Self::Pool(pool) => format!("{nodes} {} not in pool {pool}", verb("is", "are")),
+            Self::Architecture { image, node } => {
+                let node = if mixed { "of other architectures" } else { node };
+                format!("{nodes} {} {node}, its image is for {image}", verb("is", "are"))
+            }
             Self::Taint(taint) => {
                 let (has, such) = (verb("has", "have"), if mixed { "such as " } else { "" });
                 let what = if mixed { "taints" } else { "the taint" };
@@ -175,6 +189,12 @@ pub fn standing(seat: &Seat<'_>, request: &Request<'_>) -> Option<Obstacle> {
     let pool = asked.pool.map_or(DEFAULT_POOL, Name::as_str);
     if seat.node.pool.as_str() != pool {
         return Some(Obstacle::Broken(Broken::Pool(pool.to_owned())));
+    }
+    if let Some(image) = asked.arch.filter(|arch| **arch != seat.node.facts.arch) {
+        return Some(Obstacle::Broken(Broken::Architecture {
+            image: image.0.clone(),
+            node: seat.node.facts.arch.0.clone(),
+        }));
     }
     let taint = taints::keeps_off(seat.node, asked.tolerations);
     if let Some(taint) = taint {

@@ -11,6 +11,7 @@ pub mod filter;
 pub mod forecast;
 pub mod load;
 pub mod predict;
+pub mod preempt;
 pub mod rebalance;
 pub mod score;
 pub mod taints;
@@ -49,7 +50,7 @@ pub struct Request<'a> {
 }
 
 /// A node as placement sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Seat<'a> {
     /// The node.
     pub node: &'a NodeRecord,
@@ -61,6 +62,8 @@ pub struct Seat<'a> {
     pub allocatable: Reservation,
     /// What they add up to, with what this plan added.
     pub taken: Reservation,
+    /// What is kept for those that preempt others there.
+    pub claimed: Reservation,
     /// What the host has of each resource; infinite: not known.
     pub capacity: [f32; RESOURCES],
     /// What it is expected to use, with what this plan added.
@@ -68,9 +71,15 @@ pub struct Seat<'a> {
 }
 
 impl Seat<'_> {
-    /// More CPU may be reserved than there is.
-    fn overcommitted(&self) -> bool {
-        self.allocatable.cpu.0 as f32 > self.capacity[CPU]
+    /// What nobody else can have.
+    fn held(&self) -> Reservation {
+        self.taken.plus(self.claimed)
+    }
+
+    /// What its load has against taking `more`.
+    fn busy(&self, more: &Loads, marks: &Watermarks) -> Option<Obstacle> {
+        let overcommitted = self.allocatable.cpu.0 as f32 > self.capacity[CPU];
+        load::obstacle(&self.known, more, &self.capacity, overcommitted, marks)
     }
 }
 
@@ -86,7 +95,7 @@ pub fn capacity(node: &NodeRecord) -> [f32; RESOURCES] {
 }
 
 /// Every node with what is free on it, in the order of ids.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct View<'a> {
     seats: Vec<Seat<'a>>,
     marks: Watermarks,
@@ -101,7 +110,7 @@ impl<'a> View<'a> {
 
     /// The nodes of `state`, of whose load nothing is known; `lost` overrides what their records say.
     pub fn new(state: &'a State, lost: &BTreeMap<NodeId, bool>) -> Self {
-        let seats = state
+        let seats: Vec<_> = state
             .nodes
             .iter()
             .map(|(id, node)| Seat {
@@ -110,11 +119,20 @@ impl<'a> View<'a> {
                 synced: state.connections.get(id).is_some_and(|c| c.synced),
                 allocatable: state.allocatable(node),
                 taken: state.taken_on(*id).reserved,
+                claimed: Reservation::default(),
                 capacity: capacity(node),
                 known: Known::Unwatched,
             })
             .collect();
-        Self::of(seats)
+        let mut view = Self::of(seats);
+        let claims = state.claiming.iter().filter_map(|id| state.containers.get(id));
+        for (claim, container) in claims.filter_map(|c| Some((c.claim?, c))) {
+            if let Some(at) = view.find(claim) {
+                let seat = &mut view.seats[at];
+                seat.claimed = seat.claimed.plus(container.spec.reservation);
+            }
+        }
+        view
     }
 
     /// With what is known of each node's load.
@@ -144,7 +162,7 @@ impl<'a> View<'a> {
         let rest = seat.taken.minus(old);
         // Less than before always fits, even on a node whose capacity has shrunk below what is taken.
         let shrinks = new.cpu <= old.cpu && new.memory <= old.memory && new.disk <= old.disk;
-        if !shrinks && filter::room(seat.allocatable, rest, new).is_some() {
+        if !shrinks && filter::room(seat.allocatable, rest.plus(seat.claimed), new).is_some() {
             return false;
         }
         seat.taken = rest.plus(new);
@@ -211,24 +229,16 @@ impl Search {
 
     /// What stands against a node as it is now; `leaving`: the node that another replica leaves for the one to be placed.
     fn obstacle(&self, view: &View<'_>, seat: usize, leaving: Option<usize>) -> Option<Obstacle> {
-        let uneven = self
-            .distribution
-            .as_ref()
-            .and_then(|spread| spread.obstacle(seat, leaving));
+        let uneven = self.uneven(seat, leaving).map(Obstacle::Broken);
         let seat = &view.seats[seat];
         uneven
-            .map(Obstacle::Broken)
-            .or_else(|| filter::room(seat.allocatable, seat.taken, self.asked))
-            .or_else(|| {
-                let overcommitted = seat.overcommitted();
-                load::obstacle(
-                    &seat.known,
-                    &self.load,
-                    &seat.capacity,
-                    overcommitted,
-                    &view.marks,
-                )
-            })
+            .or_else(|| filter::room(seat.allocatable, seat.held(), self.asked))
+            .or_else(|| seat.busy(&self.load, &view.marks))
+    }
+
+    /// The same, for the sake of other replicas alone.
+    fn uneven(&self, seat: usize, leaving: Option<usize>) -> Option<constraints::Broken> {
+        self.distribution.as_ref()?.obstacle(seat, leaving)
     }
 
     /// Counts one replica less that stays on a node, since this plan removes it.
@@ -292,6 +302,11 @@ impl Search {
         let Some(index) = self.best(view, leaving) else {
             return Err(Box::new(self.refusal(view, leaving)));
         };
+        Ok(self.occupy(view, index))
+    }
+
+    /// Takes the place of one of the nodes in question.
+    fn occupy(&mut self, view: &mut View<'_>, index: usize) -> NodeId {
         let candidate = &mut self.eligible[index];
         candidate.replicas += 1;
         if let Some(distribution) = &mut self.distribution {
@@ -300,7 +315,7 @@ impl Search {
         let seat = &mut view.seats[candidate.seat];
         seat.taken = seat.taken.plus(self.asked);
         seat.known.add(&self.load);
-        Ok(seat.node.id)
+        seat.node.id
     }
 
     /// Whether a node fits now, without taking anything.
@@ -334,7 +349,7 @@ impl Search {
             .and_then(|spread| spread.obstacle_after_one_went(at));
         self.eligible.iter().any(|candidate| candidate.seat == at)
             && uneven.is_none()
-            && filter::room(seat.allocatable, seat.taken.minus(freed), self.asked).is_none()
+            && filter::room(seat.allocatable, seat.held().minus(freed), self.asked).is_none()
     }
 
     fn refusal(&self, view: &View<'_>, leaving: Option<usize>) -> Refusal {

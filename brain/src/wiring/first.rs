@@ -39,6 +39,7 @@ pub(super) async fn prepare(cluster: &Cluster, dir: &Path) -> Result<(), BrainEr
                 quota: Quota::default(),
                 cpu_weight: 100,
                 privileged: false,
+                max_priority: 0,
                 created_at: now.wall,
                 revision: Default::default(),
             }));

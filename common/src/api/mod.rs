@@ -112,6 +112,9 @@ pub struct UpdateTenant {
     /// Whether its services may be privileged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privileged: Option<bool>,
+    /// The highest priority that its services may have without an administrator, -1,000 to 1,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_priority: Option<i32>,
 }
 
 /// A new API token of a tenant, or (tenant `default` with `admin`) of an administrator.

@@ -85,7 +85,8 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
-    /// Whether `other` can be reached from `self` by changing limits of the running container alone.
+    /// Whether `other` can be reached from `self` by changing limits of the running container alone. Where it is to be is the brain's: an agent
+    /// that kept a spec without what it did not know yet must not make the container anew when it does.
     pub fn differs_only_in_limits(&self, other: &Self) -> bool {
         let mut same = other.clone();
         same.limits = self.limits;
@@ -95,6 +96,7 @@ impl ContainerSpec {
         same.health.clone_from(&self.health);
         same.ingress_from.clone_from(&self.ingress_from);
         same.bandwidth = self.bandwidth;
+        same.pool.clone_from(&self.pool);
         same == *self
     }
 }
@@ -130,6 +132,9 @@ pub struct ContainerRecord {
     pub replica: u32,
     /// Where it runs; none while it waits for a node. Never changes once set.
     pub node: Option<NodeId>,
+    /// The node on which room is being made for it: others of lower priority stop there, and what it needs is kept for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<NodeId>,
     /// Why it waits, per cause, when it has no node, or runs without one of its networks (R9).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,

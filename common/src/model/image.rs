@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{TenantId, clip};
-use crate::model::UnixMillis;
+use crate::model::{Architecture, UnixMillis};
 use crate::units::Bytes;
 
 /// A normalised image reference: registry/repository with a tag and/or a digest.
@@ -298,6 +298,9 @@ pub struct LoadedImage {
     pub manifest: Digest,
     /// Every blob it needs with its size: manifest, config, layers.
     pub blobs: Vec<(Digest, Bytes)>,
+    /// The architecture that it is for; none of one that an older brain loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<Architecture>,
     /// When it was loaded.
     pub loaded_at: UnixMillis,
 }

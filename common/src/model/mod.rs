@@ -33,7 +33,7 @@ pub use network::{
 pub use node::{
     Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken, Underlay,
 };
-pub use placement::{Spread, Together};
+pub use placement::{PRIORITIES, Spread, Together};
 pub use pool::{DEFAULT_POOL, PoolRecord, default_pool};
 pub use port::{MAX_PORTS, PortError, Protocol, PublishMode, PublishedPort};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};

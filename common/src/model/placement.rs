@@ -9,6 +9,9 @@ use super::validate::SpecError;
 use crate::id::{Name, clip};
 use crate::model::{MAX_TAINTS, ServiceSpec};
 
+/// The lowest and the highest priority.
+pub const PRIORITIES: std::ops::RangeInclusive<i32> = -1_000..=1_000;
+
 /// Most ways in which one service is spread, and most others that it keeps near.
 const MOST: usize = 8;
 
@@ -139,6 +142,12 @@ impl ServiceSpec {
         self.check_tolerations()?;
         self.check_spread()?;
         self.check_together()?;
+        if !PRIORITIES.contains(&self.priority) {
+            return Err(SpecError::new(
+                "/priority",
+                format!("{} is out of range: -1000 to 1000", self.priority),
+            ));
+        }
         match self.max_per_node {
             Some(most) if !(1..=10_000).contains(&most) => Err(SpecError::new(
                 "/max_per_node",
@@ -249,6 +258,7 @@ mod tests {
                 r#""together":[{"with":"db"},{"with":"db","hard":true}]"#,
             ),
             ("/max_per_node", r#""max_per_node":0"#),
+            ("/priority", r#""priority":1001"#),
         ] {
             let text = format!(r#"{{"name":"web","image":"nginx",{text}}}"#);
             let spec: ServiceSpec = serde_json::from_str(&text).unwrap();

@@ -73,6 +73,10 @@ pub struct ServiceSpec {
     /// Most of its replicas on one node, 1 to 10,000; none: as many as fit, though they keep apart where there is room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_per_node: Option<u32>,
+    /// Who goes first where there is not room for all, -1,000 to 1,000; default 0. A container that fits nowhere preempts some of lower
+    /// priority. Above what its tenant may have, only administrators give it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
     /// When to start a container again.
     #[serde(default, deserialize_with = "strict::restart")]
     pub restart: RestartPolicy,
@@ -132,6 +136,10 @@ pub struct ServiceSpec {
 
 const fn one() -> u32 {
     1
+}
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+const fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 const fn ten() -> u32 {
     10
@@ -277,6 +285,7 @@ impl ServiceSpec {
             spread: Vec::new(),
             together: Vec::new(),
             max_per_node: None,
+            priority: 0,
             restart: RestartPolicy::default(),
             stop_grace_secs: 10,
             stop_signal: None,

@@ -61,6 +61,9 @@ pub struct TenantRecord {
     /// Whether its services may be `privileged`.
     #[serde(default)]
     pub privileged: bool,
+    /// The highest priority that its services may have without an administrator, -1,000 to 1,000; default 0.
+    #[serde(default)]
+    pub max_priority: i32,
     /// When it was made.
     pub created_at: UnixMillis,
     /// Store revision of its last change.

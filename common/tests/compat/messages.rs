@@ -288,6 +288,7 @@ pub fn brain_replies() -> Vec<(&'static str, BrainReply)> {
                     reference: reference(),
                     manifest: digest(),
                     blobs: vec![(digest(), Bytes(1234))],
+                    arch: None,
                     loaded_at: UnixMillis(1_700_000_000_000),
                 }),
             },

@@ -311,6 +311,9 @@ pub enum TenantCommand {
         /// Whether its services may be privileged.
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         privileged: Option<bool>,
+        /// Highest priority that its services may have without an administrator, -1000 to 1000.
+        #[arg(long, allow_hyphen_values = true)]
+        max_priority: Option<i32>,
     },
     /// Make, list or revoke a tenant's API tokens
     #[command(after_help = "Examples:

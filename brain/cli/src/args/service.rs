@@ -116,6 +116,9 @@ pub struct SpecArgs {
     /// Most replicas on one node; 0 for no limit.
     #[arg(long, value_name = "N", help_heading = "Places")]
     pub max_per_node: Option<u32>,
+    /// Who goes first where there is not room for all, -1000 to 1000: those of lower priority make room.
+    #[arg(long, allow_hyphen_values = true, help_heading = "Places")]
+    pub priority: Option<i32>,
     /// Network to be on, the first with the default route; none for none at all. Default: default.
     #[arg(long, value_name = "NAME")]
     pub network: Vec<String>,

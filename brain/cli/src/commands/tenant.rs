@@ -65,6 +65,7 @@ pub async fn tenant(session: &Session, command: TenantCommand) -> Result<(), Fai
             quota,
             cpu_weight,
             privileged,
+            max_priority,
         } => {
             let url = client.url(&["tenants", name.as_str()], &[]);
             let current: TenantRecord = client.get(url.clone()).await?;
@@ -73,6 +74,7 @@ pub async fn tenant(session: &Session, command: TenantCommand) -> Result<(), Fai
                 quota: (wanted != current.quota).then_some(wanted),
                 cpu_weight,
                 privileged,
+                max_priority,
             };
             let now: TenantRecord = client.call(Method::PATCH, url, Some(&body)).await?;
             session.show(&now, |style, at| {

@@ -65,6 +65,7 @@ fn run_sends_the_spec_and_waits() {
         "--spread=zone,hard",
         "--together=db,by=zone",
         "--max-per-node=2",
+        "--priority=-5",
         "--",
         "sleep",
         "--help",
@@ -88,6 +89,7 @@ fn run_sends_the_spec_and_waits() {
         (&body["pool"], &body["max_per_node"]),
         (&"batch".into(), &2.into())
     );
+    assert_eq!(body["priority"], -5);
     assert_eq!(body["tolerations"], serde_json::json!(["gpu"]));
     assert_eq!(
         body["spread"],

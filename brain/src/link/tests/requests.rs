@@ -125,6 +125,7 @@ async fn r7_images_go_to_nodes_that_need_them_only() {
         reference: reference.clone(),
         manifest: listed,
         blobs,
+        arch: None,
         loaded_at: UnixMillis(1),
     };
     bench

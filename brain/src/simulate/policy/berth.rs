@@ -152,6 +152,7 @@ impl Policy for Berth {
                 ..reserved(cluster.scenario.allocatable(), settings.host_memory_mib)
             },
             taken: reserved(cluster.hosts[host].cpu, cluster.hosts[host].memory_mib),
+            claimed: Reservation::default(),
             capacity: crate::scheduler::capacity(node),
             known: self.known(host, now),
         });

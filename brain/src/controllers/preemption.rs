@@ -1,0 +1,244 @@
+//! Preemption: making room for a container that fits nowhere by stopping others of lower rank on one node.
+//!
+//! The container claims the node: what it needs is kept there, against everybody, while the others stop, and is its own once they have
+//! gone (R4). Those that go get successors, which look for places like any container, and both sides are told in words.
+
+use std::collections::BTreeSet;
+
+use berth_common::id::{ContainerId, NodeId, ServiceId, TenantId};
+use berth_common::model::{ContainerRecord, Reservation, RunState};
+
+use super::context::{Context, ended, label};
+use super::services::{Live, Pass};
+use super::wishes;
+use crate::scheduler::preempt::{Eviction, Occupants, Rank, Victim};
+use crate::scheduler::{Search, View};
+
+/// What preemption has done and found out in one plan.
+#[derive(Debug, Default)]
+pub(super) struct Preemption {
+    /// Containers that were preempted.
+    pub gone: BTreeSet<ContainerId>,
+    /// Their services, which are planned again on the state without them.
+    pub disturbed: BTreeSet<ServiceId>,
+    /// The lowest rank there is.
+    lowest: Option<Option<Rank>>,
+    /// Containers that have a successor, which may not lose their place twice.
+    superseded: Option<BTreeSet<ContainerId>>,
+}
+
+impl Context<'_, '_> {
+    fn lowest_rank(&mut self) -> Option<Rank> {
+        let state = self.state;
+        *self.preemption.lowest.get_or_insert_with(|| {
+            state
+                .services
+                .values()
+                .map(|service| Rank::of(&service.spec))
+                .min()
+        })
+    }
+
+    fn superseded(&mut self) -> &BTreeSet<ContainerId> {
+        let state = self.state;
+        self.preemption.superseded.get_or_insert_with(|| {
+            let live = state.containers.values().filter(|c| !c.removing);
+            live.filter_map(|c| c.replaces).collect()
+        })
+    }
+
+    /// Set aside on a node by containers that are being stopped.
+    fn going(&self, node: NodeId) -> Reservation {
+        let on = self.state.containers_on(node);
+        on.filter(|c| !self.deleted.contains(&c.id) && (c.removing || self.preemption.gone.contains(&c.id)))
+            .fold(Reservation::default(), |sum, c| sum.plus(c.spec.reservation))
+    }
+
+    /// Stops a container for another, and makes it a successor that looks for a place.
+    fn evict(&mut self, victim: &ContainerRecord, why: &str) {
+        self.put(ContainerRecord {
+            removing: true,
+            waiting: None,
+            ..victim.clone()
+        });
+        let id = self.fresh_id();
+        self.put(ContainerRecord {
+            id,
+            node: None,
+            claim: None,
+            waiting: Some(format!("{why}; it looks for another place")),
+            replaces: Some(victim.id),
+            endpoints: Vec::new(),
+            created_at: self.input.now.wall,
+            revision: Default::default(),
+            ..victim.clone()
+        });
+        self.preemption.gone.insert(victim.id);
+        self.preemption.disturbed.insert(victim.service);
+    }
+
+    /// A container as one tenant may know of it, with its priority.
+    fn told_to(&self, tenant: TenantId, of: TenantId, name: &str, rank: Rank) -> String {
+        let priority = rank.priority;
+        match tenant == of {
+            true => format!("{name} (priority {priority})"),
+            false => format!("another tenant's container (priority {priority})"),
+        }
+    }
+}
+
+impl Pass<'_, '_, '_> {
+    /// Where room can be made for one more container of this service, and who goes for it; none if nowhere.
+    pub fn find_room(&mut self) -> Option<Eviction> {
+        let rank = Rank::of(&self.service.spec);
+        // What is not to run needs no room at once.
+        if self.hopeless || self.service.run != RunState::Running || self.cx.lowest_rank() >= Some(rank) {
+            return None;
+        }
+        self.prepare();
+        self.cx.view();
+        self.cx.superseded();
+        let cx = &*self.cx;
+        let (search, view) = (self.search.as_ref()?, cx.view.as_ref()?);
+        let near: Vec<_> = self.service.spec.together.iter().filter(|one| one.hard).collect();
+        let may_go = |c: &ContainerRecord| -> Option<Victim> {
+            let service = cx.state.services.get(&c.service)?;
+            let seen = cx.state.observed.get(&c.id).map(|seen| &**seen);
+            // A service that was planned already may have done something about this container; who must be near another can't take its
+            // place; and what has ended would begin anew.
+            let wanted = near
+                .iter()
+                .any(|one| c.tenant == self.service.tenant && one.with == c.service_name);
+            let free = !c.removing
+                && !cx.deleted.contains(&c.id)
+                && !cx.preemption.gone.contains(&c.id)
+                && !cx.planned.contains(&c.service)
+                && !cx
+                    .preemption
+                    .superseded
+                    .as_ref()
+                    .is_some_and(|all| all.contains(&c.id))
+                && c.replaces
+                    .is_none_or(|old| cx.state.containers.get(&old).is_none_or(|old| old.removing))
+                && !wanted
+                && !ended(c, seen);
+            let victim = Victim {
+                id: c.id,
+                rank: Rank::of(&service.spec),
+                reservation: c.spec.reservation,
+            };
+            (free && victim.rank < rank).then_some(victim)
+        };
+        let occupants = |node| Occupants {
+            going: cx.going(node),
+            victims: cx.state.containers_on(node).filter_map(|c| may_go(c)).collect(),
+        };
+        let elsewhere = |trial: &mut View<'_>, id| {
+            let found = cx.state.containers.get(&id);
+            found.is_some_and(|c: &std::sync::Arc<ContainerRecord>| {
+                let (Some(node), Some(service)) = (c.node, cx.state.services.get(&c.service)) else {
+                    return false;
+                };
+                let request = wishes::request(cx.state, service, &c.spec, &BTreeSet::new());
+                Search::new(trial, &request).take_elsewhere(trial, node)
+            })
+        };
+        let found = search.eviction(view, None, occupants, elsewhere);
+        // What holds for one holds for its equals.
+        self.hopeless = found.is_none();
+        found
+    }
+
+    /// Claims the place that `eviction` makes, and stops those that go for it.
+    pub fn make_room(&mut self, container: &mut ContainerRecord, eviction: &Eviction) {
+        let node = eviction.node;
+        let place = self.cx.node_name(node);
+        if let Some(search) = &mut self.search {
+            search.claim(self.cx.view(), node);
+        }
+        container.claim = Some(node);
+        let (tenant, rank) = (container.tenant, Rank::of(&self.service.spec));
+        let state = self.cx.state;
+        let victims: Vec<_> = eviction
+            .victims
+            .iter()
+            .filter_map(|id| state.containers.get(id))
+            .collect();
+        let own = label(container);
+        let mut told = Vec::new();
+        for victim in victims {
+            let theirs = state
+                .services
+                .get(&victim.service)
+                .map_or(rank, |service| Rank::of(&service.spec));
+            let sentence = |cx: &Context<'_, '_>, to| {
+                let (gone, come) = (
+                    cx.told_to(to, victim.tenant, &label(victim), theirs),
+                    cx.told_to(to, tenant, &own, rank),
+                );
+                format!("preempted {gone} on {place} for {come}")
+            };
+            let (there, here) = (sentence(self.cx, victim.tenant), sentence(self.cx, tenant));
+            self.cx.container_event("preempted", victim, there.clone());
+            self.cx.container_event("preempts", container, here);
+            if victim.tenant != tenant {
+                let name = |tenant| {
+                    state
+                        .tenants
+                        .get(&tenant)
+                        .map_or_else(String::new, |t| t.name.to_string())
+                };
+                let text = format!(
+                    "preempted {} of {} (priority {}) for {own} of {} (priority {})",
+                    label(victim),
+                    name(victim.tenant),
+                    theirs.priority,
+                    name(tenant),
+                    rank.priority
+                );
+                self.cx.event("preempted", None, format!("node {place}"), text);
+            }
+            self.cx.evict(victim, &there);
+            told.push(self.cx.told_to(tenant, victim.tenant, &label(victim), theirs));
+        }
+        let waiting = match told.is_empty() {
+            true => format!("waits for room on {place}, where others are being stopped"),
+            false => format!("waits for room on {place}, where it preempts {}", told.join(", ")),
+        };
+        self.tell_waiting(container.waiting.as_deref(), &waiting);
+        container.waiting = Some(waiting);
+    }
+
+    /// Takes the place that a container has claimed, or goes on waiting for it; false if there is nothing to wait for any more.
+    pub fn redeem(&mut self, one: &mut Live) -> Option<Redeemed> {
+        let node = one.record.claim.take()?;
+        let kept = one
+            .original
+            .as_ref()
+            .map_or(one.record.spec.reservation, |old| old.spec.reservation);
+        self.prepare();
+        let going = self.cx.going(node);
+        // Of a node that is being reconnected it is not known what has stopped there; it will be.
+        let away = !self.cx.lost(node) && !self.cx.current(node) && self.cx.node(node).is_some();
+        let search = self.search.as_mut().expect("prepared just before");
+        let view = self.cx.view();
+        search.unclaim(view, node, kept);
+        if search.take(view, node) {
+            return Some(Redeemed::Placed(node));
+        }
+        if away || search.fits_without(view, node, going) {
+            search.claim(view, node);
+            one.record.claim = Some(node);
+            return Some(Redeemed::Waits);
+        }
+        None
+    }
+}
+
+/// What became of a claim.
+pub(super) enum Redeemed {
+    /// The container has its place.
+    Placed(NodeId),
+    /// Others are still being stopped.
+    Waits,
+}
