@@ -96,6 +96,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Silence after which a node is lost and its containers are replaced, seconds, 3 to 3,600.
     pub lease_secs: u32,
+    /// Move containers away from nodes that stay too hot. Default true.
+    pub rebalance: bool,
     /// How long a node's certificate is valid, seconds, 30 to 31,536,000 (a year). Agents renew at two thirds of it.
     pub node_certificate_secs: u32,
     /// More DNS names for the brain's certificate. Those in `advertise` are in it anyway.
@@ -118,6 +120,7 @@ impl Default for Config {
             advertise: Vec::new(),
             state_dir: "/var/lib/berth-brain".into(),
             lease_secs: 10,
+            rebalance: true,
             node_certificate_secs: 30 * 86_400,
             tls_names: Vec::new(),
             program_dir: PathBuf::new(),

@@ -13,6 +13,7 @@ pub mod controllers;
 pub mod images;
 pub mod link;
 pub mod network_check;
+pub mod outlook;
 pub mod scheduler;
 pub mod simulate;
 pub mod store;

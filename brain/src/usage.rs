@@ -109,6 +109,20 @@ impl UsageBook {
         })
     }
 
+    /// Shows what a node last said of itself and its containers.
+    pub fn show<T>(
+        &self,
+        node: NodeId,
+        look: impl FnOnce(&NodeUsage, &mut dyn Iterator<Item = &ContainerUsage>) -> T,
+    ) -> Option<T> {
+        let pages = self.pages.lock();
+        let page = pages.get(&node)?;
+        Some(look(
+            &page.node,
+            &mut page.containers.values().map(|(usage, _)| usage),
+        ))
+    }
+
     /// Drops what is known of a node that is no more.
     pub fn forget(&self, node: NodeId) {
         self.pages.lock().remove(&node);

@@ -1,13 +1,16 @@
 //! Live load. A tenant sees its own containers and its private nodes; a load that is not known is absent, never zero.
 
 use axum::extract::State as Extract;
-use berth_common::api::{ContainerLoad, NodeLoad, UsageView};
+use berth_common::api::{ContainerLoad, ExpectedLoad, NodeLoad, UsageView};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
 use super::problem::Json;
 use super::{ApiState, nodes, views};
+use crate::outlook::Parts;
+use crate::scheduler::forecast::{CPU, DISK, MEMORY, NETWORK, plus};
+use crate::scheduler::load::Watermarks;
 
 /// Routes of this module.
 pub fn routes() -> OpenApiRouter<ApiState> {
@@ -20,7 +23,7 @@ pub fn routes() -> OpenApiRouter<ApiState> {
 async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageView> {
     let state = api.cluster.snapshot();
     let now_ms = api.cluster.now().mono_ms;
-    let book = api.cluster.usage();
+    let (book, outlook) = (api.cluster.usage(), api.cluster.outlook());
     let nodes = state
         .node_names
         .values()
@@ -34,6 +37,7 @@ async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageVie
                 capacity: node.facts.capacity,
                 allocatable: state.allocatable(node),
                 reserved: state.taken_on(node.id).reserved,
+                expected: outlook.parts(node.id).map(expected),
                 age_ms: reading.as_ref().map(|reading| reading.age_ms),
                 usage: reading.map(|reading| reading.usage),
             }
@@ -57,4 +61,19 @@ async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageVie
         })
         .collect();
     Json(UsageView { nodes, containers })
+}
+
+/// What a node is expected to use, in the API's words.
+fn expected(parts: Parts) -> ExpectedLoad {
+    let all = plus(parts.foreign, parts.containers);
+    let high = |of: usize| all[of].high(Watermarks::default().deviations);
+    ExpectedLoad {
+        cpu: all[CPU].mean as u32,
+        cpu_high: high(CPU) as u32,
+        cpu_foreign: parts.foreign[CPU].mean as u32,
+        memory: all[MEMORY].mean as u64,
+        memory_foreign: parts.foreign[MEMORY].mean as u64,
+        disk_bps: all[DISK].mean as u64,
+        net_bps: all[NETWORK].mean as u64,
+    }
 }

@@ -37,6 +37,7 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::controllers::{NewEvent, Now};
+use crate::outlook::{self, Watched};
 use crate::store::{Store, StoreError};
 use crate::usage::UsageBook;
 use feed::Feed;
@@ -96,6 +97,7 @@ struct Shared {
     feed_from: Revision,
     events: EventLog,
     usage: UsageBook,
+    outlook: Watched,
     heard: RwLock<HashMap<NodeId, Arc<AtomicU64>>>,
     generations: RwLock<HashMap<NodeId, watch::Sender<Generation>>>,
     /// Ticks when what a node has to know of its neighbours may have changed.
@@ -171,12 +173,14 @@ impl Cluster {
             feed_from,
             events: EventLog::new(UnixMillis::now()),
             usage: UsageBook::default(),
+            outlook: Watched::default(),
             heard: RwLock::default(),
             generations: RwLock::new(generations),
             neighbours: RwLock::default(),
             started: Instant::now(),
             beat: AtomicU64::new(0),
         });
+        shared.outlook.reset(&shared.state.read());
         let (queue, inbox) = mpsc::channel(QUEUE);
         tokio::spawn(writer::run(Arc::clone(&shared), store, settings, inbox));
         Ok(Self { shared, queue })
@@ -308,6 +312,21 @@ impl Cluster {
     /// Last usage reports.
     pub fn usage(&self) -> &UsageBook {
         &self.shared.usage
+    }
+
+    /// What nodes are expected to use now.
+    pub fn outlook(&self) -> outlook::At<'_> {
+        self.shared.outlook.at(self.shared.now().mono_ms)
+    }
+
+    /// Takes a sample of what a node last said of its load, if it is time for one.
+    pub fn sample(&self, node: NodeId) {
+        let now = outlook::seconds(self.shared.now().mono_ms);
+        if self.shared.outlook.due(node, now) {
+            self.shared.usage.show(node, |usage, containers| {
+                self.shared.outlook.sample(node, now, usage, containers);
+            });
+        }
     }
 
     /// Now.

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, Change, ClusterSettings, Committed, Message, Shared, State, keys};
 use crate::controllers::{self, Dirty, Input, NewEvent, Now};
+use crate::outlook::Watched;
 use crate::store::{Op, Outcome, Store, StoreError};
 
 /// Messages taken into one transaction. Bounds how long the first of them waits.
@@ -48,7 +49,12 @@ impl Batch {
         }
     }
 
-    fn apply(&mut self, changes: Vec<Change>, state: &State) -> Result<(), serde_json::Error> {
+    fn apply(
+        &mut self,
+        changes: Vec<Change>,
+        state: &State,
+        outlook: &Watched,
+    ) -> Result<(), serde_json::Error> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -56,6 +62,7 @@ impl Batch {
         self.transient
             .extend(changes.iter().filter(|c| !c.durable()).cloned());
         for change in self.working.apply(changes, state.revision.next()) {
+            outlook.follow(&change);
             if let Some(op) = keys::op(&change)? {
                 self.durable.insert(op.key().to_owned(), (op, change));
             }
@@ -84,6 +91,7 @@ impl Batch {
                 last_heard: &last_heard,
                 lease_ms: settings.lease_ms,
                 patient_until_ms: settings.patience_ms,
+                outlook: &shared.outlook.at(now.mono_ms),
             };
             let plan = controllers::plan(&input, &mut new_id);
             if let Some(at) = plan.recheck_at_ms {
@@ -96,7 +104,7 @@ impl Batch {
                 }
             }
             self.events.extend(plan.events);
-            self.apply(plan.changes, state)?;
+            self.apply(plan.changes, state, &shared.outlook)?;
             // What a plan did is what it wanted: only room it freed, or new facts, are worth another look.
             self.dirty.leases = false;
         }
@@ -139,9 +147,10 @@ pub async fn run(
         let state = Arc::clone(&shared.state.read());
         let mut batch = Batch::new(&state, std::mem::take(&mut dirty));
         let mut pending = Vec::new();
-        let result = fill(&mut batch, messages, &mut pending, &state, now)
+        let result = fill(&mut batch, messages, &mut pending, &shared, &state, now)
             .and_then(|()| batch.plan(&shared, &state, settings, now));
         if let Err(error) = result {
+            shared.outlook.reset(&state);
             fail(
                 pending,
                 &Problem::new(ErrorKind::Internal, format!("a record can't be written: {error}")),
@@ -164,6 +173,7 @@ pub async fn run(
                 Ok(()) => commits += 1,
                 Err(problem) => {
                     tracing::error!(%problem, "a write was refused");
+                    shared.outlook.reset(&state);
                     fail(pending, &problem);
                     // What nodes said is true all the same; what was planned is planned again.
                     let mut kept = (*state).clone();
@@ -213,6 +223,7 @@ fn fill(
     batch: &mut Batch,
     messages: Vec<Message>,
     pending: &mut Vec<Pending>,
+    shared: &Shared,
     state: &State,
     now: Now,
 ) -> Result<(), serde_json::Error> {
@@ -220,7 +231,7 @@ fn fill(
         match message {
             Message::Write(propose, answer) => match propose(&batch.working, now) {
                 Ok((changes, events, value)) => {
-                    batch.apply(changes, state)?;
+                    batch.apply(changes, state, &shared.outlook)?;
                     batch.events.extend(events);
                     pending.push(Pending {
                         answer,
@@ -234,7 +245,7 @@ fn fill(
                 }),
             },
             Message::Report(changes, events) => {
-                batch.apply(changes, state)?;
+                batch.apply(changes, state, &shared.outlook)?;
                 batch.events.extend(events);
             }
         }

@@ -52,7 +52,8 @@ impl<'a, 'n> Context<'a, 'n> {
     /// The nodes with what is free, built when a plan first needs it: most plans place nothing.
     pub fn view(&mut self) -> &mut View<'a> {
         self.view.get_or_insert_with(|| {
-            let mut view = View::new(self.state, &self.turned);
+            let outlook = self.input.outlook;
+            let mut view = View::new(self.state, &self.turned).with_loads(|node| outlook.known(node));
             for (node, reservation) in self.released.drain(..) {
                 view.release(node, reservation);
             }

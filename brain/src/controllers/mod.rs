@@ -3,6 +3,7 @@
 //! The one writer runs [`plan`] after every batch of writes, on the state that contains them, and commits what it returns
 //! in the same transaction. So a service and the placement of its containers become durable and visible together.
 
+pub mod balance;
 pub mod commands;
 mod context;
 mod dirty;
@@ -43,6 +44,7 @@ use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
 use berth_common::model::UnixMillis;
 
 use crate::cluster::{Change, State};
+use crate::outlook::Outlook;
 use crate::scheduler::preempt::Rank;
 use context::Context;
 
@@ -86,6 +88,8 @@ pub struct Input<'a> {
     pub lease_ms: u64,
     /// Until when nodes that were never heard count as just heard, monotonic milliseconds.
     pub patient_until_ms: u64,
+    /// What is known of load.
+    pub outlook: &'a dyn Outlook,
 }
 
 /// Something to tell people.

@@ -66,6 +66,7 @@ impl Context<'_, '_> {
             id,
             node: None,
             claim: None,
+            moves: None,
             waiting: Some(format!("{why}; it looks for another place")),
             replaces: Some(victim.id),
             endpoints: Vec::new(),

@@ -140,12 +140,23 @@ impl Pass<'_, '_, '_> {
     }
 
     /// Moves a container off a node that it must leave: one at a time, the new one first.
-    pub fn evacuate(&mut self, current: Live, flight: &mut Flight) {
+    pub fn evacuate(&mut self, mut current: Live, flight: &mut Flight) {
         let idle = self.idle(&current);
-        if !idle && (flight.failing || flight.unsettled > 0) {
-            return self.keep(current);
-        }
-        let Ok(node) = self.place(current.record.node) else {
+        let busy = !idle && (flight.failing || flight.unsettled > 0);
+        let chosen = current.record.moves.as_ref().map(|moves| moves.to);
+        let node = match chosen {
+            _ if busy => None,
+            Some(to) => self.take(to).then_some(to),
+            None => self.place(current.record.node).ok(),
+        };
+        let Some(node) = node else {
+            // What was decided for the load of a moment is not kept for another.
+            if chosen.is_some() {
+                self.give_up(
+                    &mut current,
+                    "it no longer fits there, or others of its service are being replaced",
+                );
+            }
             return self.keep(current);
         };
         let text = format!(
@@ -171,6 +182,14 @@ impl Pass<'_, '_, '_> {
             ..New::default()
         });
         flight.unsettled += 1;
+    }
+
+    /// Gives up a move that was decided for the sake of load.
+    pub fn give_up(&mut self, current: &mut Live, why: &str) {
+        if let Some(moves) = current.record.moves.take() {
+            let text = format!("does not move to {}: {why}", self.cx.node_name(moves.to));
+            self.cx.container_event("stays", &current.record, text);
+        }
     }
 
     /// Whether a replacement has run long enough to count: `settle_ms`, or, if it has fallen over before, as long as

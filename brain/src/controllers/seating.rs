@@ -38,6 +38,15 @@ pub(super) fn remove(cx: &mut Context<'_, '_>, container: &ContainerRecord) {
     }
 }
 
+/// Milliseconds until what found no place for load's sake looks again.
+const BUSY_MS: u64 = 5_000;
+
+/// Whether two refusals tell the same with other numbers.
+fn same_but_for_numbers(one: &str, other: &str) -> bool {
+    let words = |text: &str| -> String { text.chars().filter(|c| !c.is_ascii_digit()).collect() };
+    words(one) == words(other)
+}
+
 impl Pass<'_, '_, '_> {
     /// Seats a container that has no node, or says why not.
     pub fn seat(&mut self, one: &mut Live) {
@@ -93,8 +102,16 @@ impl Pass<'_, '_, '_> {
                     None => refusal.to_string(),
                     Some((name, node)) => format!("{refusal}; {name} on {node} is still stopping"),
                 };
-                self.tell_waiting(one.record.waiting.as_deref(), &waiting);
-                one.record.waiting = Some(waiting);
+                // Only its numbers moved: that is no news, and no write worth.
+                if !one
+                    .record
+                    .waiting
+                    .as_deref()
+                    .is_some_and(|old| same_but_for_numbers(old, &waiting))
+                {
+                    self.tell_waiting(one.record.waiting.as_deref(), &waiting);
+                    one.record.waiting = Some(waiting);
+                }
             }
         }
     }
@@ -192,6 +209,7 @@ impl Pass<'_, '_, '_> {
             replica,
             node,
             claim: None,
+            moves: None,
             waiting,
             spec: self.want.clone(),
             service_generation: self.service.generation,
@@ -229,9 +247,23 @@ impl Pass<'_, '_, '_> {
             // With one more, a place may have become even enough that was not.
             Ok(_) if search.asks_who_leaves() => self.refused.clear(),
             Ok(_) => {}
-            Err(refusal) => drop(self.refused.insert(leaving, refusal.clone())),
+            Err(refusal) => {
+                // Load falls without anything being told of it.
+                if refusal.may_pass() {
+                    let again = self.cx.input.now.mono_ms + BUSY_MS;
+                    self.cx.recheck(self.service.id, again);
+                }
+                self.refused.insert(leaving, refusal.clone());
+            }
         }
         placed
+    }
+
+    /// Takes a place on this node and no other, if one more fits there.
+    pub fn take(&mut self, node: NodeId) -> bool {
+        self.prepare();
+        let search = self.search.as_mut().expect("prepared just before");
+        search.take(self.cx.view(), node)
     }
 
     /// Whether the successor would find room once `current` is gone, on its node or already elsewhere.
@@ -248,7 +280,8 @@ impl Pass<'_, '_, '_> {
 
     pub fn prepare(&mut self) {
         if self.search.is_none() {
-            let request = wishes::request(self.cx.state, self.service, &self.want, &self.gone);
+            let mut request = wishes::request(self.cx.state, self.service, &self.want, &self.gone);
+            request.load = self.cx.input.outlook.newcomer(self.service.id, &self.want);
             self.search = Some(Search::new(self.cx.view(), &request));
         }
     }

@@ -158,6 +158,10 @@ impl<'a> Pass<'_, 'a, '_> {
             let Some(mut current) = slot.current.take() else {
                 return;
             };
+            // What only moves for the sake of load gives up at the first trouble.
+            if current.record.moves.is_some() && failing(&next.record, self.seen(&next.record)) {
+                self.give_up(&mut current, "its successor fails");
+            }
             let stranded = next.record.node.is_none_or(|node| self.cx.lost(node));
             let unwanted = self.outdated(&next) || !self.must_leave(&current);
             // Whoever serves alone stays, wanted or not: taking it away would leave the slot with nobody.
@@ -216,8 +220,13 @@ impl<'a> Pass<'_, 'a, '_> {
         one.record.node.is_some_and(|node| self.cx.lost(node))
     }
 
-    /// Its node is being emptied, or no longer wants it.
+    /// Its node is being emptied, or no longer wants it, or it had better be elsewhere.
     pub fn leaving(&self, one: &Live) -> bool {
+        one.record.moves.is_some() || self.driven_away(one)
+    }
+
+    /// Its node is being emptied, or no longer wants it.
+    fn driven_away(&self, one: &Live) -> bool {
         let node = one.record.node.and_then(|node| self.cx.node(node));
         node.is_some_and(|node| {
             node.draining || taints::drives_away(node, &self.service.spec.tolerations).is_some()
@@ -230,6 +239,9 @@ impl<'a> Pass<'_, 'a, '_> {
         let taint = node
             .filter(|node| !node.draining)
             .and_then(|node| taints::drives_away(node, &self.service.spec.tolerations));
+        if let (false, Some(moves)) = (self.driven_away(one), &one.record.moves) {
+            return moves.why.clone();
+        }
         match taint {
             Some(taint) => format!("the node has the taint {taint}"),
             None => "the node is being drained".to_owned(),

@@ -118,6 +118,7 @@ impl World {
             last_heard: &heard,
             lease_ms: LEASE_MS,
             patient_until_ms: self.patient_until_ms,
+            outlook: &crate::outlook::Unwatched,
         };
         let mut ids = self.ids;
         plan(&input, &mut || {

@@ -203,6 +203,7 @@ mod tests {
             replica: n as u32 + 1,
             node: on.map(node_id),
             claim: None,
+            moves: None,
             waiting: None,
             spec: service(1, 1, "web", 1, Bytes::mib(64))
                 .spec

@@ -454,7 +454,9 @@ impl Session<'_> {
             cluster.heard(node);
             let (state, now) = (cluster.snapshot(), cluster.now().mono_ms);
             let own = |id| state.containers.get(&id).is_some_and(|c| c.node == Some(node));
-            cluster.usage().record(node, self.member.serial, report, now, own);
+            if cluster.usage().record(node, self.member.serial, report, now, own) {
+                cluster.sample(node);
+            }
         }
     }
 

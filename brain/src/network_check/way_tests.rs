@@ -54,6 +54,7 @@ fn state(containers: &[Placed<'_>], nodes: Vec<NodeRecord>) -> State {
             replica: *n as u32,
             node: on.map(node_id),
             claim: None,
+            moves: None,
             waiting: None,
             spec: record.spec.container_spec().unwrap(),
             service_generation: 1,

@@ -174,6 +174,19 @@ impl<N: Copy + Eq + Hash, C: Copy + Eq + Hash, S: Copy + Eq + Hash> Forecast<N, 
         }
     }
 
+    /// Drops the containers that `keep` does not hold for.
+    pub fn keep(&mut self, keep: impl Fn(C) -> bool) {
+        let gone: Vec<C> = self.members.keys().copied().filter(|one| !keep(*one)).collect();
+        for container in gone {
+            self.unassign(container);
+        }
+    }
+
+    /// Whether a node has said nothing at all yet.
+    pub fn never_heard(&self, node: N) -> bool {
+        self.nodes.get(&node).is_none_or(|held| held.heard.is_none())
+    }
+
     /// Whether a node's next report is worth a sample at `now`.
     pub fn due(&self, node: N, now: u32) -> bool {
         let heard = self.nodes.get(&node).and_then(|held| held.heard);

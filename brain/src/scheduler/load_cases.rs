@@ -20,6 +20,17 @@ fn sample(cpu: f32) -> [Option<f32>; RESOURCES] {
     [Some(cpu), Some(cpu * 1e5), None, None]
 }
 
+/// Everything fits everywhere but for its load.
+struct Anywhere;
+
+impl<N, C> rebalance::Room<N, C> for Anywhere {
+    fn fits(&mut self, _: N, _: C) -> bool {
+        true
+    }
+
+    fn take(&mut self, _: N, _: C) {}
+}
+
 fn cpu(mean: f32, variance: f32) -> Loads {
     let mut loads = Loads::default();
     loads[CPU] = Load { mean, variance };
@@ -210,7 +221,7 @@ proptest! {
                     takes: true,
                 }
             }).collect();
-            let shifts = rebalance::plan(&mut hosts, marks, budget, &mut memory, round * 10, &mut |_, _| true, &mut |_, _| {});
+            let shifts = rebalance::plan(&mut hosts, marks, budget, &mut memory, round * 10, &mut Anywhere).shifts;
             for shift in &shifts {
                 prop_assert_eq!(at[shift.container], shift.from);
                 at[shift.container] = shift.to;
@@ -250,16 +261,17 @@ fn a_node_that_is_hot_from_load_that_is_not_ours_causes_no_endless_moving() {
         // What uses nearly nothing gains nothing elsewhere, and would cool nothing.
         let mut hosts = [host(1, 15_900.0, vec![small(1), small(2)]), host(2, 0.0, vec![])];
         let budget = Budget::default();
-        let shifts = rebalance::plan(
+        let decided = rebalance::plan(
             &mut hosts,
             Watermarks::default(),
             budget,
             &mut memory,
             round * 10,
-            &mut |_, _| true,
-            &mut |_, _| {},
+            &mut Anywhere,
         );
-        assert!(shifts.is_empty(), "{shifts:?}");
+        assert!(decided.shifts.is_empty(), "{decided:?}");
+        // It is hot in its third round, and told of then alone.
+        assert_eq!(decided.stuck, if round == 2 { vec![1] } else { vec![] });
     }
 }
 
@@ -292,9 +304,9 @@ fn one_hot_round_moves_nothing_and_what_moved_rests() {
             budget,
             &mut memory,
             now,
-            &mut |_, _| true,
-            &mut |_, _| {},
+            &mut Anywhere,
         )
+        .shifts
     };
     for (now, hot) in [(0, true), (10, true), (20, false), (30, true), (40, true)] {
         assert!(round(now, hot).is_empty(), "at {now}");

@@ -149,6 +149,14 @@ impl Search {
         Some(going)
     }
 
+    /// Whether it fits on this node.
+    pub fn fits(&self, view: &View<'_>, node: NodeId) -> bool {
+        view.find(node).is_some_and(|seat| {
+            self.eligible.iter().any(|candidate| candidate.seat == seat)
+                && self.obstacle(view, seat, None).is_none()
+        })
+    }
+
     /// Takes a place on this node and no other, if it fits there.
     pub fn take(&mut self, view: &mut View<'_>, node: NodeId) -> bool {
         let Some(seat) = view.find(node) else { return false };

@@ -8,7 +8,7 @@
 //! moves, so a node that is hot from load that is not ours loses what suffers there, once, and nothing follows; a container that moved
 //! rests, and so does its destination.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::forecast::{Loads, RESOURCES, minus, plus};
 use super::load::{self, Watermarks};
@@ -70,6 +70,8 @@ pub struct Host<N, C> {
 pub struct Memory<N, C> {
     /// For how many rounds each node has been hot.
     hot: BTreeMap<N, u32>,
+    /// Nodes that nothing can be done for.
+    stuck: BTreeSet<N>,
     /// When what moved last moved, seconds.
     moved: BTreeMap<C, u32>,
 }
@@ -78,6 +80,7 @@ impl<N, C> Default for Memory<N, C> {
     fn default() -> Self {
         Self {
             hot: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             moved: BTreeMap::new(),
         }
     }
@@ -102,17 +105,32 @@ pub struct Shift<N, C> {
     pub there: f32,
 }
 
-/// One round. `fits(to, container)` says whether a destination takes a container by all but its load: reservations and constraints,
-/// with the moves of this round that were told it by `take(to, container)`.
+/// Where containers can be, by all but their load.
+pub trait Room<N, C> {
+    /// Whether a node takes a container, with what was taken before.
+    fn fits(&mut self, to: N, container: C) -> bool;
+    /// Takes its place there.
+    fn take(&mut self, to: N, container: C);
+}
+
+/// What a round decides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Round<N, C> {
+    /// What moves.
+    pub shifts: Vec<Shift<N, C>>,
+    /// Nodes that are hot, and that nothing can be moved away from to help it; each is told once, until it has cooled.
+    pub stuck: Vec<N>,
+}
+
+/// One round.
 pub fn plan<N: Copy + Ord, C: Copy + Ord>(
     hosts: &mut [Host<N, C>],
     marks: Watermarks,
     budget: Budget,
     memory: &mut Memory<N, C>,
     now: u32,
-    fits: &mut dyn FnMut(N, C) -> bool,
-    take: &mut dyn FnMut(N, C),
-) -> Vec<Shift<N, C>> {
+    room: &mut dyn Room<N, C>,
+) -> Round<N, C> {
     let heat_of = |host: &Host<N, C>| marks.heat(&host.load, &host.capacity);
     memory.moved.retain(|_, at| now < *at + budget.rest_secs);
     let mut hot: Vec<usize> = Vec::new();
@@ -125,21 +143,25 @@ pub fn plan<N: Copy + Ord, C: Copy + Ord>(
             }
         } else {
             memory.hot.remove(&host.node);
+            memory.stuck.remove(&host.node);
         }
     }
     hot.sort_by(|a, b| heat_of(&hosts[*b]).1.total_cmp(&heat_of(&hosts[*a]).1));
-    let mut shifts = Vec::new();
+    let (mut shifts, mut stuck) = (Vec::new(), Vec::new());
     for from in hot {
         while shifts.len() < budget.a_round && hosts[from].leaving < budget.a_node {
             let (resource, heat) = heat_of(&hosts[from]);
             if heat <= marks.evict {
                 break;
             }
-            let Some((nth, to)) = choose(hosts, from, resource, marks, memory, fits) else {
+            let Some((nth, to)) = choose(hosts, from, resource, marks, memory, room) else {
+                if hosts[from].leaving == 0 && memory.stuck.insert(hosts[from].node) {
+                    stuck.push(hosts[from].node);
+                }
                 break;
             };
             let one = hosts[from].containers.remove(nth);
-            take(hosts[to].node, one.container);
+            room.take(hosts[to].node, one.container);
             hosts[from].load = minus(hosts[from].load, one.load);
             hosts[to].load = plus(hosts[to].load, one.load);
             hosts[from].leaving += 1;
@@ -155,7 +177,7 @@ pub fn plan<N: Copy + Ord, C: Copy + Ord>(
             });
         }
     }
-    shifts
+    Round { shifts, stuck }
 }
 
 /// The cheapest container that cures the excess alone and least more than that, else the one that takes most of it away; and the node
@@ -166,7 +188,7 @@ fn choose<N: Copy + Ord, C: Copy + Ord>(
     resource: usize,
     marks: Watermarks,
     memory: &Memory<N, C>,
-    fits: &mut dyn FnMut(N, C) -> bool,
+    room: &mut dyn Room<N, C>,
 ) -> Option<(usize, usize)> {
     let source = &hosts[from];
     let excess = source.load[resource].high(marks.typical) - marks.evict * source.capacity[resource];
@@ -204,9 +226,9 @@ fn choose<N: Copy + Ord, C: Copy + Ord>(
             if !marks.leaves_room(&plus(host.load, one.load), &host.capacity, marks.target) {
                 continue;
             }
-            let room = load::room(&host.load, &one.load, &host.capacity);
-            if best.is_none_or(|(most, _)| room > most) && fits(host.node, one.container) {
-                best = Some((room, to));
+            let left = load::room(&host.load, &one.load, &host.capacity);
+            if best.is_none_or(|(most, _)| left > most) && room.fits(host.node, one.container) {
+                best = Some((left, to));
             }
         }
         best.map(|(_, to)| (nth, to))

@@ -25,8 +25,11 @@ use crate::api::{self, ApiSettings, ApiState};
 use crate::ca::{CaError, CertificateAuthority};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
 use crate::config::{self, Config};
+use crate::controllers::{self, balance::Decided};
 use crate::images::{BlobError, BlobStore};
 use crate::link::{LinkError, LinkServer, LinkSettings, Links};
+use crate::outlook;
+use crate::scheduler::rebalance;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 
@@ -177,6 +180,7 @@ pub async fn run(
     tracing::info!(listen = %config.listen, ?advertise, version = berth_common::VERSION, "the brain is up");
     ready();
     let stop = shutdown.clone().cancelled_owned();
+    let balancer = config.rebalance.then(|| tokio::spawn(balance(cluster.clone())));
     let collector = tokio::spawn(collect(cluster, blobs));
     let ended = shutdown.clone();
     let (served, ()) = tokio::join!(
@@ -189,6 +193,9 @@ pub async fn run(
         link.run(shutdown),
     );
     collector.abort();
+    if let Some(balancer) = balancer {
+        balancer.abort();
+    }
     alive.abort();
     served.map_err(BrainError::Serve)
 }
@@ -230,6 +237,28 @@ fn api_tls(identity: &Identity) -> Result<rustls::ServerConfig, rustls::Error> {
         .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// Moves containers away from nodes that stay too hot.
+async fn balance(cluster: Cluster) {
+    let mut memory = rebalance::Memory::default();
+    let mut tick = tokio::time::interval(Duration::from_secs(outlook::ROUND_SECS.into()));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let (state, now) = (cluster.snapshot(), outlook::seconds(cluster.now().mono_ms));
+        let decided = controllers::balance::round(&state, &cluster.outlook(), &mut memory, now);
+        drop(state);
+        let Decided { moves, events } = decided;
+        if moves.is_empty() && events.is_empty() {
+            continue;
+        }
+        let begun =
+            cluster.write(move |state, _| Ok((controllers::balance::begin(state, moves), events, ())));
+        if let Err(problem) = begun.await {
+            tracing::warn!(%problem, "moves could not be begun; they are decided anew");
+        }
+    }
 }
 
 /// Removes blobs that no loaded image needs, now and then.

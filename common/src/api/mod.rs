@@ -428,6 +428,29 @@ pub struct NodeLoad {
     /// Age of the report, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_ms: Option<u64>,
+    /// What it is expected to use in the next minutes; absent when it said nothing of late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<ExpectedLoad>,
+}
+
+/// What a node is expected to use in the next minutes: of what was measured, and of what was placed there and not measured yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExpectedLoad {
+    /// CPU, millicores.
+    pub cpu: u32,
+    /// CPU that is exceeded one time in a thousand, millicores: placements leave room for it.
+    pub cpu_high: u32,
+    /// Of `cpu`, system and foreign processes.
+    pub cpu_foreign: u32,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// Of it, system and foreign processes.
+    pub memory_foreign: u64,
+    /// Read from and written to disks, bytes a second.
+    pub disk_bps: u64,
+    /// Received and sent, bytes a second.
+    pub net_bps: u64,
 }
 
 /// A container's load against its reservation and limits.

@@ -153,6 +153,9 @@ pub struct ContainerRecord {
     /// The container it takes over from, which goes once this one runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<ContainerId>,
+    /// Where it had better be: its successor is started there first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<Moves>,
     /// Its places on its networks. They are its own as long as it is there; one that takes over from a container that can't
     /// run beside it takes its places, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -161,6 +164,16 @@ pub struct ContainerRecord {
     pub created_at: UnixMillis,
     /// Store revision of its last change.
     pub revision: Revision,
+}
+
+/// A move that was decided for the sake of a node's load.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Moves {
+    /// Where to.
+    pub to: NodeId,
+    /// Why, with numbers.
+    pub why: String,
 }
 
 /// Where a container is in its life, as its agent sees it. It moves forward, except from `backoff` to `creating`.

@@ -21,7 +21,7 @@ mod validate;
 mod wireguard;
 
 pub use container::{
-    ContainerRecord, ContainerSpec, ExitInfo, ObservedContainer, Phase, RegistryCredential, RunState,
+    ContainerRecord, ContainerSpec, ExitInfo, Moves, ObservedContainer, Phase, RegistryCredential, RunState,
 };
 pub use health::{Health, HealthCheck, HealthState, HttpCheck, Probe};
 pub use image::{Digest, ImageRef, LoadedImage};

@@ -18,6 +18,10 @@ pub fn top(style: Style, view: &UsageView) -> String {
                 cell(percent(usage.cpu.map(u64::from), node.capacity.cpu.0.into())),
                 cell(cores(usage.cpu_containers)),
                 cell(cores(usage.cpu_foreign)),
+                cell(node.expected.as_ref().map_or_else(
+                    || "-".into(),
+                    |load| format!("{} <{}", cores(Some(load.cpu)), cores(Some(load.cpu_high))),
+                )),
                 cell(format!("{}/{}", node.reserved.cpu, node.allocatable.cpu)),
                 cell(format!("{}/{}", bytes(usage.memory), node.capacity.memory)),
                 cell(percent(usage.memory, node.capacity.memory.0)),
@@ -34,6 +38,7 @@ pub fn top(style: Style, view: &UsageView) -> String {
         "CPU%",
         "BERTH",
         "FOREIGN",
+        "EXPECTED",
         "RESERVED",
         "MEMORY",
         "MEM%",

@@ -85,6 +85,17 @@ fn consumer(cluster: &Cluster<'_>, container: usize) -> Consumer<()> {
     Consumer { service: (), limits }
 }
 
+/// Room on the replay's hosts; it refuses itself what two moves of one round would take twice.
+struct Room<'a>(&'a Cluster<'a>);
+
+impl rebalance::Room<usize, usize> for Room<'_> {
+    fn fits(&mut self, to: usize, container: usize) -> bool {
+        self.0.fits(to, container)
+    }
+
+    fn take(&mut self, _: usize, _: usize) {}
+}
+
 impl Berth {
     /// Takes over what happened since the last look.
     fn look(&mut self, cluster: &Cluster<'_>, now: u32) {
@@ -203,16 +214,15 @@ impl Policy for Berth {
             }
         });
         let mut hosts: Vec<_> = hosts.collect();
-        let shifts = rebalance::plan(
+        let round = rebalance::plan(
             &mut hosts,
             Watermarks::default(),
             Budget::default(),
             &mut self.memory,
             now,
-            &mut |to, container| cluster.fits(to, container),
-            &mut |_, _| {},
+            &mut Room(cluster),
         );
-        let moves = shifts.into_iter().map(|shift| Move {
+        let moves = round.shifts.into_iter().map(|shift| Move {
             container: shift.container,
             to: shift.to,
         });

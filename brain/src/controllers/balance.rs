@@ -1,0 +1,223 @@
+//! Balance: containers leave nodes that stay too hot. What moves, where to and why is decided here, from one state and one outlook; how a
+//! container moves is the services' controller's, which starts the successor first.
+//!
+//! Refuses to touch what can't move without harm: what must stop before its successor may start, what does not run well where it is, what
+//! is not to be started again once it ends, and services of which something is being replaced anyway.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use berth_common::id::{ContainerId, NodeId, ServiceId};
+use berth_common::model::{ContainerRecord, Moves, Restart, RunState, UpdateOrder};
+
+use super::{NewEvent, wishes};
+use crate::cluster::{Change, State};
+use crate::outlook::{At, Outlook as _};
+use crate::scheduler::forecast::{CPU, plus};
+use crate::scheduler::load::Watermarks;
+use crate::scheduler::rebalance::{self, Budget, Host, Memory, Shift, Tenancy};
+use crate::scheduler::{Search, View, capacity};
+
+/// Seconds that a container must have been seen before it moves.
+const SEEN_SECS: f32 = 30.0;
+
+/// What a round decides.
+#[derive(Debug, Default)]
+pub struct Decided {
+    /// Containers that are to move.
+    pub moves: Vec<(ContainerId, Moves)>,
+    /// What to tell people.
+    pub events: Vec<NewEvent>,
+}
+
+/// Looks for nodes that are too hot, and for what to do about it. `now`: seconds of any steady clock.
+pub fn round(state: &State, outlook: &At<'_>, memory: &mut Memory<NodeId, ContainerId>, now: u32) -> Decided {
+    let marks = Watermarks::default();
+    let view = View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node));
+    let mut hosts: Vec<_> = state
+        .nodes
+        .keys()
+        .filter_map(|node| host(state, outlook, *node))
+        .collect();
+    let mut room = Room {
+        state,
+        outlook,
+        view,
+        searches: HashMap::new(),
+        used: BTreeSet::new(),
+    };
+    let round = rebalance::plan(&mut hosts, marks, Budget::default(), memory, now, &mut room);
+    let mut decided = Decided::default();
+    for shift in round.shifts {
+        let moves = Moves {
+            to: shift.to,
+            why: why(state, &shift, &marks),
+        };
+        decided.moves.push((shift.container, moves));
+    }
+    for node in round.stuck {
+        decided.events.extend(stuck(state, outlook, node, &marks));
+    }
+    decided
+}
+
+/// The changes that begin these moves, of what is still as it was.
+pub fn begin(state: &State, moves: Vec<(ContainerId, Moves)>) -> Vec<Change> {
+    let still = moves.into_iter().filter_map(|(id, moves)| {
+        let record = state.containers.get(&id)?;
+        (movable(state, record) && record.node != Some(moves.to)).then(|| {
+            Change::PutContainer(ContainerRecord {
+                moves: Some(moves),
+                ..(**record).clone()
+            })
+        })
+    });
+    still.collect()
+}
+
+fn host(state: &State, outlook: &At<'_>, node: NodeId) -> Option<Host<NodeId, ContainerId>> {
+    let record = state.nodes.get(&node)?;
+    let synced = state.connections.get(&node).is_some_and(|c| c.synced);
+    if record.lost || !synced {
+        return None;
+    }
+    let parts = outlook.parts(node)?;
+    let mut leaving = 0;
+    let mut containers = Vec::new();
+    for container in state.containers_on(node) {
+        let followed = state
+            .containers_of(container.service)
+            .any(|other| other.replaces == Some(container.id));
+        if container.removing || container.moves.is_some() || followed {
+            leaving += 1;
+        } else if let Some((load, seen)) = outlook.container(container.id) {
+            let moves = seen >= SEEN_SECS && movable(state, container);
+            containers.push(Tenancy {
+                container: container.id,
+                load,
+                cost: moves.then_some(0),
+            });
+        }
+    }
+    Some(Host {
+        node,
+        capacity: capacity(record),
+        load: plus(parts.foreign, parts.containers),
+        containers,
+        leaving,
+        takes: true,
+    })
+}
+
+fn movable(state: &State, container: &ContainerRecord) -> bool {
+    let Some(service) = state.services.get(&container.service) else {
+        return false;
+    };
+    let serves = state
+        .observed
+        .get(&container.id)
+        .is_some_and(|seen| seen.serves());
+    let replacing = || {
+        state
+            .containers_of(service.id)
+            .any(|other| other.replaces.is_some())
+    };
+    container.run == RunState::Running
+        && !container.removing
+        && container.moves.is_none()
+        && service.spec.update.order == UpdateOrder::StartFirst
+        && container.spec.restart.on == Restart::Always
+        && serves
+        && !replacing()
+}
+
+/// Room on the cluster's nodes, by all that stands against a placement.
+struct Room<'a> {
+    state: &'a State,
+    outlook: &'a At<'a>,
+    view: View<'a>,
+    searches: HashMap<ServiceId, Search>,
+    /// Services of which something moves in this round: one at a time.
+    used: BTreeSet<ServiceId>,
+}
+
+impl Room<'_> {
+    fn service(&mut self, container: ContainerId) -> Option<ServiceId> {
+        let record = self.state.containers.get(&container)?;
+        let service = self.state.services.get(&record.service)?;
+        if !self.searches.contains_key(&service.id) {
+            let mut request = wishes::request(self.state, service, &record.spec, &BTreeSet::new());
+            request.load = self.outlook.container(container)?.0;
+            self.searches
+                .insert(service.id, Search::new(&self.view, &request));
+        }
+        Some(service.id)
+    }
+}
+
+impl rebalance::Room<NodeId, ContainerId> for Room<'_> {
+    fn fits(&mut self, to: NodeId, container: ContainerId) -> bool {
+        let Some(service) = self.service(container) else {
+            return false;
+        };
+        !self.used.contains(&service) && self.searches[&service].fits(&self.view, to)
+    }
+
+    fn take(&mut self, to: NodeId, container: ContainerId) {
+        let Some(service) = self.service(container) else {
+            return;
+        };
+        self.used.insert(service);
+        if let Some(search) = self.searches.get_mut(&service) {
+            search.take(&mut self.view, to);
+        }
+    }
+}
+
+fn percent(share: f32) -> u32 {
+    (share * 100.0) as u32
+}
+
+fn name(state: &State, node: NodeId) -> String {
+    state
+        .nodes
+        .get(&node)
+        .map_or_else(|| node.to_string(), |record| record.name.to_string())
+}
+
+fn resource(of: usize) -> &'static str {
+    if of == CPU { "CPU" } else { "memory" }
+}
+
+fn why(state: &State, shift: &Shift<NodeId, ContainerId>, marks: &Watermarks) -> String {
+    format!(
+        "{} percent of the {} of {} are expected to be in use, over {}; {} without it, and {} on {} with it",
+        percent(shift.heat),
+        resource(shift.resource),
+        name(state, shift.from),
+        percent(marks.evict),
+        percent(shift.after),
+        percent(shift.there),
+        name(state, shift.to),
+    )
+}
+
+fn stuck(state: &State, outlook: &At<'_>, node: NodeId, marks: &Watermarks) -> Option<NewEvent> {
+    let record = state.nodes.get(&node)?;
+    let parts = outlook.parts(node)?;
+    let (of, heat) = marks.heat(&plus(parts.foreign, parts.containers), &capacity(record));
+    let foreign = parts.foreign[of].mean / capacity(record)[of].max(1.0);
+    let text = format!(
+        "{} percent of its {} are expected to be in use, over {}, {} of them not by containers; nothing that is here can be moved to where \
+         there is room for it",
+        percent(heat),
+        resource(of),
+        percent(marks.evict),
+        percent(foreign),
+    );
+    Some(NewEvent {
+        kind: "node-hot",
+        tenant: None,
+        subject: format!("node {}", record.name),
+        text,
+    })
+}
