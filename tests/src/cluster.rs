@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::containerd::{Containerd, Version, processes, unmount_below};
 use crate::host::Host;
+use crate::machine::Machine;
 use crate::operator::Operator;
 use crate::process::{Process, eventually};
 use crate::program;
@@ -149,6 +150,9 @@ impl Brain {
     }
 }
 
+/// Folder within an agent's with the machine that it sees, if it is to see one of its own.
+pub(crate) const MACHINE: &str = "machine";
+
 /// A running agent with its containerd.
 #[derive(Debug)]
 pub struct Agent {
@@ -236,7 +240,18 @@ impl Agent {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = in_netns(self.netns.as_deref(), &program("berth-agent"));
+        let machine = self.dir.join(MACHINE);
+        let mut command = match machine.exists() {
+            false => in_netns(self.netns.as_deref(), &program("berth-agent")),
+            true => {
+                let mut command = in_netns(self.netns.as_deref(), Path::new("unshare"));
+                // Mounts go to and come from the others as ever, but for those of the machine that it sees.
+                command.args(["--mount", "--propagation", "unchanged", "sh", "-c"]);
+                command.arg(Machine::seen_by(&machine)).arg("sh");
+                command.arg(program("berth-agent"));
+                command
+            }
+        };
         command.args(args);
         command
     }

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use berth_agent::network::Namespace;
 use serde_json::Value;
 
-use crate::cluster::{Agent, Brain};
+use crate::cluster::{Agent, Brain, MACHINE};
 use crate::containerd::Version;
 use crate::host::{Host, Lan};
+use crate::machine::Machine;
 use crate::operator::Operator as _;
 
 /// They. Order matters: agents go before their hosts, the brain before its network.
@@ -16,6 +17,8 @@ use crate::operator::Operator as _;
 pub struct Fleet {
     /// The agents, `h1` first.
     pub agents: Vec<Agent>,
+    /// What each agent sees of its machine, of those that have one of their own.
+    pub machines: Vec<Machine>,
     /// The brain.
     pub brain: Brain,
     /// The agents' hosts.
@@ -35,6 +38,15 @@ impl Fleet {
 
     /// The same with further lines in the agents' settings.
     pub fn with(nodes: usize, settings: impl Fn(&Lan) -> String) -> Self {
+        Self::build(nodes, settings, false)
+    }
+
+    /// The same, each with one processor of its own and what is used of that.
+    pub fn of_machines(nodes: usize) -> Self {
+        Self::build(nodes, |_| String::new(), true)
+    }
+
+    fn build(nodes: usize, settings: impl Fn(&Lan) -> String, own: bool) -> Self {
         let dir = tempfile::tempdir().expect("folder");
         let lan = Lan::new();
         let brain_host = Host::new("brain");
@@ -46,7 +58,7 @@ impl Fleet {
             &address,
             "lease_secs = 4",
         );
-        let (mut agents, mut hosts) = (Vec::new(), Vec::new());
+        let (mut agents, mut hosts, mut machines) = (Vec::new(), Vec::new(), Vec::new());
         for n in 1..=nodes {
             let host = Host::new(&format!("h{n}-"));
             lan.attach(&host, "eth0", 10 + n as u8);
@@ -55,8 +67,11 @@ impl Fleet {
                 .as_str()
                 .expect("token")
                 .to_owned();
-            let parent = format!("cgroup_parent = \"berth-{}-{name}.slice\"", std::process::id());
-            let extra = format!("{parent}\n{}", settings(&lan));
+            let group = format!("berth-{}-{name}.slice", std::process::id());
+            let extra = format!("cgroup_parent = \"{group}\"\n{}", settings(&lan));
+            if own {
+                machines.push(Machine::new(&dir.path().join(&name).join(MACHINE), &group));
+            }
             agents.push(Agent::join(
                 &token,
                 &dir.path().join(&name),
@@ -71,6 +86,7 @@ impl Fleet {
         brain.load_example();
         Self {
             agents,
+            machines,
             brain,
             hosts,
             _brain_host: brain_host,

@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod fleet;
 pub mod host;
 pub mod lab;
+pub mod machine;
 pub mod names;
 pub mod operator;
 pub mod overlay;

@@ -1,0 +1,220 @@
+//! Real load, with everything there is of berth: four hosts with a processor each, containers that burn it, and a process that is not
+//! berth's and hogs one of them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use berth_tests::fleet::Fleet;
+use berth_tests::host::Host;
+use berth_tests::operator::Operator as _;
+use berth_tests::process::eventually;
+use serde_json::Value;
+
+/// A process of the host's that is no container: it burns so many percent of a processor.
+struct Hog(Child);
+
+impl Hog {
+    fn new(percent: u32) -> Self {
+        // The control group of the processor would do, but it is the machine's; a pause after each piece of work does as well.
+        let script = format!(
+            "import time\nwhile True:\n b=time.thread_time()\n while time.thread_time()-b<0.{percent:02}*0.1: pass\n time.sleep((1-0.{percent:02})*0.1)\n"
+        );
+        // It ends with this test, however that ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "python3", "-c", &script]);
+        let child = command.spawn().expect("setpriv of util-linux, and python3");
+        Self(child)
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A node's line of `berth top`.
+fn node(f: &Fleet, name: &str) -> Value {
+    let all = f.brain.json(&["top"]);
+    let nodes = all["nodes"].as_array().expect("nodes");
+    nodes
+        .iter()
+        .find(|node| node["name"] == name)
+        .expect("the node")
+        .clone()
+}
+
+fn millis(node: &Value, key: &str) -> u64 {
+    node["expected"][key].as_u64().unwrap_or(0)
+}
+
+/// How many containers of a service run on each node.
+fn places(f: &Fleet, service: &str) -> BTreeMap<String, usize> {
+    let mut places = BTreeMap::new();
+    for container in f.brain.items(&["ps"]) {
+        let of = container["service_name"] == service && container["status"] == "running";
+        if let (true, Some(node)) = (of, container["node_name"].as_str()) {
+            *places.entry(node.to_owned()).or_default() += 1;
+        }
+    }
+    places
+}
+
+fn moved(f: &Fleet) -> usize {
+    let events = f.brain.items(&["events"]);
+    events.iter().filter(|event| event["kind"] == "moved").count()
+}
+
+/// Asks without a pause; counts answers and failures.
+struct Asking {
+    over: Arc<AtomicBool>,
+    good: Arc<AtomicU32>,
+    bad: Arc<AtomicU32>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Asking {
+    fn new(from: &Host, at: SocketAddr) -> Self {
+        let space = from.space();
+        let (over, good, bad) = (
+            Arc::default(),
+            Arc::<AtomicU32>::default(),
+            Arc::<AtomicU32>::default(),
+        );
+        let (ended, yes, no) = (
+            Arc::<AtomicBool>::clone(&over),
+            Arc::clone(&good),
+            Arc::clone(&bad),
+        );
+        let thread = std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                let answered = berth_tests::overlay::sh(&space, &format!("wget -q -T 5 -O - http://{at}/"));
+                let count = if answered.0 && answered.1.contains("Hello") {
+                    &yes
+                } else {
+                    &no
+                };
+                count.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self {
+            over,
+            good,
+            bad,
+            thread: Some(thread),
+        }
+    }
+
+    fn end(mut self) -> (u32, u32) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("it asks");
+        }
+        (
+            self.good.load(Ordering::Relaxed),
+            self.bad.load(Ordering::Relaxed),
+        )
+    }
+}
+
+#[test]
+fn placements_avoid_a_hog_an_overloaded_host_cools_and_no_request_is_lost_meanwhile() {
+    let f = Fleet::of_machines(4);
+    let world = Host::new("world");
+    f.lan.attach(&world, "eth0", 200);
+
+    // A process that is not berth's takes most of h2.
+    let hog = Hog::new(75);
+    f.machines[1].hog(Some(hog.0.id()));
+    let seen = eventually(Duration::from_secs(60), || {
+        (millis(&node(&f, "h2"), "cpu_foreign") > 600).then_some(())
+    });
+    assert!(seen.is_some(), "{:#}", node(&f, "h2"));
+    f.brain.run_sleepers("quiet", 9, &["--cpus", "0.1"]);
+    f.brain.wait_running(9, 60);
+    assert_eq!(places(&f, "quiet").get("h2"), None, "{:?}", places(&f, "quiet"));
+    f.brain.berth(&["service", "rm", "quiet", "--yes"]);
+    drop(hog);
+    f.machines[1].hog(None);
+
+    // All that burns begins on one host, since the others take nothing.
+    for name in ["h2", "h3", "h4"] {
+        f.brain.berth(&["node", "cordon", name]);
+    }
+    let burn = "httpd -p 80 -h /www; while true; do :; done";
+    f.brain.run_script(
+        "burn",
+        6,
+        &[
+            "-d",
+            "-p",
+            "8080:80",
+            "--cpus",
+            "0.165",
+            "--reserve-cpu",
+            "0.1",
+            "--health-tcp",
+            "80",
+        ],
+        burn,
+    );
+    let up = eventually(Duration::from_secs(60), || {
+        (places(&f, "burn").get("h1") == Some(&6)).then_some(())
+    });
+    assert!(up.is_some(), "{:?}", f.brain.items(&["ps"]));
+    let at: SocketAddr = format!("{}:8080", f.lan.address(11)).parse().expect("address");
+    let asking = Asking::new(&world, at);
+    let hot = eventually(Duration::from_secs(60), || {
+        (millis(&node(&f, "h1"), "cpu") > 900).then_some(())
+    });
+    assert!(hot.is_some(), "{:#}", node(&f, "h1"));
+    for name in ["h2", "h3", "h4"] {
+        f.brain.berth(&["node", "uncordon", name]);
+    }
+    let began = Instant::now();
+    let cool = eventually(Duration::from_secs(60), || {
+        (places(&f, "burn").get("h1").copied().unwrap_or(0) <= 5).then_some(began.elapsed())
+    });
+    let events = f.brain.items(&["events"]);
+    assert!(
+        cool.is_some(),
+        "{:?} {:#}\n{events:?}",
+        places(&f, "burn"),
+        node(&f, "h1")
+    );
+    eprintln!("cooled after {cool:?}");
+    let cooled = eventually(Duration::from_secs(30), || {
+        (millis(&node(&f, "h1"), "cpu") < 900).then_some(())
+    });
+    assert!(cooled.is_some(), "{:#}", node(&f, "h1"));
+    let why = events
+        .iter()
+        .find(|event| event["kind"] == "moved")
+        .expect("it is told");
+    assert!(
+        why["text"]
+            .as_str()
+            .expect("text")
+            .contains("percent of the CPU of h1"),
+        "{why}"
+    );
+    std::thread::sleep(Duration::from_secs(5));
+    let (good, bad) = asking.end();
+    eprintln!("{good} requests answered, {bad} lost");
+    assert!(good > 50 && bad == 0, "{good} answered, {bad} lost");
+
+    // The hog alone causes no endless moving: what is there gains nothing elsewhere, or has gone after some moves.
+    let hog = Hog::new(97);
+    f.machines[2].hog(Some(hog.0.id()));
+    std::thread::sleep(Duration::from_secs(60));
+    let after_a_minute = moved(&f);
+    std::thread::sleep(Duration::from_secs(45));
+    assert_eq!(moved(&f), after_a_minute, "{:?}", f.brain.items(&["events"]));
+    assert_eq!(places(&f, "burn").values().sum::<usize>(), 6);
+}
