@@ -8,6 +8,7 @@ pub mod affinity;
 pub mod constraints;
 pub mod explain;
 pub mod filter;
+pub mod idle;
 pub mod preempt;
 pub mod score;
 pub mod taints;
@@ -56,6 +57,10 @@ pub struct Seat<'a> {
     pub taken: Reservation,
     /// What is kept for those that preempt others there.
     pub claimed: Reservation,
+    /// What best-effort containers use of what is left.
+    pub lent: Reservation,
+    /// This plan has reserved more there.
+    pub grown: bool,
 }
 
 impl Seat<'_> {
@@ -84,6 +89,8 @@ impl<'a> View<'a> {
                 allocatable: state.allocatable(node),
                 taken: state.taken_on(*id).reserved,
                 claimed: Reservation::default(),
+                lent: state.taken_on(*id).lent,
+                grown: false,
             })
             .collect();
         let mut view = Self { seats };
@@ -119,6 +126,7 @@ impl<'a> View<'a> {
             return false;
         }
         seat.taken = rest.plus(new);
+        seat.grown = true;
         true
     }
 }
@@ -127,6 +135,8 @@ impl<'a> View<'a> {
 #[derive(Debug)]
 pub struct Search {
     asked: Reservation,
+    /// What it uses of what is idle; nothing where it reserves what it needs.
+    idle: Reservation,
     eligible: Vec<Candidate>,
     standing: Refusal,
     /// How replicas are distributed, where that matters.
@@ -172,6 +182,7 @@ impl Search {
         });
         Self {
             asked: request.reservation,
+            idle: asked.idle,
             eligible,
             standing,
             distribution,
@@ -182,7 +193,17 @@ impl Search {
     fn obstacle(&self, view: &View<'_>, seat: usize, leaving: Option<usize>) -> Option<Obstacle> {
         let uneven = self.uneven(seat, leaving).map(Obstacle::Broken);
         let seat = &view.seats[seat];
-        uneven.or_else(|| filter::room(seat.allocatable, seat.held(), self.asked))
+        uneven
+            .or_else(|| filter::room(seat.allocatable, seat.held(), self.asked))
+            .or_else(|| self.lacks_idle(seat))
+    }
+
+    /// What of what is idle a best-effort container lacks there.
+    fn lacks_idle(&self, seat: &Seat<'_>) -> Option<Obstacle> {
+        if self.idle == Reservation::default() {
+            return None;
+        }
+        idle::room(seat, self.idle).map(Obstacle::Broken)
     }
 
     /// The same, for the sake of other replicas alone.
@@ -213,14 +234,20 @@ impl Search {
                 .distribution
                 .as_ref()
                 .map_or(0, |spread| spread.reluctance(candidate.seat, leaving));
+            // What others of its kind use counts for a best-effort container alone.
+            let lent = match self.idle == Reservation::default() {
+                true => Reservation::default(),
+                false => seat.lent,
+            };
             let score = score::score(
                 seat.allocatable,
-                seat.taken,
-                self.asked,
+                seat.taken.plus(lent),
+                self.asked.plus(self.idle),
                 candidate.replicas,
                 candidate.image,
             ) - candidate.reluctance
-                - uneven;
+                - uneven
+                - idle::reluctance(seat, self.asked);
             // Strictly greater: of equals the smallest node id wins.
             if best.is_none_or(|(top, _)| score > top) {
                 best = Some((score, index));
@@ -262,6 +289,8 @@ impl Search {
         }
         let seat = &mut view.seats[candidate.seat];
         seat.taken = seat.taken.plus(self.asked);
+        seat.lent = seat.lent.plus(self.idle);
+        seat.grown = true;
         seat.node.id
     }
 
@@ -297,6 +326,7 @@ impl Search {
         self.eligible.iter().any(|candidate| candidate.seat == at)
             && uneven.is_none()
             && filter::room(seat.allocatable, seat.held().minus(freed), self.asked).is_none()
+            && self.lacks_idle(seat).is_none()
     }
 
     fn refusal(&self, view: &View<'_>, leaving: Option<usize>) -> Refusal {
