@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use berth_common::error::ErrorKind;
-use berth_common::model::{HealthState, MemorySwap, Phase, Restart, RunState};
+use berth_common::model::{Class, HealthState, MemorySwap, Phase, Restart, RunState};
 use berth_common::protocol::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,6 +74,7 @@ fn recordings() -> Vec<Recording> {
             ("desired_delta", samples::delta()),
             ("desired_on_networks", samples::on_networks()),
             ("desired_checked", samples::checked().0),
+            ("desired_best_effort", samples::best_effort()),
         ],
     );
     add(&mut all, samples::neighbours());
@@ -293,8 +294,8 @@ fn a_newer_sender_may_send_messages_of_new_types() {
 }
 
 /// Fields that hold one word of a closed list.
-const WORDS: [&str; 11] = [
-    "type", "form", "phase", "run", "on", "swap", "stream", "kind", "state", "half", "verdict",
+const WORDS: [&str; 12] = [
+    "type", "form", "phase", "run", "on", "swap", "stream", "kind", "state", "half", "verdict", "class",
 ];
 
 fn new_words(value: &Value, at: &str, out: &mut Vec<String>) {
@@ -348,6 +349,7 @@ fn new_words_mean_nothing_that_is_known() {
     assert_eq!(word::<Restart>(), Restart::Unknown);
     assert_eq!(word::<HealthState>(), HealthState::Unknown);
     assert_eq!(word::<MemorySwap>(), MemorySwap::Unknown);
+    assert_eq!(word::<Class>(), Class::Unknown);
     assert_eq!(word::<LogStream>(), LogStream::Unknown);
     assert_eq!(word::<Half>(), Half::Unknown);
     assert_eq!(word::<Verdict>(), Verdict::Unknown);

@@ -68,7 +68,9 @@ impl Machine {
             let busy = (*most + *gone + now) / (1_000_000_000 / TICKS);
             let whole = began.elapsed().as_millis() as u64 / (1_000 / TICKS);
             let idle = whole.saturating_sub(busy);
-            let text = format!("cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 {busy} 0 0 {idle} 0 0 0 0 0 0\n");
+            let text = format!(
+                "cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 {busy} 0 0 {idle} 0 0 0 0 0 0\nctxt 1\nbtime 1\nprocesses 1\nprocs_running 1\nprocs_blocked 0\n"
+            );
             // In place: what is mounted is this file and no other.
             std::fs::write(&stat, text).expect("file");
         };

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use berth_common::model::{ContainerSpec, Limits, MemorySwap};
+use berth_common::model::{Class, ContainerSpec, Limits, MemorySwap};
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
@@ -53,6 +53,9 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sys",
     "/proc/sysrq-trigger",
 ];
+
+/// The OOM score adjustment of best-effort containers: the highest there is.
+const OOM_FIRST: i32 = 1000;
 
 /// What a spec depends on besides the request.
 #[derive(Debug, Clone)]
@@ -305,7 +308,11 @@ fn process(
         .capabilities(oci.build()?)
         .rlimits(vec![files])
         .no_new_privileges(!spec.privileged)
-        .oom_score_adj(host.oom_score_adj)
+        .oom_score_adj(match spec.class {
+            // Where the kernel has to choose, it chooses whoever has only what others leave.
+            Class::BestEffort => OOM_FIRST,
+            Class::Standard | Class::Unknown => host.oom_score_adj,
+        })
         .build()?)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use berth_common::id::{ContainerId, TenantId};
-use berth_common::model::{ContainerSpec, IoLimits, Limits, MemorySwap, Tmpfs};
+use berth_common::model::{Class, ContainerSpec, IoLimits, Limits, MemorySwap, Tmpfs};
 use berth_common::units::{Bytes, Millicores};
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -64,6 +64,19 @@ fn make(spec: &ContainerSpec, image: &ImageConfiguration, identity: &Identity) -
         cgroup: "/berth.slice/tenant-x.slice/c",
     };
     build(&meta(), spec, image, &host(), &given)
+}
+
+#[test]
+fn who_has_only_what_others_leave_goes_first() {
+    let image = image(serde_json::json!({"Cmd": ["x"]}));
+    let score = |class| {
+        let spec = ContainerSpec { class, ..plain() };
+        let made = make(&spec, &image, &Identity::default()).unwrap();
+        made.process().as_ref().unwrap().oom_score_adj()
+    };
+    assert_eq!(score(Class::Standard), Some(100));
+    assert_eq!(score(Class::BestEffort), Some(1000));
+    assert_eq!(score(Class::Unknown), Some(100), "a word of a newer brain");
 }
 
 fn args_of(spec: &Spec) -> Vec<String> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::{Name, clip};
-use berth_common::model::{Bandwidth, DEFAULT_POOL, ImageRef, PublishedPort, Restart, ServiceSpec};
+use berth_common::model::{Bandwidth, Class, DEFAULT_POOL, ImageRef, PublishedPort, Restart, ServiceSpec};
 use serde::Deserialize as _;
 
 use crate::args::{RemoveArgs, RestartArg, SpecArgs};
@@ -84,6 +84,13 @@ pub fn apply(
         spec.together.push(together.clone());
     }
     spec.priority = args.priority.unwrap_or(spec.priority);
+    if let Some(best_effort) = args.best_effort {
+        spec.class = if best_effort {
+            Class::BestEffort
+        } else {
+            Class::Standard
+        };
+    }
     if let Some(most) = args.max_per_node {
         spec.max_per_node = (most > 0).then_some(most);
     }

@@ -221,3 +221,32 @@ async fn priorities_above_what_a_tenant_may_have_need_an_administrator() {
         .problem();
     assert_eq!(absurd.field.as_deref(), Some("/max_priority"));
 }
+
+#[tokio::test]
+async fn r4_best_effort_is_beside_reservations_and_quotas() {
+    let b = Bench::new().await;
+    b.join(1, NodeKind::Shared).await;
+    let quota = json!({ "quota": { "memory": "256MiB", "containers": 3 } });
+    b.ok("admin", "PATCH", "/v1/tenants/shop", quota).await;
+    let lent = json!({ "name": "crunch", "image": "nginx", "class": "best-effort", "replicas": 3 });
+    b.ok("shop", "POST", SERVICES, lent.clone()).await;
+    let node = b.ok("admin", "GET", "/v1/nodes/h1", Value::Null).await;
+    assert_eq!(node["taken"]["reserved"]["memory"], 0);
+    assert_eq!(node["taken"]["lent"]["memory"], 3 * (256 << 20));
+    let shown = b
+        .ok("shop", "GET", "/v1/tenants/shop/containers/crunch.1", Value::Null)
+        .await;
+    assert_eq!(shown["spec"]["limits"]["cpu_weight"], 1);
+    assert_eq!(
+        shown["spec"]["limits"]["memory"],
+        256 << 20,
+        "R1: a limit all the same"
+    );
+    let mut greedy = lent;
+    greedy["resources"] = json!({ "reserve": { "memory": "1MiB" } });
+    let refused = b
+        .send("shop", "PUT", &format!("{SERVICES}/crunch"), greedy)
+        .await
+        .problem();
+    assert_eq!(refused.field.as_deref(), Some("/resources/reserve/memory"));
+}

@@ -22,7 +22,7 @@ struct Total {
 impl Total {
     /// Of one service. A spec that no longer resolves, by an older brain's rules, counts as nothing.
     fn of(spec: &ServiceSpec) -> Self {
-        let each = spec.resources.resolve().map(|(each, _)| each).unwrap_or_default();
+        let each = spec.resolved().map(|(each, _)| each).unwrap_or_default();
         let n = spec.replicas;
         Self {
             reserved: Reservation {
@@ -73,7 +73,7 @@ pub fn judge(
     spec: &ServiceSpec,
     replaced: Option<&ServiceRecord>,
 ) -> Result<(), Problem> {
-    spec.resources.resolve().map_err(|error| spec_problem(&error))?;
+    spec.resolved().map_err(|error| spec_problem(&error))?;
     let others = state
         .services
         .values()
@@ -161,6 +161,15 @@ mod tests {
         judge(&state, &tight, &with(7, 1), Some(&a)).unwrap();
         judge(&state, &tight, &with(11, 1), Some(&a)).unwrap_err();
         judge(&state, &tight, &with(10, 2), Some(&a)).unwrap_err();
+    }
+
+    #[test]
+    fn best_effort_reserves_no_memory_and_counts_as_containers() {
+        let state = state(&[]);
+        let mut lent = service(1, 1, "web", 10, Bytes::gib(1));
+        lent.spec.class = berth_common::model::Class::BestEffort;
+        judge(&state, &tenant(Bytes::gib(1), 10), &lent.spec, None).unwrap();
+        judge(&state, &tenant(Bytes::gib(1), 9), &lent.spec, None).unwrap_err();
     }
 
     #[test]

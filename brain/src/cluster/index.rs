@@ -6,21 +6,23 @@
 use std::sync::Arc;
 
 use berth_common::id::NodeId;
-use berth_common::model::{ContainerRecord, Reservation, Taken};
+use berth_common::model::{ContainerRecord, ContainerSpec, Taken};
 use imbl::OrdMap;
 
 use super::State;
 
-fn less(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, reservation: Reservation) {
+fn less(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, spec: &ContainerSpec) {
     let mut now = taken.get(&node).copied().unwrap_or_default();
-    now.reserved = now.reserved.minus(reservation);
+    now.reserved = now.reserved.minus(spec.reservation);
+    now.lent = now.lent.minus(spec.idle_use());
     now.containers = now.containers.saturating_sub(1);
     taken.insert(node, now);
 }
 
-fn more(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, reservation: Reservation) {
+fn more(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, spec: &ContainerSpec) {
     let mut now = taken.get(&node).copied().unwrap_or_default();
-    now.reserved = now.reserved.plus(reservation);
+    now.reserved = now.reserved.plus(spec.reservation);
+    now.lent = now.lent.plus(spec.idle_use());
     now.containers += 1;
     taken.insert(node, now);
 }
@@ -39,7 +41,7 @@ impl State {
                 let mut bound = self.by_node.get(&node).cloned().unwrap_or_default();
                 bound.insert(c.id);
                 self.by_node.insert(node, bound);
-                more(&mut self.taken, node, c.spec.reservation);
+                more(&mut self.taken, node, &c.spec);
             }
             None if !c.removing => {
                 self.unplaced.insert(c.id);
@@ -76,7 +78,7 @@ impl State {
                 bound.remove(&old.id);
                 self.by_node.insert(node, bound);
             }
-            less(&mut self.taken, node, old.spec.reservation);
+            less(&mut self.taken, node, &old.spec);
         }
         self.unplaced.remove(&old.id);
         self.claiming.remove(&old.id);

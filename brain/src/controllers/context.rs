@@ -19,6 +19,8 @@ pub(super) struct Context<'a, 'n> {
     pub plan: Plan,
     /// Containers whose records this plan deletes.
     pub deleted: BTreeSet<ContainerId>,
+    /// Containers that this plan stops.
+    stopping: BTreeSet<ContainerId>,
     /// Nodes that this plan declares lost (true) or back (false).
     pub turned: BTreeMap<NodeId, bool>,
     /// Services that this plan has been through.
@@ -39,6 +41,7 @@ impl<'a, 'n> Context<'a, 'n> {
             state: input.state,
             plan: Plan::default(),
             deleted: BTreeSet::new(),
+            stopping: BTreeSet::new(),
             turned: BTreeMap::new(),
             planned: BTreeSet::new(),
             preemption: Preemption::default(),
@@ -86,8 +89,21 @@ impl<'a, 'n> Context<'a, 'n> {
         !self.lost(id) && self.state.connections.get(&id).is_some_and(|c| c.synced)
     }
 
+    /// Whether there is a view yet: without one, nothing was placed.
+    pub fn has_view(&self) -> bool {
+        self.view.is_some()
+    }
+
+    /// Whether it is on its way out, by this plan or before.
+    pub fn goes(&self, container: &ContainerRecord) -> bool {
+        (container.removing || self.stopping.contains(&container.id)) && !self.deleted.contains(&container.id)
+    }
+
     /// Makes or changes a container.
     pub fn put(&mut self, container: ContainerRecord) {
+        if container.removing {
+            self.stopping.insert(container.id);
+        }
         self.plan.changes.push(Change::PutContainer(container));
     }
 

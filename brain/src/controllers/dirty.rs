@@ -64,7 +64,8 @@ impl Dirty {
                     self.near(container.tenant, &container.service_name, before);
                 }
                 if let Some(old) = old {
-                    self.freed |= old.spec.reservation != container.spec.reservation;
+                    self.freed |= old.spec.reservation != container.spec.reservation
+                        || old.spec.idle_use() != container.spec.idle_use();
                 }
             }
             Change::DeleteContainer(id) => {

@@ -19,6 +19,8 @@ mod wishes;
 #[cfg(test)]
 mod affinity_cases;
 #[cfg(test)]
+mod best_effort_cases;
+#[cfg(test)]
 mod cases;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -32,6 +34,8 @@ mod placement_cases;
 mod placement_sim;
 #[cfg(test)]
 mod preemption_cases;
+#[cfg(test)]
+mod preemption_sim;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -174,7 +178,17 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
     };
     let mut services: Vec<ServiceId> = services.into_iter().collect();
     services.sort_by_key(|id| Reverse(rank(id)));
+    let last = services.partition_point(|id| rank(id).is_some_and(|rank| rank.standard));
+    let best_effort = services.split_off(last);
     for service in services {
+        if !cx.preemption.disturbed.contains(&service) {
+            services::plan_service(&mut cx, service);
+        }
+        cx.planned.insert(service);
+    }
+    // What is reserved now is idle no more; best-effort containers get what is left after that.
+    preemption::displace(&mut cx);
+    for service in best_effort {
         if !cx.preemption.disturbed.contains(&service) {
             services::plan_service(&mut cx, service);
         }

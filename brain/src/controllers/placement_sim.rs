@@ -1,6 +1,6 @@
 //! Services with every kind of wish on nodes that change under them: hard constraints hold at every placement, and the cluster comes to rest.
 
-use berth_common::model::{NodeKind, Overcommit, PoolRecord, UnixMillis, UpdateOrder};
+use berth_common::model::{Class, NodeKind, Overcommit, PoolRecord, UnixMillis, UpdateOrder};
 use berth_common::units::Bytes;
 use proptest::prelude::*;
 
@@ -34,6 +34,7 @@ struct Wish {
     pool: bool,
     stop_first: bool,
     priority: i32,
+    best_effort: bool,
 }
 
 fn wishes() -> impl Strategy<Value = Wish> {
@@ -45,9 +46,10 @@ fn wishes() -> impl Strategy<Value = Wish> {
         any::<bool>(),
         any::<bool>(),
         -1i32..3,
+        0u8..4,
     )
         .prop_map(
-            |(spread, together, most, tolerates, pool, stop_first, priority)| Wish {
+            |(spread, together, most, tolerates, pool, stop_first, priority, class)| Wish {
                 spread,
                 together,
                 most,
@@ -55,6 +57,7 @@ fn wishes() -> impl Strategy<Value = Wish> {
                 pool: pool && most == 0,
                 stop_first,
                 priority,
+                best_effort: class == 0,
             },
         )
 }
@@ -101,6 +104,11 @@ fn wish(w: &mut World, n: u64, wish: &Wish) {
         let tolerates = ["", "gpu", "*:no-execute"][usize::from(wish.tolerates)];
         spec.tolerations = list(tolerates).iter().map(|one| one.parse().unwrap()).collect();
         spec.priority = wish.priority;
+        spec.class = if wish.best_effort {
+            Class::BestEffort
+        } else {
+            Class::Standard
+        };
         spec.pool = wish.pool.then(|| "gpu".parse().unwrap());
         spec.update.order = if wish.stop_first {
             UpdateOrder::StopFirst
@@ -169,7 +177,7 @@ proptest! {
 
     #[test]
     fn r4_r9_hard_constraints_hold_at_every_placement_and_the_cluster_converges(acts in prop::collection::vec((acts(), 0u64..20), 1..30)) {
-        let mut w = world(4, 8);
+        let mut w = world(4, 4);
         w.join(node(5, NodeKind::Private { tenant: tenant_id(1) }, 4, 4));
         pool(&mut w, 100);
         for n in 1..6 {

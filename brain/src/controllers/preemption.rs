@@ -3,10 +3,11 @@
 //! The container claims the node: what it needs is kept there, against everybody, while the others stop, and is its own once they have
 //! gone (R4). Those that go get successors, which look for places like any container, and both sides are told in words.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use berth_common::id::{ContainerId, NodeId, ServiceId, TenantId};
-use berth_common::model::{ContainerRecord, Reservation, RunState};
+use berth_common::model::{Class, ContainerRecord, Reservation, RunState};
 
 use super::context::{Context, ended, label};
 use super::services::{Live, Pass};
@@ -17,9 +18,7 @@ use crate::scheduler::{Search, View};
 /// What preemption has done and found out in one plan.
 #[derive(Debug, Default)]
 pub(super) struct Preemption {
-    /// Containers that were preempted.
-    pub gone: BTreeSet<ContainerId>,
-    /// Their services, which are planned again on the state without them.
+    /// Services of preempted containers, which are planned again on the state without them.
     pub disturbed: BTreeSet<ServiceId>,
     /// The lowest rank there is.
     lowest: Option<Option<Rank>>,
@@ -50,8 +49,25 @@ impl Context<'_, '_> {
     /// Set aside on a node by containers that are being stopped.
     fn going(&self, node: NodeId) -> Reservation {
         let on = self.state.containers_on(node);
-        on.filter(|c| !self.deleted.contains(&c.id) && (c.removing || self.preemption.gone.contains(&c.id)))
+        on.filter(|c| self.goes(c))
             .fold(Reservation::default(), |sum, c| sum.plus(c.spec.reservation))
+    }
+
+    /// Whether it can be stopped for others: not on its way out, not in the middle of a replacement, not of a service that this plan has been
+    /// through and may have done something about, and not done, since it would begin anew. `superseded` must have been asked for before.
+    fn may_be_stopped(&self, c: &ContainerRecord) -> bool {
+        let seen = self.state.observed.get(&c.id).map(|seen| &**seen);
+        let live = |id: &ContainerId| self.state.containers.get(id).is_some_and(|c| !c.removing);
+        !self.goes(c)
+            && !self.deleted.contains(&c.id)
+            && !self.planned.contains(&c.service)
+            && !self
+                .preemption
+                .superseded
+                .as_ref()
+                .is_some_and(|all| all.contains(&c.id))
+            && !c.replaces.as_ref().is_some_and(live)
+            && !ended(c, seen)
     }
 
     /// Stops a container for another, and makes it a successor that looks for a place.
@@ -74,16 +90,14 @@ impl Context<'_, '_> {
             revision: Default::default(),
             ..victim.clone()
         });
-        self.preemption.gone.insert(victim.id);
         self.preemption.disturbed.insert(victim.service);
     }
 
     /// A container as one tenant may know of it, with its priority.
     fn told_to(&self, tenant: TenantId, of: TenantId, name: &str, rank: Rank) -> String {
-        let priority = rank.priority;
         match tenant == of {
-            true => format!("{name} (priority {priority})"),
-            false => format!("another tenant's container (priority {priority})"),
+            true => format!("{name} ({rank})"),
+            false => format!("another tenant's container ({rank})"),
         }
     }
 }
@@ -92,8 +106,12 @@ impl Pass<'_, '_, '_> {
     /// Where room can be made for one more container of this service, and who goes for it; none if nowhere.
     pub fn find_room(&mut self) -> Option<Eviction> {
         let rank = Rank::of(&self.service.spec);
-        // What is not to run needs no room at once.
-        if self.hopeless || self.service.run != RunState::Running || self.cx.lowest_rank() >= Some(rank) {
+        // What is not to run needs no room at once, and what gets what others leave takes it from nobody.
+        if self.hopeless
+            || !rank.standard
+            || self.service.run != RunState::Running
+            || self.cx.lowest_rank() >= Some(rank)
+        {
             return None;
         }
         self.prepare();
@@ -104,31 +122,16 @@ impl Pass<'_, '_, '_> {
         let near: Vec<_> = self.service.spec.together.iter().filter(|one| one.hard).collect();
         let may_go = |c: &ContainerRecord| -> Option<Victim> {
             let service = cx.state.services.get(&c.service)?;
-            let seen = cx.state.observed.get(&c.id).map(|seen| &**seen);
-            // A service that was planned already may have done something about this container; who must be near another can't take its
-            // place; and what has ended would begin anew.
+            // Who must be near another can't take its place.
             let wanted = near
                 .iter()
                 .any(|one| c.tenant == self.service.tenant && one.with == c.service_name);
-            let free = !c.removing
-                && !cx.deleted.contains(&c.id)
-                && !cx.preemption.gone.contains(&c.id)
-                && !cx.planned.contains(&c.service)
-                && !cx
-                    .preemption
-                    .superseded
-                    .as_ref()
-                    .is_some_and(|all| all.contains(&c.id))
-                && c.replaces
-                    .is_none_or(|old| cx.state.containers.get(&old).is_none_or(|old| old.removing))
-                && !wanted
-                && !ended(c, seen);
             let victim = Victim {
                 id: c.id,
                 rank: Rank::of(&service.spec),
                 reservation: c.spec.reservation,
             };
-            (free && victim.rank < rank).then_some(victim)
+            (!wanted && victim.rank < rank && cx.may_be_stopped(c)).then_some(victim)
         };
         let occupants = |node| Occupants {
             going: cx.going(node),
@@ -190,12 +193,10 @@ impl Pass<'_, '_, '_> {
                         .map_or_else(String::new, |t| t.name.to_string())
                 };
                 let text = format!(
-                    "preempted {} of {} (priority {}) for {own} of {} (priority {})",
+                    "preempted {} of {} ({theirs}) for {own} of {} ({rank})",
                     label(victim),
                     name(victim.tenant),
-                    theirs.priority,
                     name(tenant),
-                    rank.priority
                 );
                 self.cx.event("preempted", None, format!("node {place}"), text);
             }
@@ -242,4 +243,53 @@ pub(super) enum Redeemed {
     Placed(NodeId),
     /// Others are still being stopped.
     Waits,
+}
+
+/// Stops best-effort containers where this plan has reserved what they use, those of lowest priority first, of equals the newest.
+pub(super) fn displace(cx: &mut Context<'_, '_>) {
+    if !cx.has_view() {
+        return;
+    }
+    for node in cx.view().displacing() {
+        cx.superseded();
+        let state = cx.state;
+        let rank = |c: &ContainerRecord| {
+            state
+                .services
+                .get(&c.service)
+                .map(|service| Rank::of(&service.spec))
+        };
+        let mut using: Vec<_> = state
+            .containers_on(node)
+            .filter(|c| c.spec.class == Class::BestEffort && cx.may_be_stopped(c))
+            .collect();
+        using.sort_by_key(|c| (rank(c), Reverse((c.created_at, c.id))));
+        let place = cx.node_name(node);
+        // Those that are on their way out use nothing any more once they are gone.
+        let out = state.containers_on(node).filter(|c| cx.goes(c));
+        let mut stopped = out.fold(Reservation::default(), |sum, c| sum.plus(c.spec.idle_use()));
+        let mut going = Vec::new();
+        let mut rest = using.into_iter();
+        while cx.view().overdrawn_without(node, stopped) {
+            let Some(next) = rest.next() else { break };
+            stopped = stopped.plus(next.spec.idle_use());
+            going.push(next);
+        }
+        // Whoever is not needed after all stays, the highest first.
+        for at in (0..going.len()).rev() {
+            let without = stopped.minus(going[at].spec.idle_use());
+            if !cx.view().overdrawn_without(node, without) {
+                stopped = without;
+                going.remove(at);
+            }
+        }
+        for container in going {
+            let text = format!(
+                "preempted {} (best-effort) on {place}: what was idle there is reserved now",
+                label(container)
+            );
+            cx.container_event("preempted", container, text.clone());
+            cx.evict(container, &text);
+        }
+    }
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::ContainerId;
 use berth_common::model::{
-    ContainerRecord, DEFAULT_POOL, NodeKind, NodeRecord, Reservation, ServiceRecord, Spread, TaintEffect,
-    Together,
+    Class, ContainerRecord, DEFAULT_POOL, NodeKind, NodeRecord, Reservation, ServiceRecord, Spread,
+    TaintEffect, Together,
 };
 
 use crate::cluster::State;
@@ -25,6 +25,11 @@ pub(super) fn check_seated(before: &State, after: &State) {
             container.service_name, container.replica, node.name
         );
         assert!(takes(after, node, service), "a hard constraint is broken: {what}");
+        if container.spec.class == Class::BestEffort {
+            let (most, taken) = (after.allocatable(node), after.taken_on(node.id));
+            let used = taken.reserved.plus(taken.lent);
+            assert!(within(most, used), "nothing is idle for it: {what}");
+        }
         if let Some(most) = service.spec.max_per_node {
             let there = after.containers_on(node.id).filter(|c| c.service == service.id);
             assert!(there.count() <= most as usize, "more than max_per_node: {what}");
@@ -163,6 +168,21 @@ pub(super) fn preempted<'s>(
     after.containers.values().filter(went)
 }
 
+/// Best-effort containers that went since others reserved what they used.
+fn displaced(after: &State) -> BTreeSet<ContainerId> {
+    let told = |c: &&std::sync::Arc<ContainerRecord>| {
+        c.waiting
+            .as_ref()
+            .is_some_and(|why| why.contains("what was idle there is reserved now"))
+    };
+    after
+        .containers
+        .values()
+        .filter(told)
+        .filter_map(|c| c.replaces)
+        .collect()
+}
+
 /// Preemption is of lower ranks alone, makes room that is enough and no more, is never for nothing, and what it makes room for gets it.
 pub(super) fn check_preemption(before: &State, after: &State) {
     let rank = |c: &ContainerRecord| Rank::of(&after.services[&c.service].spec);
@@ -177,7 +197,28 @@ pub(super) fn check_preemption(before: &State, after: &State) {
                     .is_none_or(|old| old.claim != c.claim)
         })
         .collect();
-    for victim in preempted(before, after) {
+    let displaced = displaced(after);
+    for victim in preempted(before, after).filter(|c| displaced.contains(&c.id)) {
+        let node = &after.nodes[&victim.node.unwrap()];
+        let (was, is) = (
+            before.taken_on(node.id).reserved,
+            after.taken_on(node.id).reserved,
+        );
+        assert!(
+            victim.spec.class == Class::BestEffort && !within(was, is),
+            "nobody reserved what it used"
+        );
+        let staying = after.containers_on(node.id).filter(|c| !c.removing);
+        let used = staying.fold(is, |sum, c| sum.plus(c.spec.idle_use()));
+        let most = after.allocatable(node);
+        assert!(
+            !within(most, used.plus(victim.spec.idle_use())),
+            "{} went from {} for nothing",
+            victim.service_name,
+            node.name
+        );
+    }
+    for victim in preempted(before, after).filter(|c| !displaced.contains(&c.id)) {
         let by = new.iter().filter(|c| c.claim == victim.node);
         let highest = by.map(|c| rank(c)).max();
         assert!(
@@ -198,7 +239,8 @@ pub(super) fn check_preemption(before: &State, after: &State) {
             node.name
         );
         let claims: Vec<_> = new.iter().filter(|c| c.claim == Some(node.id)).collect();
-        for victim in preempted(before, after).filter(|c| c.node == Some(node.id)) {
+        let victims = preempted(before, after).filter(|c| !displaced.contains(&c.id));
+        for victim in victims.filter(|c| c.node == Some(node.id)) {
             let without = is.plus(victim.spec.reservation);
             assert!(
                 claims.len() > 1 || !within(most, without),

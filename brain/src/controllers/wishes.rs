@@ -54,6 +54,7 @@ pub(super) fn request<'a>(
             } else {
                 Replicas::default()
             },
+            idle: spec.idle_use(),
             companions: wanted
                 .together
                 .iter()

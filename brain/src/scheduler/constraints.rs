@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::Name;
-use berth_common::model::{Architecture, DEFAULT_POOL, Spread, Toleration};
+use berth_common::model::{Architecture, DEFAULT_POOL, Reservation, Spread, Toleration};
+use berth_common::units::{Bytes, Millicores};
 
 use super::affinity::{self, Companion, Replicas};
 use super::filter::Obstacle;
@@ -24,6 +25,8 @@ pub struct Constraints<'a> {
     pub max_per_node: Option<u32>,
     /// Where they are, as far as the two above ask for it.
     pub replicas: Replicas,
+    /// What it uses of what reservations leave idle; nothing where it reserves what it needs.
+    pub idle: Reservation,
     /// Services that it is to be near.
     pub companions: Vec<Companion<'a>>,
 }
@@ -68,6 +71,20 @@ pub enum Broken {
         /// By how many they may differ.
         max_skew: u32,
     },
+    /// Too little memory is idle.
+    IdleMemory {
+        /// What is needed.
+        need: Bytes,
+        /// What is idle.
+        idle: Bytes,
+    },
+    /// Too little CPU is idle.
+    IdleCpu {
+        /// What is needed.
+        need: Millicores,
+        /// What is idle.
+        idle: Millicores,
+    },
     /// As many replicas as allowed are there.
     Crowded {
         /// How many.
@@ -88,11 +105,22 @@ impl Broken {
             Self::Apart { .. } => 4,
             Self::Uneven { .. } => 5,
             Self::Crowded { .. } => 6,
+            Self::IdleMemory { .. } => 7,
+            Self::IdleCpu { .. } => 8,
+        }
+    }
+
+    /// Whether it is the better one to tell of two of a kind: that with more of what is lacking.
+    fn tells_more(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::IdleMemory { idle, .. }, Self::IdleMemory { idle: less, .. }) => idle > less,
+            (Self::IdleCpu { idle, .. }, Self::IdleCpu { idle: less, .. }) => idle > less,
+            _ => false,
         }
     }
 
     /// What is wrong with `nodes`, of which this is the first; `mixed` if others of them have another reason of this kind.
-    fn sentence(&self, nodes: &str, one: bool, mixed: bool) -> String {
+    fn sentence(&self, nodes: &str, one: bool, mixed: bool, on: &str) -> String {
         let verb = |single: &'static str, plural: &'static str| if one { single } else { plural };
         match self {
             Self::Pool(pool) => format!("{nodes} {} not in pool {pool}", verb("is", "are")),
@@ -135,6 +163,14 @@ impl Broken {
                 let in_it = format!("{such}{by}={here}, which would have {with} of its replicas");
                 format!("{nodes} {is} in {in_it} where {by}={emptiest} has {has} (max_skew {max_skew})")
             }
+            Self::IdleMemory { need, idle } => format!(
+                "{nodes} {} idle memory (need {need}, most is {idle} on {on})",
+                verb("lacks", "lack")
+            ),
+            Self::IdleCpu { need, idle } => format!(
+                "{nodes} {} idle CPU (need {need} cores, most is {idle} on {on})",
+                verb("lacks", "lack")
+            ),
             Self::Crowded { here, most } => {
                 let has = verb("has", "have");
                 format!("{nodes} {has} {here} of its replicas (max_per_node {most})")
@@ -151,22 +187,29 @@ pub struct Told(BTreeMap<u8, Group>);
 struct Group {
     nodes: u32,
     first: Broken,
+    /// Where that is.
+    on: String,
     mixed: bool,
 }
 
 impl Told {
-    /// Adds what one node does not satisfy.
-    pub fn add(&mut self, broken: Broken) {
+    /// Adds what the node `name` does not satisfy.
+    pub fn add(&mut self, broken: Broken, name: &str) {
         let kind = broken.kind();
         match self.0.get_mut(&kind) {
             Some(group) => {
                 group.nodes += 1;
                 group.mixed |= group.first != broken;
+                if broken.tells_more(&group.first) {
+                    group.first = broken;
+                    name.clone_into(&mut group.on);
+                }
             }
             None => {
                 let group = Group {
                     nodes: 1,
                     first: broken,
+                    on: name.to_owned(),
                     mixed: false,
                 };
                 self.0.insert(kind, group);
@@ -178,7 +221,9 @@ impl Told {
     pub fn parts(&self, count: impl Fn(u32) -> String) -> impl Iterator<Item = String> {
         self.0.values().map(move |group| {
             let nodes = count(group.nodes);
-            group.first.sentence(&nodes, group.nodes == 1, group.mixed)
+            group
+                .first
+                .sentence(&nodes, group.nodes == 1, group.mixed, &group.on)
         })
     }
 }

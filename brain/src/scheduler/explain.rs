@@ -108,7 +108,7 @@ impl Refusal {
                 }
                 self.labels += 1;
             }
-            Obstacle::Broken(broken) => self.broken.add(broken),
+            Obstacle::Broken(broken) => self.broken.add(broken, name),
             Obstacle::Cpu(free) => self.cpu.add(u64::from(free.0), name),
             Obstacle::Memory(free) => self.memory.add(free.0, name),
             Obstacle::Disk(free) => self.disk.add(free.0, name),

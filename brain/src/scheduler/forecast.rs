@@ -202,7 +202,8 @@ impl<N: Copy + Eq + Hash, C: Copy + Eq + Hash, S: Copy + Eq + Hash> Forecast<N, 
         containers: impl IntoIterator<Item = (C, Sample)>,
     ) {
         let held = self.nodes.entry(node).or_default();
-        if held.heard.is_some_and(|heard| at <= heard) {
+        // A node that can't tell its CPU has told nothing: what is not known is not zero.
+        if foreign[CPU].is_none() || held.heard.is_some_and(|heard| at <= heard) {
             return;
         }
         held.heard = Some(at);

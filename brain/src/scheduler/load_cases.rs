@@ -104,6 +104,12 @@ fn a_silent_node_is_not_an_idle_one() {
     forecast.report(1, 100, sample(500.0), []);
     assert!(forecast.node(1, 100 + STALE_SECS).is_some());
     assert_eq!(forecast.node(1, 101 + STALE_SECS), None);
+    forecast.report(1, 150, [None; RESOURCES], []);
+    assert_eq!(
+        forecast.node(1, 101 + STALE_SECS),
+        None,
+        "it could not tell its CPU"
+    );
     let silent = load::obstacle(
         &Known::Silent,
         &Loads::default(),

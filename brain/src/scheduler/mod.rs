@@ -9,6 +9,7 @@ pub mod constraints;
 pub mod explain;
 pub mod filter;
 pub mod forecast;
+pub mod idle;
 pub mod load;
 pub mod predict;
 pub mod preempt;
@@ -68,6 +69,10 @@ pub struct Seat<'a> {
     pub capacity: [f32; RESOURCES],
     /// What it is expected to use, with what this plan added.
     pub known: Known,
+    /// What best-effort containers use of what is left.
+    pub lent: Reservation,
+    /// This plan has reserved more there.
+    pub grown: bool,
 }
 
 impl Seat<'_> {
@@ -122,6 +127,8 @@ impl<'a> View<'a> {
                 claimed: Reservation::default(),
                 capacity: capacity(node),
                 known: Known::Unwatched,
+                lent: state.taken_on(*id).lent,
+                grown: false,
             })
             .collect();
         let mut view = Self::of(seats);
@@ -166,6 +173,7 @@ impl<'a> View<'a> {
             return false;
         }
         seat.taken = rest.plus(new);
+        seat.grown = true;
         true
     }
 }
@@ -175,6 +183,8 @@ impl<'a> View<'a> {
 pub struct Search {
     asked: Reservation,
     load: Loads,
+    /// What it uses of what is idle; nothing where it reserves what it needs.
+    idle: Reservation,
     eligible: Vec<Candidate>,
     standing: Refusal,
     /// How replicas are distributed, where that matters.
@@ -221,6 +231,7 @@ impl Search {
         Self {
             asked: request.reservation,
             load: request.load,
+            idle: asked.idle,
             eligible,
             standing,
             distribution,
@@ -233,7 +244,16 @@ impl Search {
         let seat = &view.seats[seat];
         uneven
             .or_else(|| filter::room(seat.allocatable, seat.held(), self.asked))
+            .or_else(|| self.lacks_idle(seat))
             .or_else(|| seat.busy(&self.load, &view.marks))
+    }
+
+    /// What of what is idle a best-effort container lacks there.
+    fn lacks_idle(&self, seat: &Seat<'_>) -> Option<Obstacle> {
+        if self.idle == Reservation::default() {
+            return None;
+        }
+        idle::room(seat, self.idle).map(Obstacle::Broken)
     }
 
     /// The same, for the sake of other replicas alone.
@@ -264,15 +284,21 @@ impl Search {
                 .distribution
                 .as_ref()
                 .map_or(0, |spread| spread.reluctance(candidate.seat, leaving));
+            // What others of its kind use counts for a best-effort container alone.
+            let lent = match self.idle == Reservation::default() {
+                true => Reservation::default(),
+                false => seat.lent,
+            };
             let score = score::score(
                 seat.allocatable,
-                seat.taken,
-                self.asked,
+                seat.taken.plus(lent),
+                self.asked.plus(self.idle),
                 candidate.replicas,
                 candidate.image,
             ) + load::points(&seat.known, &self.load, &seat.capacity, &view.marks)
                 - candidate.reluctance
-                - uneven;
+                - uneven
+                - idle::reluctance(seat, self.asked);
             // Strictly greater: of equals the smallest node id wins.
             if best.is_none_or(|(top, _)| score > top) {
                 best = Some((score, index));
@@ -315,6 +341,8 @@ impl Search {
         let seat = &mut view.seats[candidate.seat];
         seat.taken = seat.taken.plus(self.asked);
         seat.known.add(&self.load);
+        seat.lent = seat.lent.plus(self.idle);
+        seat.grown = true;
         seat.node.id
     }
 
@@ -350,6 +378,7 @@ impl Search {
         self.eligible.iter().any(|candidate| candidate.seat == at)
             && uneven.is_none()
             && filter::room(seat.allocatable, seat.held().minus(freed), self.asked).is_none()
+            && self.lacks_idle(seat).is_none()
     }
 
     fn refusal(&self, view: &View<'_>, leaving: Option<usize>) -> Refusal {

@@ -4,9 +4,10 @@
 //! nothing. What is being stopped already costs nobody anything: where that is enough, the answer is to wait there.
 
 use std::cmp::Reverse;
+use std::fmt;
 
 use berth_common::id::{ContainerId, NodeId};
-use berth_common::model::{Reservation, ServiceSpec};
+use berth_common::model::{Class, Reservation, ServiceSpec};
 use berth_common::units::{Bytes, Millicores};
 
 use super::{Search, View, filter};
@@ -17,6 +18,8 @@ const LOOKED_AT: usize = 8;
 /// Whom a container may preempt: those of lower rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
+    /// It reserves what it needs; those that use what is idle are below all of them.
+    pub standard: bool,
     /// The service's priority.
     pub priority: i32,
 }
@@ -25,7 +28,17 @@ impl Rank {
     /// Of a service's containers.
     pub const fn of(spec: &ServiceSpec) -> Self {
         Self {
+            standard: !matches!(spec.class, Class::BestEffort),
             priority: spec.priority,
+        }
+    }
+}
+
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.standard {
+            true => write!(f, "priority {}", self.priority),
+            false => f.write_str("best-effort"),
         }
     }
 }

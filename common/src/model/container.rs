@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId};
 use crate::model::{
-    Bandwidth, Digest, Endpoint, Health, HealthCheck, ImageRef, Limits, Reservation, RestartPolicy, Tmpfs,
-    UnixMillis, default_networks,
+    Bandwidth, Class, Digest, Endpoint, Health, HealthCheck, ImageRef, Limits, Reservation, RestartPolicy,
+    Tmpfs, UnixMillis, default_networks,
 };
 
 /// Everything an agent needs to make one container. No field is optional in effect: what the user left out is filled in.
@@ -70,6 +70,9 @@ pub struct ContainerSpec {
     /// The pool that its node must be in; none: `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Name>,
+    /// Whether it reserves what it needs, or uses what reservations leave idle.
+    #[serde(default, skip_serializing_if = "Class::is_standard")]
+    pub class: Class,
     /// Networks it is on, the first with the default route.
     #[serde(default = "default_networks")]
     pub networks: Vec<Name>,
@@ -85,7 +88,7 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
-    /// Whether `other` can be reached from `self` by changing limits of the running container alone. Where it is to be is the brain's: an agent
+    /// Whether `other` can be reached from `self` by changing limits of the running container alone. Where it is to be, and who goes first, is the brain's: an agent
     /// that kept a spec without what it did not know yet must not make the container anew when it does.
     pub fn differs_only_in_limits(&self, other: &Self) -> bool {
         let mut same = other.clone();
@@ -97,6 +100,7 @@ impl ContainerSpec {
         same.ingress_from.clone_from(&self.ingress_from);
         same.bandwidth = self.bandwidth;
         same.pool.clone_from(&self.pool);
+        same.class = self.class;
         same == *self
     }
 }

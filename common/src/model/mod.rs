@@ -3,6 +3,7 @@
 //! One writer per field: the user writes specs, the brain writes desired, the agent writes observed. These types are
 //! stored and shown; the messages of the link are in [`crate::protocol`].
 
+mod class;
 mod container;
 mod health;
 mod image;
@@ -20,6 +21,7 @@ mod tenant;
 mod validate;
 mod wireguard;
 
+pub use class::Class;
 pub use container::{
     ContainerRecord, ContainerSpec, ExitInfo, Moves, ObservedContainer, Phase, RegistryCredential, RunState,
 };

@@ -200,4 +200,7 @@ pub struct Taken {
     pub reserved: Reservation,
     /// Number of containers bound.
     pub containers: u32,
+    /// What best-effort containers use beside the reservations, as long as nobody reserves it.
+    #[serde(default)]
+    pub lent: Reservation,
 }

@@ -139,6 +139,7 @@ impl fmt::Display for Together {
 impl ServiceSpec {
     /// Checks what its spec says about places.
     pub(super) fn check_placement(&self) -> Result<(), SpecError> {
+        self.check_class()?;
         self.check_tolerations()?;
         self.check_spread()?;
         self.check_together()?;

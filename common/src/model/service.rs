@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, Revision, ServiceId, TenantId};
 use crate::model::{
-    Bandwidth, ContainerSpec, HealthCheck, ImageRef, Link, PublishedPort, ResourceSpec, RunState, SpecError,
-    Spread, Together, Toleration, UnixMillis, default_networks, strict,
+    Bandwidth, Class, ContainerSpec, HealthCheck, ImageRef, Link, PublishedPort, ResourceSpec, RunState,
+    SpecError, Spread, Together, Toleration, UnixMillis, default_networks, strict,
 };
 use crate::units::Bytes;
 
@@ -73,6 +73,13 @@ pub struct ServiceSpec {
     /// Most of its replicas on one node, 1 to 10,000; none: as many as fit, though they keep apart where there is room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_per_node: Option<u32>,
+    /// Whether its containers reserve what they need, or use what reservations leave idle and go first.
+    #[serde(
+        default,
+        deserialize_with = "strict::class",
+        skip_serializing_if = "Class::is_standard"
+    )]
+    pub class: Class,
     /// Who goes first where there is not room for all, -1,000 to 1,000; default 0. A container that fits nowhere preempts some of lower
     /// priority. Above what its tenant may have, only administrators give it.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -285,6 +292,7 @@ impl ServiceSpec {
             spread: Vec::new(),
             together: Vec::new(),
             max_per_node: None,
+            class: Class::Standard,
             priority: 0,
             restart: RestartPolicy::default(),
             stop_grace_secs: 10,
@@ -307,9 +315,9 @@ impl ServiceSpec {
     /// The part that one container is made from.
     ///
     /// # Errors
-    /// As [`ResourceSpec::resolve`].
+    /// As [`Self::resolved`].
     pub fn container_spec(&self) -> Result<ContainerSpec, SpecError> {
-        let (reservation, limits) = self.resources.resolve()?;
+        let (reservation, limits) = self.resolved()?;
         Ok(ContainerSpec {
             image: self.image.clone(),
             entrypoint: self.entrypoint.clone(),
@@ -331,6 +339,7 @@ impl ServiceSpec {
             privileged: self.privileged,
             node_labels: self.node_labels.clone(),
             pool: self.pool.clone(),
+            class: self.class,
             networks: self.networks.clone(),
             health: self.health.clone(),
             ingress_from: self.ingress_from.clone(),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::health;
 use super::service::{restart_delay, restart_max, restart_reset, tmpfs_size};
-use crate::model::{Bandwidth, HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs};
+use crate::model::{Bandwidth, Class, HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs};
 use crate::units::Bytes;
 
 #[derive(Deserialize)]
@@ -16,6 +16,18 @@ enum StrictRestart {
     Always,
     OnFailure,
     Never,
+}
+
+#[derive(Deserialize)]
+#[serde(remote = "Class", rename_all = "kebab-case")]
+enum StrictClass {
+    Standard,
+    BestEffort,
+}
+
+/// For a field that holds a user's class.
+pub(super) fn class<'de, D: Deserializer<'de>>(d: D) -> Result<Class, D::Error> {
+    StrictClass::deserialize(d)
 }
 
 #[derive(Deserialize)]

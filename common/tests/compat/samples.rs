@@ -132,6 +132,7 @@ pub fn spec() -> ContainerSpec {
         privileged: true,
         node_labels: map("zone", "north"),
         pool: None,
+        class: Class::Standard,
         networks: default_networks(),
         health: None,
         ingress_from: None,
@@ -335,6 +336,21 @@ pub fn usage() -> UsageReport {
             psi_io: None,
         }],
         full: true,
+    }
+}
+
+/// One that uses what others leave, in a pool.
+pub fn best_effort() -> DesiredUpdate {
+    let mut container = desired_container();
+    container.spec.pool = Some("batch".parse().unwrap());
+    container.spec.class = Class::BestEffort;
+    DesiredUpdate::Full {
+        set: DesiredSet {
+            node: node(),
+            generation: Generation(10),
+            tenants: vec![share()],
+            containers: vec![container],
+        },
     }
 }
 

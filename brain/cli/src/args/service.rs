@@ -119,6 +119,9 @@ pub struct SpecArgs {
     /// Who goes first where there is not room for all, -1000 to 1000: those of lower priority make room.
     #[arg(long, allow_hyphen_values = true, help_heading = "Places")]
     pub priority: Option<i32>,
+    /// Reserve neither CPU nor memory: run on what reservations leave idle, and go first (--best-effort=false to undo).
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Places")]
+    pub best_effort: Option<bool>,
     /// Network to be on, the first with the default route; none for none at all. Default: default.
     #[arg(long, value_name = "NAME")]
     pub network: Vec<String>,

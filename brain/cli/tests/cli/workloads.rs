@@ -66,6 +66,7 @@ fn run_sends_the_spec_and_waits() {
         "--together=db,by=zone",
         "--max-per-node=2",
         "--priority=-5",
+        "--best-effort",
         "--",
         "sleep",
         "--help",
@@ -89,7 +90,10 @@ fn run_sends_the_spec_and_waits() {
         (&body["pool"], &body["max_per_node"]),
         (&"batch".into(), &2.into())
     );
-    assert_eq!(body["priority"], -5);
+    assert_eq!(
+        (&body["priority"], &body["class"]),
+        (&(-5).into(), &"best-effort".into())
+    );
     assert_eq!(body["tolerations"], serde_json::json!(["gpu"]));
     assert_eq!(
         body["spread"],

@@ -164,6 +164,8 @@ impl Policy for Berth {
             },
             taken: reserved(cluster.hosts[host].cpu, cluster.hosts[host].memory_mib),
             claimed: Reservation::default(),
+            lent: Reservation::default(),
+            grown: false,
             capacity: crate::scheduler::capacity(node),
             known: self.known(host, now),
         });
