@@ -10,7 +10,7 @@ use berth_common::protocol::{ContainerUsage, NodeUsage};
 use parking_lot::Mutex;
 
 use crate::cluster::{Change, State};
-use crate::scheduler::forecast::{Consumer, Forecast, Loads, RESOURCES, SAMPLE_SECS, Sample};
+use crate::scheduler::forecast::{Consumer, Forecast, Loads, RESOURCES, SAMPLE_SECS, Sample, Told};
 use crate::scheduler::load::Known;
 
 /// Seconds between looks at what there is to learn of services.
@@ -177,8 +177,13 @@ impl At<'_> {
         })
     }
 
-    /// What a container is expected to use, and for how many seconds it was seen.
-    pub fn container(&self, container: ContainerId) -> Option<(Loads, f32)> {
+    /// What a node uses by what was measured; none of one that said nothing of late.
+    pub fn measured(&self, node: NodeId) -> Option<Loads> {
+        self.watched.0.lock().forecast.measured(node, self.now)
+    }
+
+    /// What is known of a container's load.
+    pub fn container(&self, container: ContainerId) -> Option<Told> {
         self.watched.0.lock().forecast.container(container)
     }
 }

@@ -89,11 +89,11 @@ fn host(state: &State, outlook: &At<'_>, node: NodeId) -> Option<Host<NodeId, Co
             .any(|other| other.replaces == Some(container.id));
         if container.removing || container.moves.is_some() || followed {
             leaving += 1;
-        } else if let Some((load, seen)) = outlook.container(container.id) {
-            let moves = seen >= SEEN_SECS && movable(state, container);
+        } else if let Some(told) = outlook.container(container.id) {
+            let moves = told.seen_secs >= SEEN_SECS && movable(state, container);
             containers.push(Tenancy {
                 container: container.id,
-                load,
+                load: told.measured(),
                 cost: moves.then_some(0),
             });
         }
@@ -102,6 +102,7 @@ fn host(state: &State, outlook: &At<'_>, node: NodeId) -> Option<Host<NodeId, Co
         node,
         capacity: capacity(record),
         load: plus(parts.foreign, parts.containers),
+        measured: outlook.measured(node)?,
         containers,
         leaving,
         takes: true,
@@ -146,7 +147,7 @@ impl Room<'_> {
         let service = self.state.services.get(&record.service)?;
         if !self.searches.contains_key(&service.id) {
             let mut request = wishes::request(self.state, service, &record.spec, &BTreeSet::new());
-            request.load = self.outlook.container(container)?.0;
+            request.load = self.outlook.container(container)?.measured();
             self.searches
                 .insert(service.id, Search::new(&self.view, &request));
         }
@@ -204,7 +205,7 @@ fn why(state: &State, shift: &Shift<NodeId, ContainerId>, marks: &Watermarks) ->
 fn stuck(state: &State, outlook: &At<'_>, node: NodeId, marks: &Watermarks) -> Option<NewEvent> {
     let record = state.nodes.get(&node)?;
     let parts = outlook.parts(node)?;
-    let (of, heat) = marks.heat(&plus(parts.foreign, parts.containers), &capacity(record));
+    let (of, heat) = marks.heat(&outlook.measured(node)?, &capacity(record));
     let foreign = parts.foreign[of].mean / capacity(record)[of].max(1.0);
     let text = format!(
         "{} percent of its {} are expected to be in use, over {}, {} of them not by containers; nothing that is here can be moved to where \

@@ -19,6 +19,8 @@ mod wishes;
 #[cfg(test)]
 mod affinity_cases;
 #[cfg(test)]
+mod balance_cases;
+#[cfg(test)]
 mod best_effort_cases;
 #[cfg(test)]
 mod cases;

@@ -13,6 +13,7 @@ use super::fixtures::{container_id, tenant_id};
 use super::{Dirty, Input, NewEvent, Now, Plan, plan};
 use crate::allocate::QUARANTINE_MS;
 use crate::cluster::{Change, Connection, State};
+use crate::outlook::Watched;
 
 pub(super) const TICK_MS: u64 = 500;
 pub(super) const LEASE_MS: u64 = 10_000;
@@ -34,6 +35,8 @@ pub(super) struct World {
     pub state: State,
     pub now: u64,
     pub events: Vec<NewEvent>,
+    /// What nodes are expected to use: nothing is known unless a test tells it.
+    pub watched: Watched,
     nodes: BTreeMap<NodeId, FakeNode>,
     heard: BTreeMap<NodeId, u64>,
     pub patient_until_ms: u64,
@@ -49,6 +52,7 @@ impl World {
             state: State::default(),
             now: 0,
             events: vec![],
+            watched: Watched::default(),
             nodes: BTreeMap::new(),
             heard: BTreeMap::new(),
             patient_until_ms: 0,
@@ -98,7 +102,9 @@ impl World {
             .map(|(id, n)| (*id, n.generation))
             .collect();
         let next = self.state.revision.next();
-        self.state.apply(changes, next);
+        for change in self.state.apply(changes, next) {
+            self.watched.follow(&change);
+        }
         for (id, generation) in before {
             if let Some(node) = self.state.nodes.get(&id) {
                 assert!(node.generation >= generation, "R8: a generation went back");
@@ -118,7 +124,7 @@ impl World {
             last_heard: &heard,
             lease_ms: LEASE_MS,
             patient_until_ms: self.patient_until_ms,
-            outlook: &crate::outlook::Unwatched,
+            outlook: &self.watched.at(self.now),
         };
         let mut ids = self.ids;
         plan(&input, &mut || {

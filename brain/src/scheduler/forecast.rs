@@ -75,6 +75,44 @@ struct Member<S> {
     charged: Loads,
 }
 
+/// What is known of a container's load.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Told {
+    /// What it is expected to use.
+    pub expected: Loads,
+    /// What it is expected to use by its own samples alone.
+    pub own: Loads,
+    /// For how long it was seen, seconds.
+    pub seen_secs: f32,
+}
+
+/// Seconds after which a container's own samples tell what it uses now.
+const MEASURED_SECS: f32 = 30.0;
+
+impl Told {
+    /// By its own samples, if there are enough of them.
+    pub fn measured(&self) -> Loads {
+        match self.seen_secs >= MEASURED_SECS {
+            true => self.own,
+            false => self.expected,
+        }
+    }
+}
+
+impl<S> Member<S> {
+    fn told(&self) -> Told {
+        let own = std::array::from_fn(|of| match of {
+            MEMORY => Load::steady(self.history[of].most()),
+            _ => self.history[of].own(),
+        });
+        Told {
+            expected: self.charged,
+            own,
+            seen_secs: self.history[CPU].seen_secs(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Node<C> {
     foreign: [History; RESOURCES],
@@ -289,10 +327,19 @@ impl<N: Copy + Eq + Hash, C: Copy + Eq + Hash, S: Copy + Eq + Hash> Forecast<N, 
         Some(plus(self.foreign(node, now)?, self.containers(node)))
     }
 
-    /// What a container is expected to use, and for how long it was seen, seconds; none of one that is nowhere.
-    pub fn container(&self, container: C) -> Option<(Loads, f32)> {
+    /// What is known of a container; none of one that is nowhere.
+    pub fn container(&self, container: C) -> Option<Told> {
         let (_, member) = self.members.get(&container)?;
-        Some((member.charged, member.history[CPU].seen_secs()))
+        Some(member.told())
+    }
+
+    /// What a node uses by what was seen of it, nothing else being thought of what is young, but for what was not seen at all; none of one
+    /// that said nothing of late.
+    pub fn measured(&self, node: N, now: u32) -> Option<Loads> {
+        let foreign = self.foreign(node, now)?;
+        let held = self.nodes.get(&node)?;
+        let members = held.containers.iter().filter_map(|one| self.members.get(one));
+        Some(members.fold(foreign, |sum, (_, member)| plus(sum, member.told().measured())))
     }
 }
 

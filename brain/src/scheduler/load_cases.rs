@@ -190,7 +190,7 @@ proptest! {
             for node in 0..4 {
                 let held = on.iter().filter(|(_, at)| **at == node);
                 let sum = held
-                    .map(|(container, _)| forecast.container(*container).unwrap().0)
+                    .map(|(container, _)| forecast.container(*container).unwrap().expected)
                     .fold(Loads::default(), plus);
                 let told = forecast.containers(node);
                 prop_assert!((told[CPU].mean - sum[CPU].mean).abs() < 1.0, "{told:?} {sum:?}");
@@ -222,6 +222,7 @@ proptest! {
                     node,
                     capacity: CAPACITY,
                     load: containers.iter().fold(cpu(foreign[node], 1e4), |sum, one| plus(sum, one.load)),
+                    measured: containers.iter().fold(cpu(foreign[node], 1e4), |sum, one| plus(sum, one.load)),
                     containers,
                     leaving: 0,
                     takes: true,
@@ -251,6 +252,9 @@ fn a_node_that_is_hot_from_load_that_is_not_ours_causes_no_endless_moving() {
         node,
         capacity: CAPACITY,
         load: containers
+            .iter()
+            .fold(cpu(foreign, 0.0), |sum, one| plus(sum, one.load)),
+        measured: containers
             .iter()
             .fold(cpu(foreign, 0.0), |sum, one| plus(sum, one.load)),
         containers,
@@ -294,6 +298,9 @@ fn one_hot_round_moves_nothing_and_what_moved_rests() {
             node,
             capacity: CAPACITY,
             load: containers
+                .iter()
+                .fold(cpu(foreign, 0.0), |sum, one| plus(sum, one.load)),
+            measured: containers
                 .iter()
                 .fold(cpu(foreign, 0.0), |sum, one| plus(sum, one.load)),
             containers,

@@ -19,6 +19,8 @@ const MIDDLE_SECS: f32 = 600.0;
 const HALF_SECS: u32 = 6 * 3600;
 /// Seconds that what was learned of others is worth, against what was seen of this one.
 const PRIOR_SECS: f32 = 600.0;
+/// The middle window follows a burst somewhat, so samples are less off it than off the mean; by so much less in traces of real load.
+const WANDER: f32 = 1.5;
 /// How many of a group what is thought without it is worth.
 const PRIOR_COUNT: f32 = 3.0;
 /// Longest time that one sample stands for, seconds: after a silence it says nothing of what was before.
@@ -69,12 +71,15 @@ struct Moments {
     secs: f32,
     mean: f32,
     squares: f32,
+    /// Squares of what samples were off the middle window by.
+    wander: f32,
     most: f32,
 }
 
 impl Moments {
-    fn add(&mut self, value: f32, secs: f32) {
+    fn add(&mut self, value: f32, middle: f32, secs: f32) {
         self.secs += secs;
+        self.wander += secs * (value - middle) * (value - middle);
         self.most = self.most.max(value);
         let off = value - self.mean;
         self.mean += off * secs / self.secs;
@@ -91,13 +96,16 @@ impl Moments {
             secs,
             mean: self.mean + off * other.secs / secs,
             squares: self.squares + other.squares + off * off * self.secs * other.secs / secs,
+            wander: self.wander + other.wander,
             most: self.most.max(other.most),
         }
     }
 
+    /// Around the mean, or around what the middle window said each time, if that is less: one that went to another level and stayed there
+    /// does not vary by the way between.
     fn variance(self) -> f32 {
         if self.secs > 0.0 {
-            (self.squares / self.secs).max(0.0)
+            self.squares.min(self.wander * WANDER).max(0.0) / self.secs
         } else {
             0.0
         }
@@ -127,7 +135,7 @@ impl History {
                 middle: value,
                 ..Self::default()
             };
-            self.newer.add(value, 1.0);
+            self.newer.add(value, value, 1.0);
             return;
         };
         if at <= last {
@@ -138,13 +146,13 @@ impl History {
         // As good as 1 - e^(-t/T) for t much smaller than T, and never more than all.
         self.fast += (value - self.fast) * secs / (secs + FAST_SECS);
         // Until it has seen as much, the middle window is the plain mean.
-        let seen = self.seen_secs();
+        let (seen, middle) = (self.seen_secs(), self.middle);
         self.middle += (value - self.middle) * secs / (secs + seen.min(MIDDLE_SECS));
         if at - self.began >= HALF_SECS {
             self.older = std::mem::take(&mut self.newer);
             self.began = at;
         }
-        self.newer.add(value, secs);
+        self.newer.add(value, middle, secs);
     }
 
     /// Seconds that were seen of it, in the long window.

@@ -42,7 +42,7 @@ impl Default for Budget {
 pub struct Tenancy<C> {
     /// Which.
     pub container: C,
-    /// What it is expected to use.
+    /// What it uses, and will use elsewhere, too.
     pub load: Loads,
     /// What moving it costs; less is better, none: it can't.
     pub cost: Option<u32>,
@@ -57,6 +57,8 @@ pub struct Host<N, C> {
     pub capacity: [f32; RESOURCES],
     /// What it is expected to use, with all that is on it and on its way there.
     pub load: Loads,
+    /// What it uses by what was measured: whether it is hot is no matter of what is thought of its newest containers.
+    pub measured: Loads,
     /// What is on it and not already leaving.
     pub containers: Vec<Tenancy<C>>,
     /// How many are leaving.
@@ -131,7 +133,7 @@ pub fn plan<N: Copy + Ord, C: Copy + Ord>(
     now: u32,
     room: &mut dyn Room<N, C>,
 ) -> Round<N, C> {
-    let heat_of = |host: &Host<N, C>| marks.heat(&host.load, &host.capacity);
+    let heat_of = |host: &Host<N, C>| marks.heat(&host.measured, &host.capacity);
     memory.moved.retain(|_, at| now < *at + budget.rest_secs);
     let mut hot: Vec<usize> = Vec::new();
     for (at, host) in hosts.iter().enumerate() {
@@ -162,8 +164,10 @@ pub fn plan<N: Copy + Ord, C: Copy + Ord>(
             };
             let one = hosts[from].containers.remove(nth);
             room.take(hosts[to].node, one.container);
-            hosts[from].load = minus(hosts[from].load, one.load);
-            hosts[to].load = plus(hosts[to].load, one.load);
+            for (host, sign) in [(from, minus as fn(Loads, Loads) -> Loads), (to, plus)] {
+                hosts[host].load = sign(hosts[host].load, one.load);
+                hosts[host].measured = sign(hosts[host].measured, one.load);
+            }
             hosts[from].leaving += 1;
             memory.moved.insert(one.container, now);
             shifts.push(Shift {
@@ -191,7 +195,7 @@ fn choose<N: Copy + Ord, C: Copy + Ord>(
     room: &mut dyn Room<N, C>,
 ) -> Option<(usize, usize)> {
     let source = &hosts[from];
-    let excess = source.load[resource].high(marks.typical) - marks.evict * source.capacity[resource];
+    let excess = source.measured[resource].high(marks.typical) - marks.evict * source.capacity[resource];
     // What uses nearly nothing cools nothing.
     let least = source.capacity[resource] * 0.01;
     let mut order: Vec<usize> = (0..source.containers.len())

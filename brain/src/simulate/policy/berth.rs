@@ -197,12 +197,13 @@ impl Policy for Berth {
                 node: host,
                 capacity: crate::scheduler::capacity(&self.nodes[host]),
                 load: known.unwrap_or_default(),
+                measured: self.forecast.measured(host, now).unwrap_or_default(),
                 containers: staying
                     .filter_map(|one| {
-                        let (load, seen) = self.forecast.container(*one)?;
-                        (seen >= SEEN).then_some(Tenancy {
+                        let told = self.forecast.container(*one)?;
+                        (told.seen_secs >= SEEN).then_some(Tenancy {
                             container: *one,
-                            load,
+                            load: told.measured(),
                             cost: Some(0),
                         })
                     })
