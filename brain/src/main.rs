@@ -36,6 +36,11 @@ enum Command {
         after_help = "Example:\n  berth-brain simulate --usage planetlab.csv.gz --nodes 24 --policy all"
     )]
     Simulate(simulate::Options),
+    /// Replay several traces at several sizes with several seeds under all policies
+    #[command(
+        after_help = "Example:\n  berth-brain compare monday.csv.gz tuesday.csv.gz --nodes 30,24,20 --seeds 3"
+    )]
+    Compare(simulate::compare::Options),
     /// Print the version.
     Version,
 }
@@ -48,6 +53,7 @@ fn main() -> ExitCode {
     }
     let result = match &args.command {
         Some(Command::Simulate(options)) => simulate::run(options),
+        Some(Command::Compare(options)) => simulate::compare::run(options),
         _ => run(&args),
     };
     match result {

@@ -8,10 +8,11 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::engine::{self, Event, Telemetry};
+use super::floor::Floor;
 use super::policy::{self, NAMES};
 use super::report::{self, Figures};
 use super::scenario::{Scenario, Settings};
-use super::trace;
+use super::{clairvoyant, plot, trace};
 
 /// Replay traces of real load under scheduling policies.
 ///
@@ -37,7 +38,7 @@ pub struct Options {
     /// What reservations on a host may add up to, percent of its capacity; default: so much that the hosts without load from outside could take all containers, and a fifth more.
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub overcommit: Option<u32>,
-    /// Policy, or `all`.
+    /// Policy, `clairvoyant` (who knows the whole day before), or `all`.
     #[arg(long, default_value = "all")]
     pub policy: String,
     /// All choices follow from it.
@@ -52,6 +53,9 @@ pub struct Options {
     /// Write the figures here, as JSON.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Draw how full every host was over the day here, as SVG, a panel for each policy.
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
     /// Write every placement, move and end here, one JSON object a line; only of a single policy.
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -62,21 +66,12 @@ pub struct Options {
 /// # Errors
 /// What can't be read, written, or makes no sense.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let names: Vec<&str> = match options.policy.as_str() {
-        "all" => NAMES.iter().map(|(name, _)| *name).collect(),
-        one => match NAMES.iter().find(|(name, _)| *name == one) {
-            Some((name, _)) => vec![name],
-            None => {
-                let known: Vec<_> = NAMES
-                    .iter()
-                    .map(|(name, what)| format!("  {name}: {what}"))
-                    .collect();
-                bail!("there is no policy {one:?}; there are:\n{}", known.join("\n"));
-            }
-        },
-    };
+    let names = names(&options.policy)?;
     if options.log.is_some() && names.len() > 1 {
         bail!("--log is of one policy: name it with --policy");
+    }
+    if options.plot.is_some() && options.nodes as usize > plot::MOST_HOSTS {
+        bail!("a plot can tell no more than {} hosts apart", plot::MOST_HOSTS);
     }
     let rows = trace::usage(&options.usage)?;
     let asked = options.arrivals.as_deref().map(trace::arrivals).transpose()?;
@@ -95,21 +90,100 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     };
     let mut all = Vec::new();
     for name in names {
-        let mut policy = policy::by_name(name, options.seed).with_context(|| format!("policy {name}"))?;
-        let events = engine::run(&scenario, &mut *policy, telemetry);
+        let events = replay(&scenario, name, telemetry)?;
         if let Some(path) = &options.log {
             write_log(path, &scenario, &events).with_context(|| format!("writing {}", path.display()))?;
         }
-        all.push(report::figures(name, &scenario, &events));
+        all.push((report::figures(name, &scenario, &events), events));
     }
-    print!("{}", table(&scenario, &all));
+    if let Some(path) = &options.plot {
+        let text = draw(&scenario, telemetry, &all);
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    let all: Vec<Figures> = all.into_iter().map(|(figures, _)| figures).collect();
+    let floor = Floor::of(&scenario);
+    print!("{}{}", table(&scenario, &all), bounds(&all, &floor));
     if let Some(path) = &options.report {
         let text = serde_json::to_vec_pretty(&serde_json::json!({
             "settings": scenario.settings, "overcommit_percent": scenario.overcommit, "telemetry": telemetry, "policies": all,
+            "floor": floor,
         }))?;
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The policies that a word means: the one of that name, or all, and last who knows everything.
+pub(super) fn names(word: &str) -> anyhow::Result<Vec<&'static str>> {
+    let known = NAMES.iter().map(|(name, _)| *name).chain([clairvoyant::NAME]);
+    if word == "all" {
+        return Ok(known.collect());
+    }
+    if let Some(name) = known.into_iter().find(|name| *name == word) {
+        return Ok(vec![name]);
+    }
+    let known: Vec<_> = NAMES
+        .iter()
+        .map(|(name, what)| format!("  {name}: {what}"))
+        .collect();
+    let last = clairvoyant::NAME;
+    bail!(
+        "there is no policy {word:?}; there are:\n{}\n  {last}: who knows the whole day before, and moves nothing",
+        known.join("\n")
+    );
+}
+
+/// What happens under a policy.
+pub(super) fn replay(scenario: &Scenario, name: &str, telemetry: Telemetry) -> anyhow::Result<Vec<Event>> {
+    if name == clairvoyant::NAME {
+        return Ok(clairvoyant::replay(scenario));
+    }
+    let mut policy =
+        policy::by_name(name, scenario.settings.seed).with_context(|| format!("policy {name}"))?;
+    Ok(engine::run(scenario, &mut *policy, telemetry))
+}
+
+/// The picture of replays.
+fn draw(scenario: &Scenario, telemetry: Telemetry, all: &[(Figures, Vec<Event>)]) -> String {
+    let settings = &scenario.settings;
+    let title = format!(
+        "{} containers on {} hosts of {} cores over a day; reports {} s late, {} % lost",
+        scenario.arrivals.len(),
+        settings.hosts,
+        settings.host_cpu / 1_000,
+        telemetry.delay,
+        telemetry.loss
+    );
+    let panels = all.iter().map(|(one, events)| {
+        let away = match one.turned_away_percent >= 0.05 {
+            true => format!(", {:.1} % turned away", one.turned_away_percent),
+            false => String::new(),
+        };
+        let told = format!(
+            "{:.2} % avoidably overloaded, {} moves{away}",
+            one.avoidable_percent, one.moves
+        );
+        (&*one.policy, told, &**events)
+    });
+    plot::svg(scenario, &title, &panels.collect::<Vec<_>>())
+}
+
+/// What could be had at best, and how far berth is from it.
+fn bounds(all: &[Figures], floor: &Floor) -> String {
+    let mut text = format!(
+        "no placement of all containers can do better than {:.2} % overloaded",
+        floor.percent
+    );
+    let of = |name: &str| all.iter().find(|one| one.policy == name);
+    if let (Some(berth), Some(best)) = (of("berth"), of(clairvoyant::NAME)) {
+        text.push_str(&format!(
+            "; berth is {:+.2} from that, and {:+.2} from the clairvoyant",
+            berth.overloaded_percent - floor.percent,
+            berth.overloaded_percent - best.overloaded_percent
+        ));
+    }
+    text.push('\n');
+    text
 }
 
 /// First what the events don't say: the settings, and which rows load which hosts from outside.

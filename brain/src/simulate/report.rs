@@ -43,14 +43,26 @@ pub struct Figures {
 
 /// From when to when a container was somewhere, seconds.
 #[derive(Debug, Clone, Copy)]
-struct Stay {
-    container: usize,
-    host: usize,
-    from: u32,
-    to: u32,
+pub(super) struct Stay {
+    pub container: usize,
+    pub host: usize,
+    pub from: u32,
+    pub to: u32,
 }
 
-fn stays(events: &[Event], end: u32) -> Vec<Stay> {
+impl Stay {
+    /// The intervals of its time there, and of how many seconds of each.
+    pub fn seconds(&self) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let (from, to) = (self.from, self.to);
+        (from / INTERVAL..to.div_ceil(INTERVAL)).map(move |interval| {
+            let (begin, over) = (interval * INTERVAL, (interval + 1) * INTERVAL);
+            (interval, to.min(over) - from.max(begin))
+        })
+    }
+}
+
+/// Where containers were, by what happened.
+pub(super) fn stays(events: &[Event], end: u32) -> Vec<Stay> {
     let mut held: BTreeMap<usize, (usize, u32)> = BTreeMap::new();
     let mut stays = Vec::new();
     let mut close = |held: Option<(usize, u32)>, container: usize, to: u32| {
@@ -89,28 +101,58 @@ fn stays(events: &[Event], end: u32) -> Vec<Stay> {
     stays
 }
 
+/// What a container asks for while it is somewhere, millicore seconds of each interval.
+pub(super) fn demand(scenario: &Scenario, stay: &Stay) -> impl Iterator<Item = (usize, u64)> {
+    let one = &scenario.arrivals[stay.container];
+    stay.seconds().map(|(interval, seconds)| {
+        let demand = scenario.demand(one.row, one.limit, interval * INTERVAL);
+        (interval as usize, u64::from(demand) * u64::from(seconds))
+    })
+}
+
 /// Of what containers would use from when they come to when they go, the part that they had no place for, percent.
 fn turned_away(scenario: &Scenario, stays: &[Stay]) -> f64 {
-    let used = |container: usize, from: u32, to: u32| -> u64 {
-        let one = &scenario.arrivals[container];
-        let intervals = from / INTERVAL..to.div_ceil(INTERVAL);
-        intervals
-            .map(|interval| {
-                let (begin, over) = (interval * INTERVAL, (interval + 1) * INTERVAL);
-                u64::from(scenario.demand(one.row, one.limit, begin))
-                    * u64::from(to.min(over) - from.max(begin))
-            })
-            .sum()
-    };
+    let used = |stay: &Stay| demand(scenario, stay).map(|(_, asked)| asked).sum::<u64>();
     let (end, come) = (scenario.end(), scenario.arrivals.iter().enumerate());
-    let wanted: u64 = come
-        .map(|(at, one)| used(at, one.at.min(end), one.until.min(end)))
-        .sum();
-    let placed: u64 = stays
-        .iter()
-        .map(|stay| used(stay.container, stay.from, stay.to))
-        .sum();
+    let whole = come.map(|(container, one)| Stay {
+        container,
+        host: 0,
+        from: one.at.min(end),
+        to: one.until.min(end),
+    });
+    let wanted: u64 = whole.map(|stay| used(&stay)).sum();
+    let placed: u64 = stays.iter().map(used).sum();
     wanted.saturating_sub(placed) as f64 * 100.0 / wanted.max(1) as f64
+}
+
+/// What a host has in an interval, millicore seconds.
+pub(super) fn whole(scenario: &Scenario) -> u64 {
+    u64::from(scenario.settings.host_cpu) * u64::from(INTERVAL)
+}
+
+/// What is asked for from outside, millicore seconds: of the first host in each interval, then of the next.
+pub(super) fn outside(scenario: &Scenario) -> Vec<u64> {
+    let intervals = (scenario.end() / INTERVAL) as usize;
+    let mut asked = vec![0_u64; scenario.settings.hosts * intervals];
+    for (row, host) in &scenario.foreign {
+        for interval in 0..intervals {
+            let demand = scenario.demand(*row, scenario.settings.limit, interval as u32 * INTERVAL);
+            asked[host * intervals + interval] += u64::from(demand) * u64::from(INTERVAL);
+        }
+    }
+    asked
+}
+
+/// The same with what containers ask for.
+pub(super) fn asked(scenario: &Scenario, events: &[Event]) -> Vec<u64> {
+    let intervals = (scenario.end() / INTERVAL) as usize;
+    let mut asked = outside(scenario);
+    for stay in stays(events, scenario.end()) {
+        for (interval, demand) in demand(scenario, &stay) {
+            asked[stay.host * intervals + interval] += demand;
+        }
+    }
+    asked
 }
 
 /// Computes them.
@@ -119,26 +161,14 @@ pub fn figures(policy: &str, scenario: &Scenario, events: &[Event]) -> Figures {
     let intervals = (end / INTERVAL) as usize;
     let tenants = scenario.settings.tenants as usize;
     let stays = stays(events, end);
-    // Millicore seconds asked for, of each host in each interval, and of each tenant there.
-    let mut asked = vec![0_u64; hosts * intervals];
+    let (asked, whole) = (asked(scenario, events), whole(scenario));
+    let outside = outside(scenario).iter().filter(|asked| **asked > whole).count();
+    // Of each tenant on each host in each interval.
     let mut of_tenant = vec![0_u64; hosts * intervals * tenants];
-    for (row, host) in &scenario.foreign {
-        for interval in 0..intervals {
-            let demand = scenario.demand(*row, scenario.settings.limit, interval as u32 * INTERVAL);
-            asked[host * intervals + interval] += u64::from(demand) * u64::from(INTERVAL);
-        }
-    }
-    let whole = u64::from(scenario.settings.host_cpu) * u64::from(INTERVAL);
-    let outside = asked.iter().filter(|asked| **asked > whole).count();
     for stay in &stays {
-        let one = &scenario.arrivals[stay.container];
-        for interval in stay.from / INTERVAL..stay.to.div_ceil(INTERVAL) {
-            let (begin, over) = (interval * INTERVAL, (interval + 1) * INTERVAL);
-            let seconds = stay.to.min(over) - stay.from.max(begin);
-            let demand = u64::from(scenario.demand(one.row, one.limit, begin)) * u64::from(seconds);
-            let at = stay.host * intervals + interval as usize;
-            asked[at] += demand;
-            of_tenant[at * tenants + one.tenant as usize] += demand;
+        let tenant = scenario.arrivals[stay.container].tenant as usize;
+        for (interval, demand) in demand(scenario, stay) {
+            of_tenant[(stay.host * intervals + interval) * tenants + tenant] += demand;
         }
     }
     let over = asked.iter().filter(|asked| **asked > whole).count();

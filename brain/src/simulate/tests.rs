@@ -233,6 +233,7 @@ fn a_stranger_computes_the_same_from_the_log_and_the_trace() {
         telemetry_delay: 30,
         telemetry_loss: 10,
         report: Some(path("report.json")),
+        plot: Some(path("plot.svg")),
         log: log.then(|| path("moves.jsonl")),
     };
     let rows = super::trace::usage(&path("usage.csv")).unwrap();

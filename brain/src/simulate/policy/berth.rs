@@ -31,6 +31,9 @@ pub(super) struct Berth {
     /// Reports wait here until the next look at the cluster, which says where what they tell of was placed.
     heard: Vec<Report>,
     learned: u32,
+    looked: Option<u32>,
+    /// For whom a place was found since: nothing else changes within a step.
+    chosen: Vec<usize>,
 }
 
 fn id(number: usize) -> NodeId {
@@ -104,7 +107,14 @@ impl Berth {
                 .map(|host| record(host, cluster))
                 .collect();
         }
-        for (container, placed) in cluster.placed.iter().enumerate() {
+        let again = self.looked.replace(now) == Some(now);
+        let chosen = std::mem::take(&mut self.chosen);
+        let changed = match again {
+            true => chosen,
+            false => (0..cluster.placed.len()).collect(),
+        };
+        for container in changed {
+            let placed = cluster.placed[container];
             // One that moves is charged where it goes: that place is reserved.
             match cluster.moving[container].or(placed.map(|(host, _)| host)) {
                 Some(host) => self
@@ -182,6 +192,7 @@ impl Policy for Berth {
             load: self.forecast.newcomer(&consumer(cluster, container)),
         };
         let chosen = crate::scheduler::place(&mut view, &request).ok()?;
+        self.chosen.push(container);
         (0..self.nodes.len()).find(|host| self.nodes[*host].id == chosen)
     }
 
