@@ -7,7 +7,7 @@
 //!
 //! Pure, and the same code in the brain and in the simulator, which have other names for nodes, containers and services.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use super::predict::{History, Learned, Load, Prior};
@@ -137,8 +137,9 @@ impl<C> Default for Node<C> {
 #[derive(Debug)]
 pub struct Forecast<N, C, S> {
     nodes: HashMap<N, Node<C>>,
-    members: HashMap<C, (N, Member<S>)>,
-    services: HashMap<S, [Learned; RESOURCES]>,
+    /// In order: sums of numbers that are rounded depend on it, and equal inputs are to give equal answers.
+    members: BTreeMap<C, (N, Member<S>)>,
+    services: BTreeMap<S, [Learned; RESOURCES]>,
     all: [Learned; RESOURCES],
 }
 
@@ -146,14 +147,14 @@ impl<N, C, S> Default for Forecast<N, C, S> {
     fn default() -> Self {
         Self {
             nodes: HashMap::new(),
-            members: HashMap::new(),
-            services: HashMap::new(),
+            members: BTreeMap::new(),
+            services: BTreeMap::new(),
             all: Default::default(),
         }
     }
 }
 
-impl<N: Copy + Eq + Hash, C: Copy + Eq + Hash, S: Copy + Eq + Hash> Forecast<N, C, S> {
+impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
     /// A container of which nothing was seen is to be expected to use this.
     pub fn newcomer(&self, consumer: &Consumer<S>) -> Loads {
         let unseen: [History; RESOURCES] = Default::default();

@@ -98,6 +98,27 @@ fn what_is_not_known_is_taken_for_what_others_of_its_service_use_then_for_what_a
 }
 
 #[test]
+fn equal_inputs_give_equal_answers_to_the_last_bit() {
+    let learned = || {
+        let mut forecast = Forecast::<u32, u32, u32>::default();
+        for container in 0..500 {
+            forecast.assign(container, container % 7, consumer(container % 3));
+        }
+        for (at, node) in (1..60).flat_map(|at| (0..7).map(move |node| (at, node))) {
+            let used = |container: u32| (container * 37 % 1_999) as f32 / 3.0 + at as f32 / 7.0;
+            let all = (0..500).map(|container| (container, sample(used(container))));
+            forecast.report(node, at * 10, sample(1.0 / 3.0), all);
+        }
+        forecast.learn();
+        (forecast.newcomer(&consumer(1)), forecast.node(3, 600))
+    };
+    let first = learned();
+    for _ in 0..10 {
+        assert_eq!(learned(), first);
+    }
+}
+
+#[test]
 fn a_silent_node_is_not_an_idle_one() {
     let mut forecast = Forecast::<u32, u32, u32>::default();
     assert_eq!(forecast.node(1, 100), None, "never heard");
