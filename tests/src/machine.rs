@@ -2,10 +2,13 @@
 //! own host's control groups and processes alone, and one processor. What lxcfs does for containers, as far as the agent reads it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use crate::process::run;
 
 /// Clock ticks of `/proc/stat`, a second.
 const TICKS: u64 = 100;
@@ -13,6 +16,7 @@ const TICKS: u64 = 100;
 /// A host's processor as its agent sees it. What it tells follows the host's real use until this is dropped.
 #[derive(Debug)]
 pub struct Machine {
+    shared: PathBuf,
     dir: PathBuf,
     foreign: Arc<AtomicU32>,
     over: Arc<AtomicBool>,
@@ -47,9 +51,13 @@ fn used_by(pid: u32) -> u64 {
 }
 
 impl Machine {
-    /// One whose containers' control groups are below `group`; its files lie in `dir`.
+    /// One whose containers' control groups are below `group`; its files lie in `dir`, a folder in that of its agent.
     pub fn new(dir: &Path, group: &str) -> Self {
         std::fs::create_dir_all(dir).expect("folder");
+        // What the agent mounts in its folder containerd has to see, and the other way round.
+        let shared = dir.parent().expect("its agent's").to_path_buf();
+        run(Command::new("mount").arg("--bind").arg(&shared).arg(&shared));
+        run(Command::new("mount").arg("--make-shared").arg(&shared));
         std::fs::write(dir.join("online"), "0\n").expect("file");
         let (foreign, over) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
         let (stat, group) = (dir.join("stat"), group.to_owned());
@@ -83,6 +91,7 @@ impl Machine {
             }
         });
         Self {
+            shared,
             dir: dir.to_path_buf(),
             foreign,
             over,
@@ -116,5 +125,7 @@ impl Drop for Machine {
         if let Some(meter) = self.meter.take() {
             let _ = meter.join();
         }
+        // Its agent is gone, so nothing is left below that somebody needs.
+        let _ = Command::new("umount").args(["--lazy"]).arg(&self.shared).output();
     }
 }

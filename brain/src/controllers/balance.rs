@@ -18,7 +18,7 @@ use crate::scheduler::rebalance::{self, Budget, Host, Memory, Shift, Tenancy};
 use crate::scheduler::{Search, View, capacity};
 
 /// Seconds that a container must have been seen before it moves.
-const SEEN_SECS: f32 = 30.0;
+const SEEN_SECS: f32 = 20.0;
 
 /// What a round decides.
 #[derive(Debug, Default)]

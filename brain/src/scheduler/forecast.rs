@@ -87,7 +87,7 @@ pub struct Told {
 }
 
 /// Seconds after which a container's own samples tell what it uses now.
-const MEASURED_SECS: f32 = 30.0;
+const MEASURED_SECS: f32 = 20.0;
 
 impl Told {
     /// By its own samples, if there are enough of them.

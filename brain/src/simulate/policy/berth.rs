@@ -20,7 +20,7 @@ use crate::simulate::cluster::Cluster;
 /// Seconds between looks at what there is to learn.
 const LEARN: u32 = 60;
 /// Seconds that a container must have been seen before it moves.
-const SEEN: f32 = 30.0;
+const SEEN: f32 = 20.0;
 
 /// It.
 #[derive(Default)]
