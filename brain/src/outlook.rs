@@ -7,57 +7,31 @@
 use berth_common::id::{ContainerId, NodeId, ServiceId};
 use berth_common::model::{ContainerRecord, ContainerSpec};
 use berth_common::protocol::{ContainerUsage, NodeUsage};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::cluster::{Change, State};
-use crate::scheduler::forecast::{Consumer, Forecast, Loads, RESOURCES, SAMPLE_SECS, Sample, Told};
+use crate::scheduler::forecast::{
+    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told,
+};
 use crate::scheduler::load::Known;
 
-/// Seconds between looks at what there is to learn of services.
-const LEARN_SECS: u32 = 60;
-
-/// What placement asks about load.
-pub trait Outlook {
-    /// What is known of a node's load now.
-    fn known(&self, node: NodeId) -> Known;
-    /// What a new container of a service is expected to use.
-    fn newcomer(&self, service: ServiceId, spec: &ContainerSpec) -> Loads;
-}
-
-/// Nobody watches load: placement is by reservations alone.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unwatched;
-
-impl Outlook for Unwatched {
-    fn known(&self, _: NodeId) -> Known {
-        Known::Unwatched
-    }
-
-    fn newcomer(&self, _: ServiceId, _: &ContainerSpec) -> Loads {
-        Loads::default()
-    }
-}
-
-#[derive(Default)]
-struct Held {
-    forecast: Forecast<NodeId, ContainerId, ServiceId>,
-    learned: u32,
-}
+type Held = Forecast<NodeId, ContainerId, ServiceId>;
 
 /// The forecast of the cluster.
 #[derive(Default)]
 pub struct Watched(Mutex<Held>);
 
-/// The outlook at one time, seconds since the brain started.
+/// The outlook at one time, seconds since the brain started. It stays as it is while it is held, so that a plan sees one; nothing is told to
+/// the forecast meanwhile.
 pub struct At<'a> {
-    watched: &'a Watched,
+    held: MutexGuard<'a, Held>,
     now: u32,
 }
 
 fn consumer(service: ServiceId, spec: &ContainerSpec) -> Consumer<ServiceId> {
     let mut limits = [0.0; RESOURCES];
-    limits[0] = spec.limits.cpu.0 as f32;
-    limits[1] = spec.limits.memory.0 as f32;
+    limits[CPU] = spec.limits.cpu.0 as f32;
+    limits[MEMORY] = spec.limits.memory.0 as f32;
     Consumer { service, limits }
 }
 
@@ -83,9 +57,18 @@ fn foreign(usage: &NodeUsage, containers: &[(ContainerId, Sample)]) -> Sample {
     [
         usage.cpu_foreign.map(|cpu| cpu as f32),
         usage.memory_foreign.map(|memory| memory as f32),
-        rest(together(usage.disk_read_bps, usage.disk_write_bps), 2),
-        rest(together(usage.net_rx_bps, usage.net_tx_bps), 3),
+        rest(together(usage.disk_read_bps, usage.disk_write_bps), DISK),
+        rest(together(usage.net_rx_bps, usage.net_tx_bps), NETWORK),
     ]
+}
+
+/// What is foreign on a node, and what its containers use.
+pub type Samples = (Sample, Vec<(ContainerId, Sample)>);
+
+/// Samples of what a node last said of itself and its containers.
+pub fn samples<'u>(usage: &NodeUsage, containers: impl Iterator<Item = &'u ContainerUsage>) -> Samples {
+    let containers: Vec<_> = containers.map(|one| (one.id, of_container(one))).collect();
+    (foreign(usage, &containers), containers)
 }
 
 impl Watched {
@@ -93,11 +76,11 @@ impl Watched {
     pub fn follow(&self, change: &Change) {
         let mut held = self.0.lock();
         match change {
-            Change::PutContainer(record) => assign(&mut held.forecast, record),
+            Change::PutContainer(record) => assign(&mut held, record),
             Change::DeleteContainer(id) => {
-                held.forecast.unassign(*id);
+                held.unassign(*id);
             }
-            Change::DeleteNode(id) => held.forecast.forget(*id),
+            Change::DeleteNode(id) => held.forget(*id),
             _ => {}
         }
     }
@@ -105,40 +88,26 @@ impl Watched {
     /// Takes over where everything is; what was seen of what is still there stays.
     pub fn reset(&self, state: &State) {
         let mut held = self.0.lock();
-        held.forecast
-            .keep(|container| state.containers.contains_key(&container));
+        held.keep(|container| state.containers.contains_key(&container));
         for record in state.containers.values() {
-            assign(&mut held.forecast, record);
+            assign(&mut held, record);
         }
     }
 
     /// Whether a report of this node is worth a sample now, seconds since the brain started.
     pub fn due(&self, node: NodeId, now: u32) -> bool {
-        self.0.lock().forecast.due(node, now)
+        self.0.lock().due(node, now)
     }
 
-    /// A node's usage and that of its containers.
-    pub fn sample<'u>(
-        &self,
-        node: NodeId,
-        now: u32,
-        usage: &NodeUsage,
-        containers: impl Iterator<Item = &'u ContainerUsage>,
-    ) {
-        let containers: Vec<_> = containers.map(|one| (one.id, of_container(one))).collect();
-        let foreign = foreign(usage, &containers);
-        let mut held = self.0.lock();
-        held.forecast.report(node, now, foreign, containers);
-        if now >= held.learned + LEARN_SECS {
-            held.learned = now;
-            held.forecast.learn();
-        }
+    /// What a node and its containers used, by [`samples`].
+    pub fn record(&self, node: NodeId, now: u32, (foreign, containers): Samples) {
+        self.0.lock().report(node, now, foreign, containers);
     }
 
     /// As it is at `mono_ms`, milliseconds since the brain started.
     pub fn at(&self, mono_ms: u64) -> At<'_> {
         At {
-            watched: self,
+            held: self.0.lock(),
             now: seconds(mono_ms),
         }
     }
@@ -149,7 +118,7 @@ pub fn seconds(mono_ms: u64) -> u32 {
     u32::try_from(mono_ms / 1_000).unwrap_or(u32::MAX)
 }
 
-fn assign(forecast: &mut Forecast<NodeId, ContainerId, ServiceId>, record: &ContainerRecord) {
+fn assign(forecast: &mut Held, record: &ContainerRecord) {
     match record.node {
         Some(node) => forecast.assign(record.id, node, consumer(record.service, &record.spec)),
         None => {
@@ -170,39 +139,34 @@ pub struct Parts {
 impl At<'_> {
     /// What a node is expected to use; none of one that said nothing of late.
     pub fn parts(&self, node: NodeId) -> Option<Parts> {
-        let held = self.watched.0.lock();
         Some(Parts {
-            foreign: held.forecast.foreign(node, self.now)?,
-            containers: held.forecast.containers(node),
+            foreign: self.held.foreign(node, self.now)?,
+            containers: self.held.containers(node),
         })
     }
 
     /// What a node uses by what was measured; none of one that said nothing of late.
     pub fn measured(&self, node: NodeId) -> Option<Loads> {
-        self.watched.0.lock().forecast.measured(node, self.now)
+        self.held.measured(node, self.now)
     }
 
     /// What is known of a container's load.
     pub fn container(&self, container: ContainerId) -> Option<Told> {
-        self.watched.0.lock().forecast.container(container)
+        self.held.container(container)
     }
-}
 
-impl Outlook for At<'_> {
-    fn known(&self, node: NodeId) -> Known {
-        let held = self.watched.0.lock();
-        match held.forecast.node(node, self.now) {
+    /// What is known of a node's load.
+    pub fn known(&self, node: NodeId) -> Known {
+        match self.held.node(node, self.now) {
             Some(loads) => Known::Expected(loads),
             // One that has only just come has not had the time to say anything; it comes after all whose load is known.
-            None if held.forecast.never_heard(node) => Known::Unwatched,
+            None if self.held.never_heard(node) => Known::Unwatched,
             None => Known::Silent,
         }
     }
 
-    fn newcomer(&self, service: ServiceId, spec: &ContainerSpec) -> Loads {
-        self.watched.0.lock().forecast.newcomer(&consumer(service, spec))
+    /// What a new container of a service is expected to use.
+    pub fn newcomer(&self, service: ServiceId, spec: &ContainerSpec) -> Loads {
+        self.held.newcomer(&consumer(service, spec))
     }
 }
-
-/// Seconds between rounds that look at load: one of new samples each.
-pub const ROUND_SECS: u32 = SAMPLE_SECS;

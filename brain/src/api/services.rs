@@ -18,7 +18,7 @@ use super::auth::Scope;
 use super::page::Page;
 use super::problem::{ApiError, Json, spec_problem};
 use super::{Answer, ApiState, quota, tenants, views};
-use crate::cluster::{Change, State};
+use crate::cluster::{Change, Cluster, State};
 use crate::controllers::{NewEvent, commands};
 
 /// Routes of this module.
@@ -169,12 +169,12 @@ fn event(scope: &Scope, kind: &'static str, name: &Name, text: String) -> NewEve
     }
 }
 
-fn shown(state: &State, id: ServiceId) -> Result<Json<ServiceView>, ApiError> {
+fn shown(state: &State, cluster: &Cluster, id: ServiceId) -> Result<Json<ServiceView>, ApiError> {
     let record = state
         .services
         .get(&id)
         .ok_or_else(|| Problem::not_found("the service was removed meanwhile"))?;
-    Ok(Json(views::service(state, record)))
+    Ok(Json(views::service(state, cluster, record)))
 }
 
 /// List services
@@ -193,7 +193,7 @@ async fn list(
         .filter(|((tenant, _), _)| *tenant == scope.tenant.id)
         .filter_map(|((_, name), id)| Some((name.clone(), state.services.get(id)?)));
     Ok(Json(page.of(own, state.revision, |record| {
-        views::service(&state, record)
+        views::service(&state, &api.cluster, record)
     })?))
 }
 
@@ -250,7 +250,7 @@ async fn create(
             Ok((vec![Change::PutService(record)], vec![told], ()))
         })
         .await?;
-    Ok((StatusCode::CREATED, shown(&state, id)?))
+    Ok((StatusCode::CREATED, shown(&state, &api.cluster, id)?))
 }
 
 /// Show a service
@@ -264,7 +264,7 @@ async fn show(
 ) -> Answer<ServiceView> {
     let state = api.cluster.snapshot();
     let record = find(&state, &scope.tenant, &name)?;
-    Ok(Json(views::service(&state, &record)))
+    Ok(Json(views::service(&state, &api.cluster, &record)))
 }
 
 /// Query of a conditional update.
@@ -344,7 +344,7 @@ async fn put(
             Ok((vec![change], vec![told], answer))
         })
         .await?;
-    Ok((status, shown(&state, id)?))
+    Ok((status, shown(&state, &api.cluster, id)?))
 }
 
 fn changed(scope: &Scope, old: &ServiceRecord, spec: ServiceSpec) -> (Change, NewEvent) {
@@ -406,7 +406,7 @@ async fn scale(
             Ok((vec![change], vec![told], old.id))
         })
         .await?;
-    shown(&state, id)
+    shown(&state, &api.cluster, id)
 }
 
 /// What a command does to a service.
@@ -431,7 +431,7 @@ async fn command(
             Ok((changes, told.into_iter().collect(), old.id))
         })
         .await?;
-    shown(&state, id)
+    shown(&state, &api.cluster, id)
 }
 
 /// Stop all containers of a service and keep them

@@ -23,13 +23,19 @@ pub fn routes() -> OpenApiRouter<ApiState> {
 async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageView> {
     let state = api.cluster.snapshot();
     let now_ms = api.cluster.now().mono_ms;
-    let (book, outlook) = (api.cluster.usage(), api.cluster.outlook());
-    let nodes = state
-        .node_names
-        .values()
-        .filter_map(|id| state.nodes.get(id))
-        .filter(|node| nodes::visible(&caller, node))
-        .map(|node| {
+    let book = api.cluster.usage();
+    let visible = || {
+        let all = state.node_names.values().filter_map(|id| state.nodes.get(id));
+        all.filter(|node| nodes::visible(&caller, node))
+    };
+    // The one writer waits while the outlook is held: no longer than it takes to copy what is asked of it.
+    let parts: Vec<Option<Parts>> = {
+        let outlook = api.cluster.outlook();
+        visible().map(|node| outlook.parts(node.id)).collect()
+    };
+    let nodes = visible()
+        .zip(parts)
+        .map(|(node, parts)| {
             let reading = book.node(node.id, now_ms);
             NodeLoad {
                 node: node.id,
@@ -37,7 +43,7 @@ async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageVie
                 capacity: node.facts.capacity,
                 allocatable: state.allocatable(node),
                 reserved: state.taken_on(node.id).reserved,
-                expected: outlook.parts(node.id).map(expected),
+                expected: parts.map(expected),
                 age_ms: reading.as_ref().map(|reading| reading.age_ms),
                 usage: reading.map(|reading| reading.usage),
             }

@@ -40,7 +40,7 @@ fn silent(state: &State, cluster: &Cluster, node: NodeId) -> bool {
 }
 
 /// A service with how it stands.
-pub fn service(state: &State, record: &ServiceRecord) -> ServiceView {
+pub fn service(state: &State, cluster: &Cluster, record: &ServiceRecord) -> ServiceView {
     let running = state
         .containers_of(record.id)
         .filter(|c| {
@@ -56,7 +56,7 @@ pub fn service(state: &State, record: &ServiceRecord) -> ServiceView {
         running: u32::try_from(running).unwrap_or(u32::MAX),
         outdated: view::outdated(state, record.id),
         addresses: addresses(state, record),
-        problem: view::service_problem(state, record.id),
+        problem: view::service_problem(state, &cluster.outlook(), record.id),
     }
 }
 
@@ -124,7 +124,7 @@ pub fn node(state: &State, cluster: &Cluster, record: &NodeRecord) -> NodeView {
         taken: state.taken_on(record.id),
         applied: connection.map_or(0, |c| c.applied.0),
         drain_waits: if nodes::empties(record) {
-            nodes::drain_waits(state, record.id)
+            nodes::drain_waits(state, &cluster.outlook(), record.id)
         } else {
             Vec::new()
         },

@@ -314,7 +314,7 @@ impl Cluster {
         &self.shared.usage
     }
 
-    /// What nodes are expected to use now.
+    /// What nodes are expected to use now; nothing new is learned while it is held.
     pub fn outlook(&self) -> outlook::At<'_> {
         self.shared.outlook.at(self.shared.now().mono_ms)
     }
@@ -322,10 +322,16 @@ impl Cluster {
     /// Takes a sample of what a node last said of its load, if it is time for one.
     pub fn sample(&self, node: NodeId) {
         let now = outlook::seconds(self.shared.now().mono_ms);
-        if self.shared.outlook.due(node, now) {
-            self.shared.usage.show(node, |usage, containers| {
-                self.shared.outlook.sample(node, now, usage, containers);
-            });
+        if !self.shared.outlook.due(node, now) {
+            return;
+        }
+        // One lock after the other, never one within the other.
+        let samples = self
+            .shared
+            .usage
+            .show(node, |usage, all| outlook::samples(usage, all));
+        if let Some(samples) = samples {
+            self.shared.outlook.record(node, now, samples);
         }
     }
 

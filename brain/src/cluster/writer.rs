@@ -84,6 +84,7 @@ impl Batch {
                 return Ok(());
             }
             let dirty = std::mem::take(&mut self.dirty);
+            let outlook = shared.outlook.at(now.mono_ms);
             let input = Input {
                 state: &self.working,
                 dirty: &dirty,
@@ -91,9 +92,11 @@ impl Batch {
                 last_heard: &last_heard,
                 lease_ms: settings.lease_ms,
                 patient_until_ms: settings.patience_ms,
-                outlook: &shared.outlook.at(now.mono_ms),
+                outlook: &outlook,
             };
             let plan = controllers::plan(&input, &mut new_id);
+            // What the plan decided is told to it next.
+            drop(outlook);
             if let Some(at) = plan.recheck_at_ms {
                 let mut again = plan.recheck_dirty();
                 if let Some((earlier, other)) = self.recheck.take() {

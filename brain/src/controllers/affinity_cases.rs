@@ -71,7 +71,7 @@ fn r9_hard_spread_waits_rather_than_lean_and_says_by_how_much() {
     scale(&mut w, 1, 6);
     // Zone b takes two, so zone a takes three of its four.
     assert_eq!((by_zone(&w, 1, "a"), by_zone(&w, 1, "b")), (3, 2));
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     let expected = "1 of 6 wait for a node: no node fits: 1 node lacks memory (need 1GiB, most free is 0B on h3), \
                     2 nodes are in zone=a, which would have 4 of its replicas where zone=b has 2 (max_skew 1)";
     assert_eq!(problem, expected);
@@ -89,7 +89,7 @@ fn r9_nodes_without_the_label_are_told() {
     spread(&mut w, 1, "zone,hard");
     edit_node(&mut w, 1, |node| node.cordoned = true);
     scale(&mut w, 1, 1);
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.contains("1 node lacks the label zone, by which it is spread, 1 node is cordoned"),
         "{problem}"
@@ -136,7 +136,7 @@ fn r9_no_more_than_so_many_on_a_node_also_while_they_are_replaced() {
     edit(&mut w, 1, |s| s.spec.max_per_node = Some(1));
     scale(&mut w, 1, 4);
     assert_eq!((on(&w, 1), on(&w, 2), on(&w, 3)), (1, 1, 1));
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert_eq!(
         problem,
         "1 of 4 wait for a node: no node fits: 3 nodes have 1 of its replicas (max_per_node 1)"
@@ -163,7 +163,7 @@ fn r9_together_follows_the_other_service_and_waits_for_it() {
     prepare(&mut w, 1);
     together(&mut w, 1, "s2,by=zone,hard");
     scale(&mut w, 1, 3);
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.ends_with("3 nodes can't be near service s2, of which no container has a node"),
         "{problem}"
@@ -177,7 +177,7 @@ fn r9_together_follows_the_other_service_and_waits_for_it() {
     assert_eq!((w.running(service_id(1)), by_zone(&w, 1, "b")), (3, 3));
     together(&mut w, 1, "s2,hard");
     scale(&mut w, 1, 20);
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.contains("2 nodes have no container of service s2"),
         "{problem}"

@@ -11,14 +11,11 @@ use berth_common::model::{ContainerRecord, Moves, Restart, RunState, UpdateOrder
 
 use super::{NewEvent, wishes};
 use crate::cluster::{Change, State};
-use crate::outlook::{At, Outlook as _};
+use crate::outlook::At;
 use crate::scheduler::forecast::{CPU, plus};
 use crate::scheduler::load::Watermarks;
 use crate::scheduler::rebalance::{self, Budget, Host, Memory, Shift, Tenancy};
 use crate::scheduler::{Search, View, capacity};
-
-/// Seconds that a container must have been seen before it moves.
-const SEEN_SECS: f32 = 20.0;
 
 /// What a round decides.
 #[derive(Debug, Default)]
@@ -33,10 +30,11 @@ pub struct Decided {
 pub fn round(state: &State, outlook: &At<'_>, memory: &mut Memory<NodeId, ContainerId>, now: u32) -> Decided {
     let marks = Watermarks::default();
     let view = View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node));
+    let replacing = Replacing::of(state);
     let mut hosts: Vec<_> = state
         .nodes
         .keys()
-        .filter_map(|node| host(state, outlook, *node))
+        .filter_map(|node| host(state, outlook, &replacing, *node))
         .collect();
     let mut room = Room {
         state,
@@ -62,9 +60,10 @@ pub fn round(state: &State, outlook: &At<'_>, memory: &mut Memory<NodeId, Contai
 
 /// The changes that begin these moves, of what is still as it was.
 pub fn begin(state: &State, moves: Vec<(ContainerId, Moves)>) -> Vec<Change> {
+    let replacing = Replacing::of(state);
     let still = moves.into_iter().filter_map(|(id, moves)| {
         let record = state.containers.get(&id)?;
-        (movable(state, record) && record.node != Some(moves.to)).then(|| {
+        (movable(state, &replacing, record) && record.node != Some(moves.to)).then(|| {
             Change::PutContainer(ContainerRecord {
                 moves: Some(moves),
                 ..(**record).clone()
@@ -74,7 +73,31 @@ pub fn begin(state: &State, moves: Vec<(ContainerId, Moves)>) -> Vec<Change> {
     still.collect()
 }
 
-fn host(state: &State, outlook: &At<'_>, node: NodeId) -> Option<Host<NodeId, ContainerId>> {
+/// What is being replaced: containers that have a successor, and services of these.
+struct Replacing {
+    containers: BTreeSet<ContainerId>,
+    services: BTreeSet<ServiceId>,
+}
+
+impl Replacing {
+    fn of(state: &State) -> Self {
+        let all = || {
+            let successors = state.containers.values();
+            successors.filter_map(|one| Some((one.replaces?, one.service)))
+        };
+        Self {
+            containers: all().map(|(old, _)| old).collect(),
+            services: all().map(|(_, service)| service).collect(),
+        }
+    }
+}
+
+fn host(
+    state: &State,
+    outlook: &At<'_>,
+    replacing: &Replacing,
+    node: NodeId,
+) -> Option<Host<NodeId, ContainerId>> {
     let record = state.nodes.get(&node)?;
     let synced = state.connections.get(&node).is_some_and(|c| c.synced);
     if record.lost || !synced {
@@ -84,17 +107,14 @@ fn host(state: &State, outlook: &At<'_>, node: NodeId) -> Option<Host<NodeId, Co
     let mut leaving = 0;
     let mut containers = Vec::new();
     for container in state.containers_on(node) {
-        let followed = state
-            .containers_of(container.service)
-            .any(|other| other.replaces == Some(container.id));
+        let followed = replacing.containers.contains(&container.id);
         if container.removing || container.moves.is_some() || followed {
             leaving += 1;
         } else if let Some(told) = outlook.container(container.id) {
-            let moves = told.seen_secs >= SEEN_SECS && movable(state, container);
             containers.push(Tenancy {
                 container: container.id,
                 load: told.measured(),
-                cost: moves.then_some(0),
+                movable: told.own.is_some() && movable(state, replacing, container),
             });
         }
     }
@@ -105,30 +125,21 @@ fn host(state: &State, outlook: &At<'_>, node: NodeId) -> Option<Host<NodeId, Co
         measured: outlook.measured(node)?,
         containers,
         leaving,
-        takes: true,
     })
 }
 
-fn movable(state: &State, container: &ContainerRecord) -> bool {
+fn movable(state: &State, replacing: &Replacing, container: &ContainerRecord) -> bool {
     let Some(service) = state.services.get(&container.service) else {
         return false;
     };
-    let serves = state
-        .observed
-        .get(&container.id)
-        .is_some_and(|seen| seen.serves());
-    let replacing = || {
-        state
-            .containers_of(service.id)
-            .any(|other| other.replaces.is_some())
-    };
+    let seen = state.observed.get(&container.id);
     container.run == RunState::Running
         && !container.removing
         && container.moves.is_none()
         && service.spec.update.order == UpdateOrder::StartFirst
         && container.spec.restart.on == Restart::Always
-        && serves
-        && !replacing()
+        && seen.is_some_and(|seen| seen.serves())
+        && !replacing.services.contains(&service.id)
 }
 
 /// Room on the cluster's nodes, by all that stands against a placement.
@@ -146,7 +157,8 @@ impl Room<'_> {
         let record = self.state.containers.get(&container)?;
         let service = self.state.services.get(&record.service)?;
         if !self.searches.contains_key(&service.id) {
-            let mut request = wishes::request(self.state, service, &record.spec, &BTreeSet::new());
+            let mut request =
+                wishes::request(self.state, service, &record.spec, &BTreeSet::new(), self.outlook);
             request.load = self.outlook.container(container)?.measured();
             self.searches
                 .insert(service.id, Search::new(&self.view, &request));
@@ -208,8 +220,8 @@ fn stuck(state: &State, outlook: &At<'_>, node: NodeId, marks: &Watermarks) -> O
     let (of, heat) = marks.heat(&outlook.measured(node)?, &capacity(record));
     let foreign = parts.foreign[of].mean / capacity(record)[of].max(1.0);
     let text = format!(
-        "{} percent of its {} are expected to be in use, over {}, {} of them not by containers; nothing that is here can be moved to where \
-         there is room for it",
+        "{} percent of its {} are in use, over {}, {} of them not by containers; nothing that is here can be moved to where there is room for \
+         it: end what else runs there, or add a node",
         percent(heat),
         resource(of),
         percent(marks.evict),

@@ -1,13 +1,15 @@
 //! Balance with its effects: containers of a hot node move with their successors first, or stay and say why; busy nodes take nothing.
 
-use berth_common::model::{Moves, UpdateOrder};
+use berth_common::model::{Moves, Overcommit, UpdateOrder};
 use berth_common::protocol::{ContainerUsage, NodeUsage};
+use berth_common::units::{Bytes, Millicores};
 
 use super::balance;
 use super::cases::{edit, edit_node, on, put, quiet, world};
-use super::fixtures::{node_id, service_id};
+use super::fixtures::{node_id, service, service_id};
 use super::sim::World;
-use crate::outlook::seconds;
+use crate::cluster::Change;
+use crate::outlook::{self, seconds};
 use crate::scheduler::rebalance::Memory;
 
 /// One sample of every node: each container uses so many millicores, and on each node so much is foreign.
@@ -28,7 +30,8 @@ fn sample(w: &World, now: u32, container: u32, foreign: &[u32]) {
                 .unwrap()
             })
             .collect();
-        w.watched.sample(node_id(n as u64 + 1), now, &usage, all.iter());
+        let samples = outlook::samples(&usage, all.iter());
+        w.watched.record(node_id(n as u64 + 1), now, samples);
     }
 }
 
@@ -51,6 +54,29 @@ fn rounds(
         w.run(20);
     }
     begun
+}
+
+/// Samples hours at once: the clock of samples runs ahead of that of leases here.
+fn hours(w: &World) -> impl FnMut(&World, u32, &[u32]) + use<> {
+    let mut clock = seconds(w.now);
+    move |w, count, foreign| {
+        for _ in 0..count * 360 {
+            clock += 10;
+            sample(w, clock, 0, foreign);
+        }
+    }
+}
+
+/// Lets reservations of CPU exceed what the first nodes have.
+fn overcommit(w: &mut World, nodes: u64) {
+    for n in 1..=nodes {
+        edit_node(w, n, |node| {
+            node.overcommit = Some(Overcommit {
+                cpu_percent: 400,
+                memory_percent: 100,
+            });
+        });
+    }
 }
 
 /// Three nodes of four cores; four replicas of a core each, all of them on the first node.
@@ -140,26 +166,12 @@ fn a_move_whose_destination_is_gone_is_given_up_and_said() {
 #[test]
 fn placements_avoid_a_node_that_others_hog_and_wait_where_only_load_tells_what_is_left() {
     let mut w = world(3, 64);
-    // The clock of samples runs ahead of that of leases here: hours are sampled at once.
-    let mut clock = seconds(w.now);
-    let mut hours = |w: &World, count: u32, foreign: &[u32]| {
-        for _ in 0..count * 360 {
-            clock += 10;
-            sample(w, clock, 0, foreign);
-        }
-    };
+    let mut hours = hours(&w);
     hours(&w, 1, &[3_600, 0, 0]);
     put(&mut w, 1, "web:1", 6, 1);
     assert_eq!(on(&w, 1), 0, "the hogged one");
     // Overcommitted nodes take nothing that load leaves no room for.
-    for n in 1..=3 {
-        edit_node(&mut w, n, |node| {
-            node.overcommit = Some(berth_common::model::Overcommit {
-                cpu_percent: 400,
-                memory_percent: 100,
-            });
-        });
-    }
+    overcommit(&mut w, 3);
     hours(&w, 6, &[3_600, 3_600, 3_600]);
     put(&mut w, 2, "web:1", 1, 1);
     w.run(20);
@@ -179,4 +191,32 @@ fn placements_avoid_a_node_that_others_hog_and_wait_where_only_load_tells_what_i
     hours(&w, 2, &[100, 3_600, 3_600]);
     w.run(20);
     assert_eq!(w.running(service_id(2)), 1);
+}
+
+#[test]
+fn whoever_had_others_preempted_does_not_wait_for_a_node_that_became_busy_as_if_they_were_still_going() {
+    let mut w = world(2, 4);
+    overcommit(&mut w, 2);
+    let mut hours = hours(&w);
+    hours(&w, 1, &[0, 0]);
+    let small = |w: &mut World, n, replicas, gib, priority| {
+        let mut record = service(n, 1, "web:1", replicas, Bytes::gib(gib));
+        record.spec.resources.limits.cpu = Some(Millicores(100));
+        record.spec.priority = priority;
+        w.commit(vec![Change::PutService(record)]);
+    };
+    small(&mut w, 1, 8, 1, 0);
+    w.run(10);
+    assert_eq!(w.running(service_id(1)), 8, "all of the memory");
+    small(&mut w, 2, 1, 2, 5);
+    let waiting = |w: &World| w.state.containers_of(service_id(2)).next().unwrap().clone();
+    assert!(waiting(&w).claim.is_some());
+    hours(&w, 6, &[3_600, 3_600]);
+    w.run(20);
+    let told = waiting(&w);
+    assert_eq!(told.node, None);
+    assert!(told.waiting.as_ref().unwrap().contains("too busy"), "{told:?}");
+    hours(&w, 8, &[0, 0]);
+    w.run(20);
+    assert_eq!(w.running(service_id(2)), 1, "{:?}", waiting(&w));
 }

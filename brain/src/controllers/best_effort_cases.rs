@@ -36,7 +36,7 @@ fn r4_r9_they_use_what_is_idle_and_reserve_nothing_of_it() {
         );
         assert_eq!(taken.lent.memory, Bytes::gib(2));
     }
-    let problem = service_problem(&w.state, service_id(2)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(2)).unwrap();
     assert_eq!(
         problem,
         "1 of 5 wait for a node: no node fits: 2 nodes lack idle memory (need 1GiB, most is 0B on h1)"

@@ -96,7 +96,10 @@ fn replicas_spread_and_run() {
     w.run(6);
     assert_eq!(w.running(service_id(1)), 6);
     assert_eq!((on(&w, 1), on(&w, 2), on(&w, 3)), (2, 2, 2));
-    assert_eq!(service_problem(&w.state, service_id(1)), None);
+    assert_eq!(
+        service_problem(&w.state, &w.watched.at(w.now), service_id(1)),
+        None
+    );
     quiet(&w);
 }
 
@@ -106,7 +109,7 @@ fn r9_waits_with_numbers_until_room_comes() {
     put(&mut w, 1, "web:1", 3, 1);
     w.run(6);
     assert_eq!(w.running(service_id(1)), 2);
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     let expected =
         "1 of 3 wait for a node: no node fits: 1 node lacks memory (need 1GiB, most free is 0B on h1)";
     assert_eq!(problem, expected);
@@ -184,7 +187,7 @@ fn a_crashing_successor_stops_the_rollout_and_says_why() {
     image(&mut w, 1, "bad:1");
     w.run(200);
     assert_eq!(outdated(&w.state, service_id(1)), 3, "every old one is kept");
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.contains("the rollout stopped") && problem.contains("exited with code 1"),
         "{problem}"
@@ -224,7 +227,7 @@ fn a_rollout_goes_by_health_where_that_is_checked() {
     image(&mut w, 1, "sick:1");
     w.run(200);
     assert_eq!((outdated(&w.state, service_id(1)), serving(&w)), (3, 3));
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.contains("the rollout stopped") && problem.contains("unhealthy: it coughs"),
         "{problem}"
@@ -247,7 +250,7 @@ fn r9_whoever_links_to_a_service_begins_after_it_and_says_so_meanwhile() {
     link(&mut w, 1, "s2:5432");
     w.run(20);
     assert_eq!(w.running(service_id(1)), 0);
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.contains("2 of 2 wait")
             && problem.contains("service s2, which it links to and which is not there"),
@@ -257,7 +260,7 @@ fn r9_whoever_links_to_a_service_begins_after_it_and_says_so_meanwhile() {
     edit(&mut w, 2, |s| s.spec.health = Some(HealthCheck::default()));
     w.run(20);
     assert_eq!(w.running(service_id(1)), 0);
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.contains("no container of it takes requests yet"),
         "{problem}"
@@ -338,7 +341,10 @@ fn finished_jobs_are_left_alone() {
     w.set_up(node_id(1), false);
     w.run(60);
     assert_eq!(w.state.containers.keys().copied().collect::<Vec<_>>(), before);
-    assert_eq!(service_problem(&w.state, service_id(1)), None);
+    assert_eq!(
+        service_problem(&w.state, &w.watched.at(w.now), service_id(1)),
+        None
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -433,7 +439,7 @@ pub(super) fn check_converged(w: &World) {
     );
     for (id, s) in &state.services {
         let image = s.spec.image.to_string();
-        let problem = service_problem(state, *id);
+        let problem = service_problem(state, &w.watched.at(w.now), *id);
         if image.contains("bad") || image.contains("job") {
             continue;
         }

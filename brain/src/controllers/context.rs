@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{ContainerId, NodeId, ServiceId, TenantId};
-use berth_common::model::{
-    ContainerRecord, NodeRecord, ObservedContainer, Phase, Reservation, Restart, RunState,
-};
+use berth_common::model::{ContainerRecord, NodeRecord, ObservedContainer, Phase, Restart, RunState};
 
 use super::endpoints::Networks;
 use super::preemption::Preemption;
 use super::{Input, NewEvent, NewIds, Plan};
 use crate::cluster::{Change, State};
-use crate::scheduler::View;
+use crate::scheduler::{Footprint, View};
 
 pub(super) struct Context<'a, 'n> {
     pub input: &'a Input<'a>,
@@ -28,7 +26,7 @@ pub(super) struct Context<'a, 'n> {
     /// Who makes room for others.
     pub preemption: Preemption,
     pub(super) view: Option<View<'a>>,
-    released: Vec<(NodeId, Reservation)>,
+    released: Vec<(NodeId, Footprint)>,
     /// Networks as this plan leaves them.
     pub networks: Networks,
     new_id: &'a mut NewIds<'n>,
@@ -57,8 +55,8 @@ impl<'a, 'n> Context<'a, 'n> {
         self.view.get_or_insert_with(|| {
             let outlook = self.input.outlook;
             let mut view = View::new(self.state, &self.turned).with_loads(|node| outlook.known(node));
-            for (node, reservation) in self.released.drain(..) {
-                view.release(node, reservation);
+            for (node, gone) in self.released.drain(..) {
+                view.release(node, &gone);
             }
             view
         })
@@ -99,6 +97,16 @@ impl<'a, 'n> Context<'a, 'n> {
         (container.removing || self.stopping.contains(&container.id)) && !self.deleted.contains(&container.id)
     }
 
+    /// What a container takes up on its node.
+    pub fn footprint(&self, container: &ContainerRecord) -> Footprint {
+        let told = self.input.outlook.container(container.id);
+        Footprint {
+            reserved: container.spec.reservation,
+            idle: container.spec.idle_use(),
+            load: told.map_or_else(Default::default, |told| told.expected),
+        }
+    }
+
     /// Makes or changes a container.
     pub fn put(&mut self, container: ContainerRecord) {
         if container.removing {
@@ -120,9 +128,10 @@ impl<'a, 'n> Context<'a, 'n> {
             self.view().unclaim(node, container.spec.reservation);
         }
         if let Some(node) = container.node {
+            let gone = self.footprint(container);
             match &mut self.view {
-                Some(view) => view.release(node, container.spec.reservation),
-                None => self.released.push((node, container.spec.reservation)),
+                Some(view) => view.release(node, &gone),
+                None => self.released.push((node, gone)),
             }
         }
     }

@@ -64,7 +64,11 @@ impl Dirty {
                     self.near(container.tenant, &container.service_name, before);
                 }
                 if let Some(old) = old {
-                    self.freed |= old.spec.reservation != container.spec.reservation
+                    // A claim that is given up unlocks the room that was kept for it.
+                    let given_up =
+                        old.claim.is_some() && container.claim != old.claim && container.node != old.claim;
+                    self.freed |= given_up
+                        || old.spec.reservation != container.spec.reservation
                         || old.spec.idle_use() != container.spec.idle_use();
                 }
             }

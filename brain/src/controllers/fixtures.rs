@@ -1,11 +1,8 @@
 //! Records that tests are made of.
 
-use std::collections::BTreeMap;
-
-use berth_common::id::{ContainerId, Generation, NodeId, Revision, ServiceId, TenantId};
+use berth_common::id::{ContainerId, NodeId, Revision, ServiceId, TenantId};
 use berth_common::model::{
-    Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, RunState, ServiceRecord, ServiceSpec,
-    UnixMillis, default_pool,
+    Capacity, NodeFacts, NodeKind, NodeRecord, RunState, ServiceRecord, ServiceSpec, UnixMillis,
 };
 use berth_common::units::{Bytes, Millicores};
 
@@ -34,38 +31,8 @@ pub(crate) fn node(n: u64, kind: NodeKind, cores: u32, gib: u64) -> NodeRecord {
         memory: Bytes::gib(gib),
         disk: Bytes::gib(100),
     };
-    NodeRecord {
-        id: node_id(n),
-        name: format!("h{n}").parse().unwrap(),
-        kind,
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
-        cordoned: false,
-        draining: false,
-        pool: default_pool(),
-        overcommit: None,
-        facts: NodeFacts {
-            hostname: format!("h{n}"),
-            agent_version: "0.1.0".into(),
-            os: "Debian".into(),
-            kernel: "6.1".into(),
-            arch: Architecture("amd64".into()),
-            capacity,
-            system_reserve: Capacity::default(),
-            cgroup_version: 2,
-            runtime: "1.7".into(),
-            snapshotter: "overlayfs".into(),
-            disk_limit_hard: false,
-            boot_id: String::new(),
-            underlay: None,
-            warnings: vec![],
-        },
-        generation: Generation(0),
-        lost: false,
-        key_fingerprint: String::new(),
-        joined_at: UnixMillis(0),
-        revision: Revision(0),
-    }
+    let facts = NodeFacts::of(&format!("h{n}"), capacity);
+    NodeRecord::new(node_id(n), format!("h{n}").parse().unwrap(), kind, facts)
 }
 
 /// A service of so many replicas, each of so much memory. Images named `bad` crash, images named `job` end well.

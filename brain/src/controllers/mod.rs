@@ -50,7 +50,7 @@ use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
 use berth_common::model::UnixMillis;
 
 use crate::cluster::{Change, State};
-use crate::outlook::Outlook;
+use crate::outlook;
 use crate::scheduler::preempt::Rank;
 use context::Context;
 
@@ -95,7 +95,7 @@ pub struct Input<'a> {
     /// Until when nodes that were never heard count as just heard, monotonic milliseconds.
     pub patient_until_ms: u64,
     /// What is known of load.
-    pub outlook: &'a dyn Outlook,
+    pub outlook: &'a outlook::At<'a>,
 }
 
 /// Something to tell people.

@@ -45,7 +45,7 @@ fn without_an_elsewhere_a_lost_nodes_containers_stay() {
     w.run(60);
     assert_eq!(w.events.iter().filter(|e| e.kind == "no-elsewhere").count(), 2);
     assert!(
-        service_problem(&w.state, service_id(1))
+        service_problem(&w.state, &w.watched.at(w.now), service_id(1))
             .unwrap()
             .contains("1 node is lost")
     );
@@ -97,11 +97,14 @@ fn drain_moves_one_by_one_and_says_what_holds_it() {
         );
     }
     assert_eq!(on(&w, 1), 0);
-    assert_eq!(nodes::drain_waits(&w.state, node_id(1)), Vec::<String>::new());
+    assert_eq!(
+        nodes::drain_waits(&w.state, &w.watched.at(w.now), node_id(1)),
+        Vec::<String>::new()
+    );
     assert_eq!(w.events.iter().filter(|e| e.kind == "drained").count(), 1);
     edit_node(&mut w, 2, |n| n.draining = true);
     w.run(20);
-    let waits = nodes::drain_waits(&w.state, node_id(2));
+    let waits = nodes::drain_waits(&w.state, &w.watched.at(w.now), node_id(2));
     assert_eq!(waits.len(), 4);
     assert!(
         waits[0].ends_with("stays: no node fits: 2 nodes are draining"),

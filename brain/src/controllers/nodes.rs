@@ -10,6 +10,7 @@ use berth_common::model::NodeRecord;
 use super::context::{Context, ended, failing, failure, label};
 use super::wishes;
 use crate::cluster::{Change, State};
+use crate::outlook::At;
 use crate::scheduler::{Search, View, taints};
 
 /// Judges every node's lease. Returns the nodes that became lost or came back.
@@ -144,7 +145,7 @@ pub fn empties(node: &NodeRecord) -> bool {
 }
 
 /// What still holds containers on a node that they must leave, one sentence a container (R9). Empty when nothing is left.
-pub fn drain_waits(state: &State, node: NodeId) -> Vec<String> {
+pub fn drain_waits(state: &State, outlook: &At<'_>, node: NodeId) -> Vec<String> {
     let mut view = None;
     let mut waits = Vec::new();
     for container in state.containers_on(node) {
@@ -187,8 +188,9 @@ pub fn drain_waits(state: &State, node: NodeId) -> Vec<String> {
             });
             continue;
         }
-        let view = view.get_or_insert_with(|| View::new(state, &BTreeMap::new()));
-        let request = wishes::request(state, service, &container.spec, &BTreeSet::new());
+        let view = view
+            .get_or_insert_with(|| View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node)));
+        let request = wishes::request(state, service, &container.spec, &BTreeSet::new(), outlook);
         waits.push(match Search::new(view, &request).possible_for(view, Some(node)) {
             Ok(()) => format!("{name} is next"),
             Err(refusal) => format!("{name} stays: {refusal}"),

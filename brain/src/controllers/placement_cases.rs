@@ -33,7 +33,7 @@ fn r9_a_taint_keeps_new_ones_away_and_says_so() {
     assert_eq!((on(&w, 1), on(&w, 2)), (1, 1), "who is there stays");
     put(&mut w, 2, "web:1", 1, 1);
     w.run(6);
-    let problem = service_problem(&w.state, service_id(2)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(2)).unwrap();
     assert!(
         problem.ends_with("2 nodes have taints such as gpu=a100:no-schedule, which it does not tolerate"),
         "{problem}"
@@ -70,7 +70,7 @@ fn no_execute_moves_what_does_not_tolerate_it_as_a_drain_does() {
     w.run(6);
     assert_eq!(on(&w, 1), 2);
     taint(&mut w, 1, &["down=soon:no-execute"]);
-    let waits = nodes::drain_waits(&w.state, node_id(1));
+    let waits = nodes::drain_waits(&w.state, &w.watched.at(w.now), node_id(1));
     assert_eq!(waits.len(), 1, "who tolerates it is not waited for: {waits:?}");
     for _ in 0..40 {
         w.run(1);
@@ -87,7 +87,7 @@ fn no_execute_moves_what_does_not_tolerate_it_as_a_drain_does() {
     taint(&mut w, 2, &["down:no-execute"]);
     w.run(20);
     assert_eq!(w.running(service_id(1)), 2);
-    let waits = nodes::drain_waits(&w.state, node_id(2));
+    let waits = nodes::drain_waits(&w.state, &w.watched.at(w.now), node_id(2));
     assert!(waits[0].contains("2 nodes have taints"), "{waits:?}");
     taint(&mut w, 2, &[]);
     w.run(20);
@@ -142,7 +142,7 @@ fn r4_a_pool_that_shrinks_takes_nothing_away_and_nothing_new_in() {
     w.run(10);
     assert_eq!((w.running(service_id(1)), w.running(service_id(2))), (8, 0));
     assert!(before.iter().all(|id| w.state.containers.contains_key(id)));
-    let problem = service_problem(&w.state, service_id(2)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(2)).unwrap();
     assert!(problem.contains("most free is 0B on h1"), "{problem}");
     // Below what is taken, room comes only once enough has gone.
     edit(&mut w, 1, |s| s.spec.replicas = 6);
@@ -185,7 +185,7 @@ fn r9_a_service_runs_in_its_pool_and_nowhere_else() {
     );
     edit(&mut w, 2, |s| s.spec.replicas = 9);
     w.run(10);
-    let problem = service_problem(&w.state, service_id(2)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(2)).unwrap();
     assert!(
         problem.contains("1 node lacks memory (need 1GiB, most free is 0B on h2), 1 node is not in pool gpu"),
         "{problem}"
@@ -222,7 +222,7 @@ fn r9_an_image_runs_where_its_architecture_is_and_one_that_nothing_is_known_of_a
     );
     edit(&mut w, 1, |s| s.spec.replicas = 9);
     w.run(8);
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.ends_with("1 node is amd64, its image is for arm64"),
         "{problem}"

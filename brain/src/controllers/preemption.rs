@@ -13,7 +13,7 @@ use super::context::{Context, ended, label};
 use super::services::{Live, Pass};
 use super::wishes;
 use crate::scheduler::preempt::{Eviction, Occupants, Rank, Victim};
-use crate::scheduler::{Search, View};
+use crate::scheduler::{Footprint, Search, View};
 
 /// What preemption has done and found out in one plan.
 #[derive(Debug, Default)]
@@ -46,11 +46,11 @@ impl Context<'_, '_> {
         })
     }
 
-    /// Set aside on a node by containers that are being stopped.
-    fn going(&self, node: NodeId) -> Reservation {
+    /// Taken up on a node by containers that are being stopped.
+    fn going(&self, node: NodeId) -> Footprint {
         let on = self.state.containers_on(node);
         on.filter(|c| self.goes(c))
-            .fold(Reservation::default(), |sum, c| sum.plus(c.spec.reservation))
+            .fold(Footprint::default(), |sum, c| sum.plus(self.footprint(c)))
     }
 
     /// Whether it can be stopped for others: not on its way out, not in the middle of a replacement, not of a service that this plan has been
@@ -122,14 +122,15 @@ impl Pass<'_, '_, '_> {
         let near: Vec<_> = self.service.spec.together.iter().filter(|one| one.hard).collect();
         let may_go = |c: &ContainerRecord| -> Option<Victim> {
             let service = cx.state.services.get(&c.service)?;
-            // Who must be near another can't take its place.
-            let wanted = near
-                .iter()
-                .any(|one| c.tenant == self.service.tenant && one.with == c.service_name);
+            // Who needs another can't take its place: neither one that it must be near nor one that it links to.
+            let near = near.iter().map(|one| &one.with);
+            let linked = self.service.spec.links.iter().map(|link| &link.service);
+            let wanted =
+                c.tenant == self.service.tenant && near.chain(linked).any(|name| *name == c.service_name);
             let victim = Victim {
                 id: c.id,
                 rank: Rank::of(&service.spec),
-                reservation: c.spec.reservation,
+                footprint: cx.footprint(c),
             };
             (!wanted && victim.rank < rank && cx.may_be_stopped(c)).then_some(victim)
         };
@@ -143,11 +144,12 @@ impl Pass<'_, '_, '_> {
                 let (Some(node), Some(service)) = (c.node, cx.state.services.get(&c.service)) else {
                     return false;
                 };
-                let request = wishes::request(cx.state, service, &c.spec, &BTreeSet::new());
+                let outlook = cx.input.outlook;
+                let request = wishes::request(cx.state, service, &c.spec, &BTreeSet::new(), outlook);
                 Search::new(trial, &request).take_elsewhere(trial, node)
             })
         };
-        let found = search.eviction(view, None, occupants, elsewhere);
+        let found = search.eviction(view, occupants, elsewhere);
         // What holds for one holds for its equals.
         self.hopeless = found.is_none();
         found
@@ -211,6 +213,17 @@ impl Pass<'_, '_, '_> {
         container.waiting = Some(waiting);
     }
 
+    /// Gives up the place that a container has claimed, if it has.
+    pub fn unclaim(&mut self, one: &mut Live) {
+        let kept = one.original.as_ref().map_or(&one.record, |old| old);
+        if let (Some(node), kept) = (one.record.claim, kept.spec.reservation) {
+            one.record.claim = None;
+            self.prepare();
+            let search = self.search.as_mut().expect("prepared just before");
+            search.unclaim(self.cx.view(), node, kept);
+        }
+    }
+
     /// Takes the place that a container has claimed, or goes on waiting for it; false if there is nothing to wait for any more.
     pub fn redeem(&mut self, one: &mut Live) -> Option<Redeemed> {
         let node = one.record.claim.take()?;
@@ -228,12 +241,23 @@ impl Pass<'_, '_, '_> {
         if search.take(view, node) {
             return Some(Redeemed::Placed(node));
         }
-        if away || search.fits_without(view, node, going) {
-            search.claim(view, node);
-            one.record.claim = Some(node);
-            return Some(Redeemed::Waits);
+        // Room is there, and only load stands against it: then any place is as good, and if there is none the reason is that load.
+        let busy = !away && search.fits_reserved(view, node);
+        if !away && !busy && !search.fits_without(view, node, &going) {
+            return None;
         }
-        None
+        let elsewhere = busy.then(|| self.place(None));
+        if let Some(Ok(other)) = elsewhere {
+            return Some(Redeemed::Placed(other));
+        }
+        if let Some(search) = &mut self.search {
+            search.claim(self.cx.view(), node);
+        }
+        one.record.claim = Some(node);
+        if let Some(Err(refusal)) = elsewhere {
+            self.wait_for(&mut one.record, &refusal, refusal.to_string());
+        }
+        Some(Redeemed::Waits)
     }
 }
 

@@ -61,7 +61,7 @@ fn r4_r9_the_lowest_go_by_name_and_what_they_leave_is_kept_for_whom_it_is() {
     w.run(10);
     assert_eq!((w.running(service_id(3)), w.running(service_id(2))), (1, 2));
     assert_eq!(w.running(service_id(4)), 2, "for the two that were left");
-    let problem = service_problem(&w.state, service_id(1)).unwrap();
+    let problem = service_problem(&w.state, &w.watched.at(w.now), service_id(1)).unwrap();
     assert!(
         problem.contains("4 of 4 wait for a node: no node fits: 2 nodes lack memory"),
         "{problem}"
@@ -290,4 +290,33 @@ fn r6_another_tenant_s_containers_have_no_name() {
         }
     }
     assert_eq!(preempted(&w), 2, "for its tenant, and for administrators");
+}
+
+#[test]
+fn whom_it_links_to_is_not_preempted_and_a_claim_does_not_keep_the_room_that_a_link_needs() {
+    let mut w = world(1, 4);
+    put(&mut w, 1, "web:1", 1, 2);
+    put(&mut w, 2, "web:1", 1, 2);
+    w.run(8);
+    assert_eq!((w.running(service_id(1)), w.running(service_id(2))), (1, 1));
+    // It would have to stop one of two, of which it needs the first.
+    let mut record = service(3, 1, "web:1", 1, Bytes::gib(2));
+    record.spec.priority = 10;
+    record.spec.links = vec!["s1".parse().unwrap()];
+    w.commit(vec![Change::PutService(record)]);
+    w.run(8);
+    assert_eq!(preempted(&w), 1, "{:?}", told(&w, "preempted"));
+    assert!(
+        told(&w, "preempted")[0].starts_with("preempted s2.1"),
+        "{:?}",
+        told(&w, "preempted")
+    );
+    assert_eq!((w.running(service_id(1)), w.running(service_id(3))), (1, 1));
+    // Where only the one that it needs could go, nobody does.
+    let mut record = service(4, 1, "web:1", 1, Bytes::gib(2));
+    record.spec.priority = 20;
+    record.spec.links = vec!["s1".parse().unwrap(), "s3".parse().unwrap()];
+    w.commit(vec![Change::PutService(record)]);
+    w.run(8);
+    assert_eq!(preempted(&w), 1);
 }

@@ -76,6 +76,8 @@ impl Pass<'_, '_, '_> {
         if one.record.replaces.is_none()
             && let Some(why) = self.link_missing()
         {
+            // Others may need the room meanwhile, the one that it links to among them.
+            self.unclaim(one);
             self.tell_waiting(one.record.waiting.as_deref(), &why);
             one.record.waiting = Some(why);
             return;
@@ -102,18 +104,20 @@ impl Pass<'_, '_, '_> {
                     None => refusal.to_string(),
                     Some((name, node)) => format!("{refusal}; {name} on {node} is still stopping"),
                 };
-                // Only its numbers moved: that is no news, and no write worth.
-                if !one
-                    .record
-                    .waiting
-                    .as_deref()
-                    .is_some_and(|old| same_but_for_numbers(old, &waiting))
-                {
-                    self.tell_waiting(one.record.waiting.as_deref(), &waiting);
-                    one.record.waiting = Some(waiting);
-                }
+                self.wait_for(&mut one.record, &refusal, waiting);
             }
         }
+    }
+
+    /// Notes why a container waits, and tells it if it is news.
+    pub fn wait_for(&mut self, container: &mut ContainerRecord, refusal: &Refusal, waiting: String) {
+        // Load is never the same twice: that only its numbers moved is no news, and not worth a write.
+        let old = container.waiting.as_deref();
+        if refusal.may_pass() && old.is_some_and(|old| same_but_for_numbers(old, &waiting)) {
+            return;
+        }
+        self.tell_waiting(old, &waiting);
+        container.waiting = Some(waiting);
     }
 
     /// Has room made for a container that has none, if nothing else stands against it.
@@ -269,19 +273,20 @@ impl Pass<'_, '_, '_> {
     /// Whether the successor would find room once `current` is gone, on its node or already elsewhere.
     pub fn room_after(&mut self, current: &Live) -> bool {
         self.prepare();
+        let gone = self.cx.footprint(&current.record);
         let search = self.search.as_ref().expect("prepared just before");
         let view = self.cx.view();
         let there = current
             .record
             .node
-            .is_some_and(|node| search.fits_after(view, node, current.record.spec.reservation));
+            .is_some_and(|node| search.fits_after(view, node, &gone));
         there || search.possible_for(view, current.record.node).is_ok()
     }
 
     pub fn prepare(&mut self) {
         if self.search.is_none() {
-            let mut request = wishes::request(self.cx.state, self.service, &self.want, &self.gone);
-            request.load = self.cx.input.outlook.newcomer(self.service.id, &self.want);
+            let outlook = self.cx.input.outlook;
+            let request = wishes::request(self.cx.state, self.service, &self.want, &self.gone, outlook);
             self.search = Some(Search::new(self.cx.view(), &request));
         }
     }

@@ -187,14 +187,6 @@ impl<'a> Pass<'_, 'a, '_> {
         }
     }
 
-    /// Exchanges what a container sets aside, or uses of what is idle, for what is wanted, if that fits on its node.
-    fn fits_in_place(&mut self, node: NodeId, old: &ContainerSpec) -> bool {
-        let (was, is) = (old.reservation, self.want.reservation);
-        let (used, uses) = (old.idle_use(), self.want.idle_use());
-        (was == is || self.cx.view().exchange(node, was, is))
-            && (used == uses || self.cx.view().exchange_idle(node, used, uses))
-    }
-
     /// Gives a container what can change without replacing it.
     fn pass_on(&mut self, one: &mut Live) {
         let record = &mut one.record;
@@ -207,7 +199,7 @@ impl<'a> Pass<'_, 'a, '_> {
                 record.spec.pool == self.want.pool
                     && record.spec.class == self.want.class
                     && record.spec.differs_only_in_limits(&self.want)
-                    && self.fits_in_place(node, &record.spec)
+                    && self.cx.view().exchange(node, &record.spec, &self.want)
             }
         };
         if adopt {

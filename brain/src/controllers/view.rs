@@ -8,6 +8,7 @@ use berth_common::model::{ContainerRecord, HealthState, Phase, RunState};
 use super::context::{ended, failing, failure, label};
 use super::wishes;
 use crate::cluster::State;
+use crate::outlook::At;
 use crate::scheduler::{Search, View};
 
 /// Containers of a service that run something else than its spec now says.
@@ -24,7 +25,7 @@ pub fn outdated(state: &State, service: ServiceId) -> u32 {
 }
 
 /// Why a service is not as its spec wants it; none if it is, or is on its way without trouble.
-pub fn service_problem(state: &State, service: ServiceId) -> Option<String> {
+pub fn service_problem(state: &State, outlook: &At<'_>, service: ServiceId) -> Option<String> {
     let record = state.services.get(&service)?;
     let live: Vec<_> = state.containers_of(service).filter(|c| !c.removing).collect();
     let mut parts = Vec::new();
@@ -81,8 +82,8 @@ pub fn service_problem(state: &State, service: ServiceId) -> Option<String> {
         return (!parts.is_empty()).then(|| parts.join("; "));
     }
     if let Ok(want) = record.spec.container_spec() {
-        let view = View::new(state, &BTreeMap::new());
-        let request = wishes::request(state, record, &want, &BTreeSet::new());
+        let view = View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node));
+        let request = wishes::request(state, record, &want, &BTreeSet::new(), outlook);
         if let Err(refusal) = Search::new(&view, &request).possible(&view) {
             if let Some(first) = stranded.first() {
                 let place = first.node.map_or_else(String::new, name);

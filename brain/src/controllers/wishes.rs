@@ -6,6 +6,7 @@ use berth_common::id::{ContainerId, TenantId};
 use berth_common::model::{ContainerRecord, ContainerSpec, ServiceRecord, Together};
 
 use crate::cluster::State;
+use crate::outlook::At;
 use crate::scheduler::affinity::{Companion, Replicas};
 use crate::scheduler::{Constraints, Request};
 
@@ -15,6 +16,7 @@ pub(super) fn request<'a>(
     service: &'a ServiceRecord,
     spec: &'a ContainerSpec,
     gone: &BTreeSet<ContainerId>,
+    outlook: &At<'_>,
 ) -> Request<'a> {
     let mut replicas = BTreeMap::new();
     let mut image_on = BTreeSet::new();
@@ -61,7 +63,7 @@ pub(super) fn request<'a>(
                 .map(|together| companion(state, service.tenant, together))
                 .collect(),
         },
-        load: Default::default(),
+        load: outlook.newcomer(service.id, spec),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{IdError, Name, NodeId, TokenId};
-use berth_common::model::{NodeKind, NodeRecord, UnixMillis, default_pool};
+use berth_common::model::{NodeKind, NodeRecord, UnixMillis};
 use berth_common::protocol::{CodecError, JoinReply, JoinRequest, read_frame, write_frame};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -97,21 +97,10 @@ async fn admit(shared: &Shared, request: JoinRequest) -> Result<JoinReply, Probl
         }
         let name = free_name(&wish, |name| state.node_names.contains_key(name));
         let record = NodeRecord {
-            id: node,
-            name: name.clone(),
-            kind: token.kind,
             labels: token.labels.clone(),
-            taints: Vec::new(),
-            cordoned: false,
-            draining: false,
-            pool: default_pool(),
-            overcommit: None,
-            facts,
-            generation: Default::default(),
-            lost: false,
             key_fingerprint,
             joined_at: now.wall,
-            revision: Default::default(),
+            ..NodeRecord::new(node, name.clone(), token.kind, facts)
         };
         let event = NewEvent {
             kind: "node-joined",

@@ -169,7 +169,9 @@ impl fmt::Display for Refusal {
         parts.extend(self.warm_memory.part("memory", marks.memory));
         if self.silent > 0 {
             let head = verb(self.silent, "has", "have");
-            parts.push(format!("{head} not told its load for {STALE_SECS} seconds"));
+            parts.push(format!(
+                "{head} not told the load for {STALE_SECS} seconds (`journalctl -u berth-agent` there says why)"
+            ));
         }
         for (count, what) in [
             (self.unreachable, "not connected"),
@@ -185,6 +187,10 @@ impl fmt::Display for Refusal {
         if parts.is_empty() {
             return f.write_str("no node has joined yet: make a token with `berth node token` and join one");
         }
-        write!(f, "no node fits: {}", parts.join(", "))
+        write!(f, "no node fits: {}", parts.join(", "))?;
+        if self.warm_cpu.nodes > 0 || self.warm_memory.nodes > 0 {
+            f.write_str("; it is placed as soon as load falls: `berth top` shows what is in use, another node helps at once")?;
+        }
+        Ok(())
     }
 }

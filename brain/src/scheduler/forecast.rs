@@ -31,7 +31,11 @@ pub const STALE_SECS: u32 = 90;
 /// Seconds between samples that are taken of a node, whose reports are more.
 pub const SAMPLE_SECS: u32 = 10;
 /// Seconds that a container must have been seen for others to learn of it.
-const LEARN_SECS: f32 = 300.0;
+const KNOWN_SECS: f32 = 300.0;
+/// Seconds between looks at what there is to learn.
+const LEARN_SECS: u32 = 60;
+/// Seconds after which a container's own samples tell what it uses now.
+const MEASURED_SECS: f32 = 20.0;
 
 /// What is thought of a container of which nothing at all is known, as shares of its limits: half of its CPU, give or take a third; nearly
 /// all of its memory.
@@ -67,49 +71,35 @@ pub struct Consumer<S> {
     pub limits: [f32; RESOURCES],
 }
 
-#[derive(Debug)]
-struct Member<S> {
-    consumer: Consumer<S>,
-    history: [History; RESOURCES],
-    /// What of it is in its node's sum.
-    charged: Loads,
-}
-
 /// What is known of a container's load.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Told {
     /// What it is expected to use.
     pub expected: Loads,
-    /// What it is expected to use by its own samples alone.
-    pub own: Loads,
-    /// For how long it was seen, seconds.
-    pub seen_secs: f32,
+    /// What it uses by its own samples, once there are enough of them.
+    pub own: Option<Loads>,
 }
-
-/// Seconds after which a container's own samples tell what it uses now.
-const MEASURED_SECS: f32 = 20.0;
 
 impl Told {
     /// By its own samples, if there are enough of them.
     pub fn measured(&self) -> Loads {
-        match self.seen_secs >= MEASURED_SECS {
-            true => self.own,
-            false => self.expected,
-        }
+        self.own.unwrap_or(self.expected)
     }
 }
 
-impl<S> Member<S> {
-    fn told(&self) -> Told {
-        let own = std::array::from_fn(|of| match of {
-            MEMORY => Load::steady(self.history[of].most()),
-            _ => self.history[of].own(),
-        });
-        Told {
-            expected: self.charged,
-            own,
-            seen_secs: self.history[CPU].seen_secs(),
-        }
+#[derive(Debug)]
+struct Member<S> {
+    consumer: Consumer<S>,
+    history: [History; RESOURCES],
+    /// What of it is in its node's sums.
+    charged: Told,
+}
+
+/// What a consumer uses of a resource by its own samples. Memory that was in use once will be again, and no neighbour gives way.
+fn own(of: usize, history: &History) -> Load {
+    match of {
+        MEMORY => Load::steady(history.most()),
+        _ => history.own(),
     }
 }
 
@@ -119,7 +109,10 @@ struct Node<C> {
     /// When it last reported.
     heard: Option<u32>,
     containers: Vec<C>,
-    sum: Loads,
+    /// What its containers are expected to use.
+    expected: Loads,
+    /// What they use by their own samples, where there are enough of them.
+    measured: Loads,
 }
 
 impl<C> Default for Node<C> {
@@ -128,7 +121,8 @@ impl<C> Default for Node<C> {
             foreign: Default::default(),
             heard: None,
             containers: Vec::new(),
-            sum: Loads::default(),
+            expected: Loads::default(),
+            measured: Loads::default(),
         }
     }
 }
@@ -141,6 +135,8 @@ pub struct Forecast<N, C, S> {
     members: BTreeMap<C, (N, Member<S>)>,
     services: BTreeMap<S, [Learned; RESOURCES]>,
     all: [Learned; RESOURCES],
+    /// When that was learned last, seconds.
+    learned: u32,
 }
 
 impl<N, C, S> Default for Forecast<N, C, S> {
@@ -150,6 +146,7 @@ impl<N, C, S> Default for Forecast<N, C, S> {
             members: BTreeMap::new(),
             services: BTreeMap::new(),
             all: Default::default(),
+            learned: 0,
         }
     }
 }
@@ -157,22 +154,24 @@ impl<N, C, S> Default for Forecast<N, C, S> {
 impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
     /// A container of which nothing was seen is to be expected to use this.
     pub fn newcomer(&self, consumer: &Consumer<S>) -> Loads {
-        let unseen: [History; RESOURCES] = Default::default();
-        self.expect(consumer, &unseen)
+        self.told(consumer, &Default::default()).expected
     }
 
-    fn expect(&self, consumer: &Consumer<S>, history: &[History; RESOURCES]) -> Loads {
+    fn told(&self, consumer: &Consumer<S>, history: &[History; RESOURCES]) -> Told {
         let service = self.services.get(&consumer.service);
-        std::array::from_fn(|of| {
+        let expected = std::array::from_fn(|of| {
+            if of == MEMORY && history[of].seen_secs() > 0.0 {
+                return own(of, &history[of]);
+            }
             let general = self.all[of].prior(UNKNOWN[of]);
             let prior = service.map_or(general, |learned| learned[of].prior(general));
-            let load = history[of].expect(prior.times(consumer.limits[of]));
-            match of {
-                // Memory that was in use once will be again, and no neighbour gives way.
-                MEMORY if history[of].last().is_some() => Load::steady(history[of].most()),
-                _ => load,
-            }
-        })
+            history[of].expect(prior.times(consumer.limits[of]))
+        });
+        let enough = history[CPU].seen_secs() >= MEASURED_SECS;
+        Told {
+            expected,
+            own: enough.then(|| std::array::from_fn(|of| own(of, &history[of]))),
+        }
     }
 
     /// A container is given to a node: it is charged there from now on, and no longer where it was.
@@ -182,10 +181,11 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
             Some(_) => self.unassign(container).unwrap_or_default(),
             None => Default::default(),
         };
-        let charged = self.expect(&consumer, &history);
+        let charged = self.told(&consumer, &history);
         let held = self.nodes.entry(node).or_default();
         held.containers.push(container);
-        held.sum = plus(held.sum, charged);
+        held.expected = plus(held.expected, charged.expected);
+        held.measured = plus(held.measured, charged.measured());
         let member = Member {
             consumer,
             history,
@@ -199,7 +199,8 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
         let (node, member) = self.members.remove(&container)?;
         if let Some(held) = self.nodes.get_mut(&node) {
             held.containers.retain(|one| *one != container);
-            held.sum = minus(held.sum, member.charged);
+            held.expected = minus(held.expected, member.charged.expected);
+            held.measured = minus(held.measured, member.charged.measured());
         }
         Some(member.history)
     }
@@ -263,26 +264,25 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
             }
         }
         self.charge(node);
+        if at >= self.learned + LEARN_SECS {
+            self.learned = at;
+            self.learn();
+        }
     }
 
     /// Adds up anew what is expected of a node's containers.
     fn charge(&mut self, node: N) {
         let Some(held) = self.nodes.get(&node) else { return };
-        let expected: Vec<Loads> = held
-            .containers
-            .iter()
-            .map(|container| {
-                let member = self.members.get(container);
-                member.map_or_else(Loads::default, |(_, one)| {
-                    self.expect(&one.consumer, &one.history)
-                })
-            })
+        let members = held.containers.iter().filter_map(|one| self.members.get(one));
+        let told: Vec<Told> = members
+            .map(|(_, one)| self.told(&one.consumer, &one.history))
             .collect();
         let Some(held) = self.nodes.get_mut(&node) else {
             return;
         };
-        held.sum = expected.iter().fold(Loads::default(), |sum, one| plus(sum, *one));
-        for (container, charged) in held.containers.iter().zip(expected) {
+        let sum = |of: fn(&Told) -> Loads| told.iter().map(of).fold(Loads::default(), plus);
+        (held.expected, held.measured) = (sum(|one| one.expected), sum(Told::measured));
+        for (container, charged) in held.containers.iter().zip(told) {
             if let Some((_, member)) = self.members.get_mut(container) {
                 member.charged = charged;
             }
@@ -290,21 +290,17 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
     }
 
     /// Learns anew of all containers what others of their service, and others at all, are to be expected to use.
-    pub fn learn(&mut self) {
+    pub(super) fn learn(&mut self) {
         self.all = Default::default();
         self.services.clear();
         for (_, member) in self.members.values() {
-            if member.history[CPU].seen_secs() < LEARN_SECS {
+            if member.history[CPU].seen_secs() < KNOWN_SECS {
                 continue;
             }
             let service = self.services.entry(member.consumer.service).or_default();
-            for (of, seen) in member.history.iter().enumerate() {
+            for (of, history) in member.history.iter().enumerate() {
                 // Not what is charged for it: that has what was thought before in it.
-                let load = match of {
-                    MEMORY => Load::steady(seen.most()),
-                    _ => seen.own(),
-                };
-                let limit = member.consumer.limits[of];
+                let (load, limit) = (own(of, history), member.consumer.limits[of]);
                 service[of].add(load, limit);
                 self.all[of].add(load, limit);
             }
@@ -320,7 +316,9 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
 
     /// What its containers are expected to use together.
     pub fn containers(&self, node: N) -> Loads {
-        self.nodes.get(&node).map_or_else(Loads::default, |held| held.sum)
+        self.nodes
+            .get(&node)
+            .map_or_else(Loads::default, |held| held.expected)
     }
 
     /// What a node is expected to use; none of one that said nothing of late.
@@ -328,19 +326,15 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
         Some(plus(self.foreign(node, now)?, self.containers(node)))
     }
 
-    /// What is known of a container; none of one that is nowhere.
-    pub fn container(&self, container: C) -> Option<Told> {
-        let (_, member) = self.members.get(&container)?;
-        Some(member.told())
-    }
-
-    /// What a node uses by what was seen of it, nothing else being thought of what is young, but for what was not seen at all; none of one
-    /// that said nothing of late.
+    /// What a node uses by what was seen of it, with nothing thought of what is young; none of one that said nothing of late.
     pub fn measured(&self, node: N, now: u32) -> Option<Loads> {
         let foreign = self.foreign(node, now)?;
-        let held = self.nodes.get(&node)?;
-        let members = held.containers.iter().filter_map(|one| self.members.get(one));
-        Some(members.fold(foreign, |sum, (_, member)| plus(sum, member.told().measured())))
+        Some(plus(foreign, self.nodes.get(&node)?.measured))
+    }
+
+    /// What is known of a container; none of one that is nowhere.
+    pub fn container(&self, container: C) -> Option<Told> {
+        self.members.get(&container).map(|(_, member)| member.charged)
     }
 }
 

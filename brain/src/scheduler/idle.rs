@@ -55,17 +55,4 @@ impl View<'_> {
         let seat = &self.seats[at];
         exceeds(seat, Reservation::default(), seat.lent.minus(stopped))
     }
-
-    /// Exchanges what a best-effort container uses for something else, if there is as much idle; false, and nothing changed, if not.
-    pub fn exchange_idle(&mut self, node: NodeId, old: Reservation, new: Reservation) -> bool {
-        let Some(at) = self.find(node) else { return false };
-        let seat = &mut self.seats[at];
-        let rest = seat.lent.minus(old);
-        let shrinks = new.cpu <= old.cpu && new.memory <= old.memory;
-        if !shrinks && filter::room(seat.allocatable, seat.held().plus(rest), new).is_some() {
-            return false;
-        }
-        seat.lent = rest.plus(new);
-        true
-    }
 }

@@ -5,7 +5,7 @@
 //! reservation is kept whatever the neighbours use, so a warm node is only the last choice.
 
 use super::filter::Obstacle;
-use super::forecast::{CPU, Loads, MEMORY, RESOURCES, plus};
+use super::forecast::{CPU, Loads, MEMORY, RESOURCES, minus, plus};
 
 /// Shares of what a node has, in order: nothing is placed over `schedule`, nothing moves to where it would be over `target`, and what
 /// stays over `evict` gives away.
@@ -83,6 +83,15 @@ pub enum Known {
 }
 
 impl Known {
+    /// Once what uses `gone` of it has gone.
+    #[must_use]
+    pub fn without(self, gone: &Loads) -> Self {
+        match self {
+            Self::Expected(held) => Self::Expected(minus(held, *gone)),
+            other => other,
+        }
+    }
+
     /// Adds what was placed there.
     pub fn add(&mut self, load: &Loads) {
         if let Self::Expected(held) = self {

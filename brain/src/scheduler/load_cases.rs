@@ -237,7 +237,7 @@ proptest! {
                 let containers: Vec<_> = held.map(|one| Tenancy {
                     container: one,
                     load: cpu(loads[one].1, loads[one].1 * 100.0),
-                    cost: Some(0),
+                    movable: true,
                 }).collect();
                 Host {
                     node,
@@ -246,8 +246,7 @@ proptest! {
                     measured: containers.iter().fold(cpu(foreign[node], 1e4), |sum, one| plus(sum, one.load)),
                     containers,
                     leaving: 0,
-                    takes: true,
-                }
+                        }
             }).collect();
             let shifts = rebalance::plan(&mut hosts, marks, budget, &mut memory, round * 10, &mut Anywhere).shifts;
             for shift in &shifts {
@@ -280,12 +279,11 @@ fn a_node_that_is_hot_from_load_that_is_not_ours_causes_no_endless_moving() {
             .fold(cpu(foreign, 0.0), |sum, one| plus(sum, one.load)),
         containers,
         leaving: 0,
-        takes: true,
     };
     let small = |container| Tenancy {
         container,
         load: cpu(20.0, 0.0),
-        cost: Some(0),
+        movable: true,
     };
     let mut memory = Memory::default();
     for round in 0..100 {
@@ -312,7 +310,7 @@ fn one_hot_round_moves_nothing_and_what_moved_rests() {
         let big = Tenancy {
             container: 7,
             load: cpu(3_000.0, 0.0),
-            cost: Some(0),
+            movable: true,
         };
         let foreign = if hot { 12_500.0 } else { 5_000.0 };
         [(1, vec![big], foreign), (2, vec![], 0.0)].map(|(node, containers, foreign)| Host {
@@ -326,7 +324,6 @@ fn one_hot_round_moves_nothing_and_what_moved_rests() {
                 .fold(cpu(foreign, 0.0), |sum, one| plus(sum, one.load)),
             containers,
             leaving: 0,
-            takes: true,
         })
     };
     let mut memory = Memory::default();

@@ -16,20 +16,19 @@ pub mod preempt;
 pub mod rebalance;
 pub mod score;
 pub mod taints;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{NodeId, TenantId};
-use berth_common::model::{NodeRecord, Reservation};
+use berth_common::model::Reservation;
 
 use affinity::Distribution;
 pub use constraints::Constraints;
 pub use explain::Refusal;
 use filter::Obstacle;
-use forecast::{CPU, Loads, RESOURCES};
-use load::{Known, Watermarks};
-
-use crate::cluster::State;
+use forecast::Loads;
+pub use view::{Footprint, Seat, View, capacity};
 
 /// What is asked of a node.
 #[derive(Debug, Clone)]
@@ -48,134 +47,6 @@ pub struct Request<'a> {
     pub constraints: Constraints<'a>,
     /// What it is expected to use.
     pub load: Loads,
-}
-
-/// A node as placement sees it.
-#[derive(Debug, Clone)]
-pub struct Seat<'a> {
-    /// The node.
-    pub node: &'a NodeRecord,
-    /// Its lease is over.
-    pub lost: bool,
-    /// Its agent is connected and has said what runs there.
-    pub synced: bool,
-    /// What reservations may add up to.
-    pub allocatable: Reservation,
-    /// What they add up to, with what this plan added.
-    pub taken: Reservation,
-    /// What is kept for those that preempt others there.
-    pub claimed: Reservation,
-    /// What the host has of each resource; infinite: not known.
-    pub capacity: [f32; RESOURCES],
-    /// What it is expected to use, with what this plan added.
-    pub known: Known,
-    /// What best-effort containers use of what is left.
-    pub lent: Reservation,
-    /// This plan has reserved more there.
-    pub grown: bool,
-}
-
-impl Seat<'_> {
-    /// What nobody else can have.
-    fn held(&self) -> Reservation {
-        self.taken.plus(self.claimed)
-    }
-
-    /// What its load has against taking `more`.
-    fn busy(&self, more: &Loads, marks: &Watermarks) -> Option<Obstacle> {
-        let overcommitted = self.allocatable.cpu.0 as f32 > self.capacity[CPU];
-        load::obstacle(&self.known, more, &self.capacity, overcommitted, marks)
-    }
-}
-
-/// What a node's hardware has, as loads are told.
-pub fn capacity(node: &NodeRecord) -> [f32; RESOURCES] {
-    let held = &node.facts.capacity;
-    [
-        held.cpu.0 as f32,
-        held.memory.0 as f32,
-        f32::INFINITY,
-        f32::INFINITY,
-    ]
-}
-
-/// Every node with what is free on it, in the order of ids.
-#[derive(Debug, Clone)]
-pub struct View<'a> {
-    seats: Vec<Seat<'a>>,
-    marks: Watermarks,
-}
-
-impl<'a> View<'a> {
-    /// These nodes, in the order of ids.
-    pub fn of(seats: Vec<Seat<'a>>) -> Self {
-        let marks = Watermarks::default();
-        Self { seats, marks }
-    }
-
-    /// The nodes of `state`, of whose load nothing is known; `lost` overrides what their records say.
-    pub fn new(state: &'a State, lost: &BTreeMap<NodeId, bool>) -> Self {
-        let seats: Vec<_> = state
-            .nodes
-            .iter()
-            .map(|(id, node)| Seat {
-                node,
-                lost: lost.get(id).copied().unwrap_or(node.lost),
-                synced: state.connections.get(id).is_some_and(|c| c.synced),
-                allocatable: state.allocatable(node),
-                taken: state.taken_on(*id).reserved,
-                claimed: Reservation::default(),
-                capacity: capacity(node),
-                known: Known::Unwatched,
-                lent: state.taken_on(*id).lent,
-                grown: false,
-            })
-            .collect();
-        let mut view = Self::of(seats);
-        let claims = state.claiming.iter().filter_map(|id| state.containers.get(id));
-        for (claim, container) in claims.filter_map(|c| Some((c.claim?, c))) {
-            if let Some(at) = view.find(claim) {
-                let seat = &mut view.seats[at];
-                seat.claimed = seat.claimed.plus(container.spec.reservation);
-            }
-        }
-        view
-    }
-
-    /// With what is known of each node's load.
-    #[must_use]
-    pub fn with_loads(mut self, known: impl Fn(NodeId) -> Known) -> Self {
-        for seat in &mut self.seats {
-            seat.known = known(seat.node.id);
-        }
-        self
-    }
-
-    fn find(&self, node: NodeId) -> Option<usize> {
-        self.seats.binary_search_by_key(&node, |seat| seat.node.id).ok()
-    }
-
-    /// Gives back what a container set aside on `node`.
-    pub fn release(&mut self, node: NodeId, reservation: Reservation) {
-        if let Some(at) = self.find(node) {
-            self.seats[at].taken = self.seats[at].taken.minus(reservation);
-        }
-    }
-
-    /// Exchanges a reservation on `node` for another if that one fits; false, and nothing changed, if not.
-    pub fn exchange(&mut self, node: NodeId, old: Reservation, new: Reservation) -> bool {
-        let Some(at) = self.find(node) else { return false };
-        let seat = &mut self.seats[at];
-        let rest = seat.taken.minus(old);
-        // Less than before always fits, even on a node whose capacity has shrunk below what is taken.
-        let shrinks = new.cpu <= old.cpu && new.memory <= old.memory && new.disk <= old.disk;
-        if !shrinks && filter::room(seat.allocatable, rest.plus(seat.claimed), new).is_some() {
-            return false;
-        }
-        seat.taken = rest.plus(new);
-        seat.grown = true;
-        true
-    }
 }
 
 /// One request's search: the checks that placements don't change are made once for any number of equal containers.
@@ -367,18 +238,24 @@ impl Search {
         }
     }
 
-    /// Whether `node` would fit once a replica that sets `freed` aside has gone from there.
-    pub fn fits_after(&self, view: &View<'_>, node: NodeId, freed: Reservation) -> bool {
+    /// Whether `node` would fit once a replica of this footprint has gone from there.
+    pub fn fits_after(&self, view: &View<'_>, node: NodeId, gone: &Footprint) -> bool {
         let Some(at) = view.find(node) else { return false };
-        let seat = &view.seats[at];
         let uneven = self
             .distribution
             .as_ref()
             .and_then(|spread| spread.obstacle_after_one_went(at));
         self.eligible.iter().any(|candidate| candidate.seat == at)
             && uneven.is_none()
-            && filter::room(seat.allocatable, seat.held().minus(freed), self.asked).is_none()
-            && self.lacks_idle(seat).is_none()
+            && self.has_room(view, at, gone)
+            && self.lacks_idle(&view.seats[at]).is_none()
+    }
+
+    /// Whether reservations and load leave room on a node once `gone` is given back there.
+    fn has_room(&self, view: &View<'_>, seat: usize, gone: &Footprint) -> bool {
+        let seat = &view.seats[seat];
+        filter::room(seat.allocatable, seat.held().minus(gone.reserved), self.asked).is_none()
+            && seat.busy_without(&gone.load, &self.load, &view.marks).is_none()
     }
 
     fn refusal(&self, view: &View<'_>, leaving: Option<usize>) -> Refusal {

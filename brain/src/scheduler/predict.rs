@@ -1,7 +1,7 @@
 //! Prediction: what a container or a node's foreign load will use of a resource in the next minutes, from what it used.
 //!
-//! Owns the history of one resource of one consumer, about half a day of it in [`History`]'s fixed size, and what such histories add up
-//! to on a node. Refuses to know of nodes, tenants or time of day: the caller adds up, and says how many seconds have gone by.
+//! Owns the history of one resource of one consumer, about half a day of it in [`History`]'s fixed size. Refuses to know of nodes,
+//! tenants or time of day: the caller adds up, and says how many seconds have gone by.
 //!
 //! Load is told as a mean and a variance, so that many small bursts on one node are what they are: a sum of independent
 //! quantities has the sum of their variances, and its spread grows with the root only. A sum of percentiles would overstate it by far.
@@ -158,16 +158,6 @@ impl History {
     /// Seconds that were seen of it, in the long window.
     pub fn seen_secs(&self) -> f32 {
         self.older.secs + self.newer.secs
-    }
-
-    /// When the last sample was taken.
-    pub fn last(&self) -> Option<u32> {
-        self.last
-    }
-
-    /// What it uses over the last minute.
-    pub fn now(&self) -> f32 {
-        self.fast
     }
 
     /// The most that it used at a time, in the long window.

@@ -10,7 +10,7 @@ use berth_common::id::{ContainerId, NodeId};
 use berth_common::model::{Class, Reservation, ServiceSpec};
 use berth_common::units::{Bytes, Millicores};
 
-use super::{Search, View, filter};
+use super::{Footprint, Search, View, filter};
 
 /// Nodes for which it is looked at closely who of so many would find a place elsewhere.
 const LOOKED_AT: usize = 8;
@@ -50,15 +50,15 @@ pub struct Victim {
     pub id: ContainerId,
     /// Its rank.
     pub rank: Rank,
-    /// What it sets aside.
-    pub reservation: Reservation,
+    /// What it takes up.
+    pub footprint: Footprint,
 }
 
 /// Who is on a node, as far as preemption goes.
 #[derive(Debug, Clone, Default)]
 pub struct Occupants {
-    /// Set aside by containers that are being stopped.
-    pub going: Reservation,
+    /// Taken up by containers that are being stopped.
+    pub going: Footprint,
     /// Those that may be preempted.
     pub victims: Vec<Victim>,
 }
@@ -85,7 +85,9 @@ impl Candidate {
     /// How many go, and how much of them: the less the better.
     fn loss(&self) -> (usize, Bytes, Millicores) {
         let all = self.victims.iter();
-        let sum = all.fold(Reservation::default(), |sum, victim| sum.plus(victim.reservation));
+        let sum = all.fold(Reservation::default(), |sum, victim| {
+            sum.plus(victim.footprint.reserved)
+        });
         (self.victims.len(), sum.memory, sum.cpu)
     }
 }
@@ -96,17 +98,13 @@ impl Search {
     pub fn eviction(
         &self,
         view: &View<'_>,
-        leaving: Option<NodeId>,
         occupants: impl Fn(NodeId) -> Occupants,
         elsewhere: impl Fn(&mut View<'_>, ContainerId) -> bool,
     ) -> Option<Eviction> {
-        let leaving = leaving.and_then(|node| view.find(node));
         let mut candidates: Vec<Candidate> = self
             .eligible
             .iter()
-            .filter(|candidate| self.uneven(candidate.seat, leaving).is_none())
-            // Going makes room for reservations; how busy a node is with what others use there, it does not change at once.
-            .filter(|candidate| view.seats[candidate.seat].busy(&self.load, &view.marks).is_none())
+            .filter(|candidate| self.uneven(candidate.seat, None).is_none())
             .filter_map(|candidate| {
                 let seat = candidate.seat;
                 let victims = self.fewest(view, seat, occupants(view.seats[seat].node.id))?;
@@ -133,27 +131,24 @@ impl Search {
 
     /// The fewest of the lowest ranks whose going makes room on a node; none if all of them are not enough.
     fn fewest(&self, view: &View<'_>, seat: usize, occupants: Occupants) -> Option<Vec<Victim>> {
-        let seat = &view.seats[seat];
-        let held = seat.held().minus(occupants.going);
-        let fits =
-            |freed: Reservation| filter::room(seat.allocatable, held.minus(freed), self.asked).is_none();
+        let fits = |gone: Footprint| self.has_room(view, seat, &occupants.going.plus(gone));
         let mut candidates = occupants.victims;
         // Of equal rank the largest first: fewer of them are enough.
         candidates.sort_by_key(|one| {
-            let size = (one.reservation.memory, one.reservation.cpu, one.reservation.disk);
-            (one.rank, Reverse(size), one.id)
+            let held = one.footprint.reserved;
+            (one.rank, Reverse((held.memory, held.cpu, held.disk)), one.id)
         });
-        let mut freed = Reservation::default();
+        let mut freed = Footprint::default();
         let mut going: Vec<Victim> = Vec::new();
         let mut rest = candidates.into_iter();
         while !fits(freed) {
             let next = rest.next()?;
-            freed = freed.plus(next.reservation);
+            freed = freed.plus(next.footprint);
             going.push(next);
         }
         // Whoever is not needed after all stays, the highest first.
         for at in (0..going.len()).rev() {
-            let without = freed.minus(going[at].reservation);
+            let without = freed.minus(going[at].footprint);
             if fits(without) {
                 freed = without;
                 going.remove(at);
@@ -184,12 +179,20 @@ impl Search {
     }
 
     /// Whether it fits on this node once `going` is given back there.
-    pub fn fits_without(&self, view: &View<'_>, node: NodeId, going: Reservation) -> bool {
+    pub fn fits_without(&self, view: &View<'_>, node: NodeId, going: &Footprint) -> bool {
+        let Some(at) = view.find(node) else { return false };
+        self.eligible.iter().any(|candidate| candidate.seat == at)
+            && self.uneven(at, None).is_none()
+            && self.has_room(view, at, going)
+    }
+
+    /// Whether it fits on this node as far as reservations go.
+    pub fn fits_reserved(&self, view: &View<'_>, node: NodeId) -> bool {
         let Some(at) = view.find(node) else { return false };
         let seat = &view.seats[at];
         self.eligible.iter().any(|candidate| candidate.seat == at)
             && self.uneven(at, None).is_none()
-            && filter::room(seat.allocatable, seat.held().minus(going), self.asked).is_none()
+            && filter::room(seat.allocatable, seat.held(), self.asked).is_none()
     }
 
     /// Takes some place on a node other than `node`, if there is one.

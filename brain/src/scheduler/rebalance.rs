@@ -3,10 +3,9 @@
 //! Owns the choice. Refuses to read clocks, to know how a container moves, and to remember more than what [`Memory`] holds: the caller
 //! gives it back with the next round. A move is planned with its destination; the caller reserves that before anything stops.
 //!
-//! What is known to go wrong elsewhere is ruled out by construction: a node is hot by what it is expected to use, not by one sample, and
-//! for some rounds running; a destination stays under `target`, which is less than `evict`, so no move makes another; only what helps
-//! moves, so a node that is hot from load that is not ours loses what suffers there, once, and nothing follows; a container that moved
-//! rests, and so does its destination.
+//! What is known to go wrong elsewhere is ruled out by construction: a node is hot by what was measured there over minutes, not by one
+//! sample, and for some rounds running; a destination stays under `target`, which is less than `evict`, so no move makes another; only what
+//! cools moves, so where load that is not ours is all there is, nothing does; and a container that moved rests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,8 +43,8 @@ pub struct Tenancy<C> {
     pub container: C,
     /// What it uses, and will use elsewhere, too.
     pub load: Loads,
-    /// What moving it costs; less is better, none: it can't.
-    pub cost: Option<u32>,
+    /// It can move without harm.
+    pub movable: bool,
 }
 
 /// A node as rebalancing sees it.
@@ -63,8 +62,6 @@ pub struct Host<N, C> {
     pub containers: Vec<Tenancy<C>>,
     /// How many are leaving.
     pub leaving: usize,
-    /// It may take containers.
-    pub takes: bool,
 }
 
 /// What one round leaves for the next.
@@ -184,7 +181,7 @@ pub fn plan<N: Copy + Ord, C: Copy + Ord>(
     Round { shifts, stuck }
 }
 
-/// The cheapest container that cures the excess alone and least more than that, else the one that takes most of it away; and the node
+/// The container that cures the excess alone and uses least more than that, else the one that takes most of it away; and the node
 /// that would be least full with it.
 fn choose<N: Copy + Ord, C: Copy + Ord>(
     hosts: &[Host<N, C>],
@@ -201,9 +198,7 @@ fn choose<N: Copy + Ord, C: Copy + Ord>(
     let mut order: Vec<usize> = (0..source.containers.len())
         .filter(|nth| {
             let one = &source.containers[*nth];
-            one.cost.is_some()
-                && one.load[resource].mean >= least
-                && !memory.moved.contains_key(&one.container)
+            one.movable && one.load[resource].mean >= least && !memory.moved.contains_key(&one.container)
         })
         .collect();
     order.sort_by(|a, b| {
@@ -214,9 +209,7 @@ fn choose<N: Copy + Ord, C: Copy + Ord>(
             if mean >= excess { (0, mean) } else { (1, -mean) }
         };
         let (x, y) = (rank(a), rank(b));
-        a.cost
-            .cmp(&b.cost)
-            .then(x.0.cmp(&y.0))
+        x.0.cmp(&y.0)
             .then(x.1.total_cmp(&y.1))
             .then(a.container.cmp(&b.container))
     });
@@ -224,10 +217,7 @@ fn choose<N: Copy + Ord, C: Copy + Ord>(
         let one = &source.containers[nth];
         let mut best: Option<(f32, usize)> = None;
         for (to, host) in hosts.iter().enumerate() {
-            if to == from || !host.takes {
-                continue;
-            }
-            if !marks.leaves_room(&plus(host.load, one.load), &host.capacity, marks.target) {
+            if to == from || !marks.leaves_room(&plus(host.load, one.load), &host.capacity, marks.target) {
                 continue;
             }
             let left = load::room(&host.load, &one.load, &host.capacity);

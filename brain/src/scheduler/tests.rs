@@ -1,10 +1,10 @@
 //! Placement on its own: refusals in words, private nodes, and speed.
 
-use berth_common::model::{NodeKind, Reservation};
+use berth_common::model::{NodeKind, NodeRecord, Reservation};
 use berth_common::units::{Bytes, Millicores};
 
 use super::*;
-use crate::cluster::{Change, Connection};
+use crate::cluster::{Change, Connection, State};
 use crate::controllers::fixtures::{node, node_id, tenant_id};
 use berth_common::id::{Generation, Revision};
 
@@ -139,4 +139,24 @@ fn r4_exactly_full_fits_and_one_unit_more_of_anything_does_not() {
         filter::room(r(10, 10, 10), taken, r(1, 0, 0)).is_some(),
         "a node that shrank takes nothing"
     );
+}
+
+#[test]
+fn r4_an_exchange_that_does_not_fit_in_part_changes_nothing() {
+    let none = BTreeMap::new();
+    let state = state(vec![node(1, NodeKind::Shared, 4, 4)]);
+    let mut view = View::new(&state, &BTreeMap::new());
+    place(&mut view, &request(&none, 1024)).unwrap();
+    let spec = |disk: u64, memory: u64| {
+        let mut spec = crate::controllers::fixtures::service(1, 1, "web:1", 1, Bytes::gib(memory)).spec;
+        spec.class = berth_common::model::Class::BestEffort;
+        spec.resources.limits.disk = Some(Bytes::gib(disk));
+        spec.container_spec().unwrap()
+    };
+    let before = (view.seats[0].taken, view.seats[0].lent);
+    assert!(
+        !view.exchange(node_id(1), &spec(10, 1), &spec(1, 8)),
+        "8 GiB are not idle there"
+    );
+    assert_eq!((view.seats[0].taken, view.seats[0].lent), before);
 }

@@ -29,6 +29,7 @@ use crate::controllers::{self, balance::Decided};
 use crate::images::{BlobError, BlobStore};
 use crate::link::{LinkError, LinkServer, LinkSettings, Links};
 use crate::outlook;
+use crate::scheduler::forecast::SAMPLE_SECS;
 use crate::scheduler::rebalance;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
@@ -242,7 +243,7 @@ fn api_tls(identity: &Identity) -> Result<rustls::ServerConfig, rustls::Error> {
 /// Moves containers away from nodes that stay too hot.
 async fn balance(cluster: Cluster) {
     let mut memory = rebalance::Memory::default();
-    let mut tick = tokio::time::interval(Duration::from_secs(outlook::ROUND_SECS.into()));
+    let mut tick = tokio::time::interval(Duration::from_secs(SAMPLE_SECS.into()));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;

@@ -118,6 +118,26 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
+    /// Of a host of which no more is known than its name and what it has: an amd64 with cgroup v2.
+    pub fn of(hostname: &str, capacity: Capacity) -> Self {
+        Self {
+            hostname: hostname.to_owned(),
+            agent_version: String::new(),
+            os: String::new(),
+            kernel: String::new(),
+            arch: Architecture("amd64".to_owned()),
+            capacity,
+            system_reserve: Capacity::default(),
+            cgroup_version: 2,
+            runtime: String::new(),
+            snapshotter: String::new(),
+            disk_limit_hard: false,
+            boot_id: String::new(),
+            underlay: None,
+            warnings: Vec::new(),
+        }
+    }
+
     /// Capacity less the system reserve, times overcommit: what reservations may add up to (R4).
     pub fn allocatable(&self, overcommit: Overcommit) -> Reservation {
         let cpu = self.capacity.cpu.saturating_sub(self.system_reserve.cpu);
@@ -177,6 +197,29 @@ pub struct NodeRecord {
     pub joined_at: UnixMillis,
     /// Store revision of its last change.
     pub revision: Revision,
+}
+
+impl NodeRecord {
+    /// One that has only just come: it takes containers, and nothing was said of it.
+    pub fn new(id: NodeId, name: Name, kind: NodeKind, facts: NodeFacts) -> Self {
+        Self {
+            id,
+            name,
+            kind,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            cordoned: false,
+            draining: false,
+            pool: default_pool(),
+            overcommit: None,
+            facts,
+            generation: Generation(0),
+            lost: false,
+            key_fingerprint: String::new(),
+            joined_at: UnixMillis(0),
+            revision: Revision(0),
+        }
+    }
 }
 
 /// How a node stands right now.

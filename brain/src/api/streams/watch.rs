@@ -319,7 +319,7 @@ impl Watch {
                 tenant: (**state.tenants.get(&id)?).clone(),
             },
             Object::Service(id) => WatchEvent::Service {
-                service: views::service(state, state.services.get(&id)?),
+                service: views::service(state, cluster, state.services.get(&id)?),
             },
             Object::Container(id) => WatchEvent::Container {
                 container: views::container(state, cluster, state.containers.get(&id)?),

@@ -4,23 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{Generation, NodeId, Revision, TenantId};
-use berth_common::model::{
-    Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, Reservation, UnixMillis, default_pool,
-};
+use berth_common::id::{NodeId, TenantId};
+use berth_common::model::{Capacity, NodeFacts, NodeKind, NodeRecord, Reservation};
 use berth_common::units::{Bytes, Millicores};
 
 use super::{Move, Policy, Report};
-use crate::scheduler::forecast::{Consumer, Forecast, RESOURCES};
+use crate::scheduler::forecast::{CPU, Consumer, Forecast, RESOURCES};
 use crate::scheduler::load::{Known, Watermarks};
 use crate::scheduler::rebalance::{self, Budget, Host, Memory, Tenancy};
 use crate::scheduler::{Constraints, Request, Seat, View};
 use crate::simulate::cluster::Cluster;
-
-/// Seconds between looks at what there is to learn.
-const LEARN: u32 = 60;
-/// Seconds that a container must have been seen before it moves.
-const SEEN: f32 = 20.0;
 
 /// It.
 #[derive(Default)]
@@ -30,7 +23,6 @@ pub(super) struct Berth {
     nodes: Vec<NodeRecord>,
     /// Reports wait here until the next look at the cluster, which says where what they tell of was placed.
     heard: Vec<Report>,
-    learned: u32,
     looked: Option<u32>,
     /// For whom a place was found since: nothing else changes within a step.
     chosen: Vec<usize>,
@@ -44,47 +36,24 @@ fn id(number: usize) -> NodeId {
 
 fn record(number: usize, cluster: &Cluster<'_>) -> NodeRecord {
     let settings = &cluster.scenario.settings;
-    NodeRecord {
-        id: id(number),
-        name: format!("h{number}").parse().expect("a DNS label"),
-        kind: NodeKind::Shared,
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
-        cordoned: false,
-        draining: false,
-        pool: default_pool(),
-        overcommit: None,
-        facts: NodeFacts {
-            hostname: format!("h{number}"),
-            agent_version: String::new(),
-            os: String::new(),
-            kernel: String::new(),
-            arch: Architecture("amd64".to_owned()),
-            capacity: Capacity {
-                cpu: Millicores(settings.host_cpu),
-                memory: Bytes::mib(settings.host_memory_mib),
-                disk: Bytes::gib(1024),
-            },
-            system_reserve: Capacity::default(),
-            cgroup_version: 2,
-            runtime: String::new(),
-            snapshotter: String::new(),
-            disk_limit_hard: false,
-            boot_id: String::new(),
-            underlay: None,
-            warnings: Vec::new(),
-        },
-        generation: Generation(0),
-        lost: false,
-        key_fingerprint: String::new(),
-        joined_at: UnixMillis(0),
-        revision: Revision(0),
-    }
+    let capacity = Capacity {
+        cpu: Millicores(settings.host_cpu),
+        memory: Bytes::mib(settings.host_memory_mib),
+        disk: Bytes::gib(1024),
+    };
+    let name = format!("h{number}");
+    let facts = NodeFacts::of(&name, capacity);
+    NodeRecord::new(
+        id(number),
+        name.parse().expect("a DNS label"),
+        NodeKind::Shared,
+        facts,
+    )
 }
 
 fn consumer(cluster: &Cluster<'_>, container: usize) -> Consumer<()> {
     let mut limits = [0.0; RESOURCES];
-    limits[0] = cluster.container(container).limit as f32;
+    limits[CPU] = cluster.container(container).limit as f32;
     Consumer { service: (), limits }
 }
 
@@ -128,7 +97,7 @@ impl Berth {
         for report in self.heard.drain(..) {
             let only_cpu = |value: u32| {
                 let mut sample = [None; RESOURCES];
-                sample[0] = Some(value as f32);
+                sample[CPU] = Some(value as f32);
                 sample
             };
             let containers = report
@@ -137,10 +106,6 @@ impl Berth {
                 .map(|(container, cpu)| (*container, only_cpu(*cpu)));
             self.forecast
                 .report(report.host, report.at, only_cpu(report.foreign), containers);
-        }
-        if now >= self.learned + LEARN {
-            self.learned = now;
-            self.forecast.learn();
         }
     }
 
@@ -198,34 +163,25 @@ impl Policy for Berth {
 
     fn rebalance(&mut self, cluster: &Cluster<'_>, now: u32) -> Vec<Move> {
         self.look(cluster, now);
-        let hosts = cluster.hosts.iter().enumerate().map(|(host, held)| {
-            let known = self.forecast.node(host, now);
-            let staying = held
-                .containers
-                .iter()
-                .filter(|one| cluster.moving[**one].is_none());
-            Host {
+        let hosts = cluster.hosts.iter().enumerate().filter_map(|(host, held)| {
+            let moving = |one: &&usize| cluster.moving[**one].is_some();
+            let staying = held.containers.iter().filter(|one| !moving(one));
+            let tenancy = |one: &usize| {
+                let told = self.forecast.container(*one)?;
+                Some(Tenancy {
+                    container: *one,
+                    load: told.measured(),
+                    movable: told.own.is_some(),
+                })
+            };
+            Some(Host {
                 node: host,
                 capacity: crate::scheduler::capacity(&self.nodes[host]),
-                load: known.unwrap_or_default(),
-                measured: self.forecast.measured(host, now).unwrap_or_default(),
-                containers: staying
-                    .filter_map(|one| {
-                        let told = self.forecast.container(*one)?;
-                        (told.seen_secs >= SEEN).then_some(Tenancy {
-                            container: *one,
-                            load: told.measured(),
-                            cost: Some(0),
-                        })
-                    })
-                    .collect(),
-                leaving: held
-                    .containers
-                    .iter()
-                    .filter(|one| cluster.moving[**one].is_some())
-                    .count(),
-                takes: known.is_some(),
-            }
+                load: self.forecast.node(host, now)?,
+                measured: self.forecast.measured(host, now)?,
+                containers: staying.filter_map(tenancy).collect(),
+                leaving: held.containers.iter().filter(moving).count(),
+            })
         });
         let mut hosts: Vec<_> = hosts.collect();
         let round = rebalance::plan(
