@@ -119,6 +119,12 @@ impl Brain {
         self.run_script(name, replicas, &more, "while true; do sleep 0.2; done");
     }
 
+    /// The same, as even over the nodes as they are: where others keep the machine busy, load would decide.
+    pub fn run_sleepers_spread(&self, name: &str, replicas: usize, more: &[&str]) {
+        let more: Vec<&str> = ["--spread", "node"].iter().chain(more).copied().collect();
+        self.run_sleepers(name, replicas, &more);
+    }
+
     /// Runs small containers with a script of a shell that ends with its stop signal.
     pub fn run_script(&self, name: &str, replicas: usize, more: &[&str], script: &str) {
         let script = format!("trap 'exit 0' TERM; {script}");

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cluster;
 pub mod containerd;
 pub mod fleet;
+pub mod hammer;
 pub mod host;
 pub mod lab;
 pub mod machine;

@@ -1,6 +1,7 @@
 //! Hosts with a processor of their own: on one machine all hosts see the same `/proc/stat`, so each agent here gets one that tells of its
 //! own host's control groups and processes alone, and one processor. What lxcfs does for containers, as far as the agent reads it.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::bench::cpu_seconds;
 use crate::process::run;
 
 /// Clock ticks of `/proc/stat`, a second.
@@ -17,7 +19,6 @@ const TICKS: u64 = 100;
 #[derive(Debug)]
 pub struct Machine {
     shared: PathBuf,
-    dir: PathBuf,
     foreign: Arc<AtomicU32>,
     over: Arc<AtomicBool>,
     meter: Option<JoinHandle<()>>,
@@ -37,19 +38,6 @@ fn used(group: &str) -> u64 {
         * 1_000
 }
 
-/// The same of a process, by `/proc/PID/stat`.
-fn used_by(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let rest = text.rsplit(") ").next().unwrap_or_default();
-    let fields: Vec<u64> = rest
-        .split(' ')
-        .skip(11)
-        .take(2)
-        .filter_map(|field| field.parse().ok())
-        .collect();
-    fields.iter().sum::<u64>() * 1_000_000_000 / TICKS
-}
-
 impl Machine {
     /// One whose containers' control groups are below `group`; its files lie in `dir`, a folder in that of its agent.
     pub fn new(dir: &Path, group: &str) -> Self {
@@ -60,12 +48,17 @@ impl Machine {
         run(Command::new("mount").arg("--make-shared").arg(&shared));
         std::fs::write(dir.join("online"), "0\n").expect("file");
         let (foreign, over) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
-        let (stat, group) = (dir.join("stat"), group.to_owned());
+        let stat = std::fs::File::create(dir.join("stat")).expect("file");
+        let group = group.to_owned();
         let (theirs, ended) = (Arc::clone(&foreign), Arc::clone(&over));
         let began = std::time::Instant::now();
         let write = move |gone: &mut u64, last: &mut (u32, u64), most: &mut u64| {
             let pid = theirs.load(Ordering::Relaxed);
-            let now = if pid == 0 { 0 } else { used_by(pid) };
+            let now = if pid == 0 {
+                0
+            } else {
+                (cpu_seconds(pid) * 1e9) as u64
+            };
             // What a process that ended has used stays used.
             if last.0 != pid || now < last.1 {
                 *gone += last.1;
@@ -77,10 +70,11 @@ impl Machine {
             let whole = began.elapsed().as_millis() as u64 / (1_000 / TICKS);
             let idle = whole.saturating_sub(busy);
             let text = format!(
-                "cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 {busy} 0 0 {idle} 0 0 0 0 0 0\nctxt 1\nbtime 1\nprocesses 1\nprocs_running 1\nprocs_blocked 0\n"
+                "cpu  {busy:>20} 0 0 {idle:>20} 0 0 0 0 0 0\ncpu0 {busy:>20} 0 0 {idle:>20} 0 0 0 0 0 0\n\
+                 ctxt 1\nbtime 1\nprocesses 1\nprocs_running 1\nprocs_blocked 0\n"
             );
-            // In place: what is mounted is this file and no other.
-            std::fs::write(&stat, text).expect("file");
+            // Over the old one, which is as long: nobody ever reads half a file, and what is mounted is this one.
+            stat.write_all_at(text.as_bytes(), 0).expect("file");
         };
         let (mut gone, mut last, mut most) = (0, (0, 0), 0);
         write(&mut gone, &mut last, &mut most);
@@ -92,7 +86,6 @@ impl Machine {
         });
         Self {
             shared,
-            dir: dir.to_path_buf(),
             foreign,
             over,
             meter: Some(meter),
@@ -111,11 +104,6 @@ impl Machine {
              mount --bind {0}/online /sys/devices/system/cpu/online && exec \"$@\"",
             dir.display()
         )
-    }
-
-    /// Where its files lie.
-    pub fn dir(&self) -> &Path {
-        &self.dir
     }
 }
 

@@ -137,6 +137,17 @@ pub fn containers(numbers: &[u32]) -> BTreeMap<u32, Namespace> {
         .collect()
 }
 
+/// Two hosts with a network, and an endpoint of it on each: 2 and 3.
+pub fn pair() -> (World, BTreeMap<u32, Namespace>, [Overlay; 2]) {
+    let world = World::new(2);
+    let inside = containers(&[2, 3]);
+    let overlays = [0, 1].map(|at| world.overlay(7, at, &[(2, 0), (3, 1)]));
+    for (at, overlay) in overlays.iter().enumerate() {
+        world.settle(at, overlay, &inside);
+    }
+    (world, inside, overlays)
+}
+
 /// Runs a shell script in a namespace; whether it succeeded, and what it said.
 pub fn sh(within: &Namespace, command: &str) -> (bool, String) {
     let command = command.to_owned();

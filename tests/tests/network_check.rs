@@ -150,7 +150,7 @@ fn what_is_wrong_between_hosts_is_found_and_named() {
 fn a_node_that_is_away_is_named_and_others_are_checked_beside_containers() {
     let mut fleet = Fleet::new(3);
     let brain = &fleet.brain;
-    brain.run_sleepers("web", 2, &[]);
+    brain.run_sleepers_spread("web", 2, &[]);
     brain.wait_running(2, 30);
     // Only one at a time on a node.
     let (one, two) = std::thread::scope(|scope| {
@@ -208,7 +208,7 @@ fn a_packets_way_is_explained_and_where_it_ends() {
     let brain = &fleet.brain;
     brain.berth(&["network", "create", "lonely"]);
     brain.run_sleepers("db", 1, &["--ingress-from", "web", "-p", "6000:80"]);
-    brain.run_sleepers("web", 2, &[]);
+    brain.run_sleepers_spread("web", 2, &[]);
     brain.run_sleepers("shop", 1, &[]);
     brain.run_sleepers("hermit", 1, &["--network", "lonely"]);
     let running = brain.wait_running(5, 30);

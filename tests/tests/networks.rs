@@ -28,7 +28,7 @@ fn refused(from: &Inside, address: IpAddr) -> bool {
 #[test]
 fn containers_of_all_hosts_reach_one_another_and_keep_their_addresses_whatever_is_restarted() {
     let mut f = Fleet::new(2);
-    f.brain.run_sleepers("web", 4, &[]);
+    f.brain.run_sleepers_spread("web", 4, &[]);
     f.brain.wait_running(4, 90);
     let before = all(&f.brain);
     let nodes: std::collections::BTreeSet<_> = before.values().map(|c| c.node.as_str()).collect();
@@ -224,7 +224,7 @@ fn r6_tenants_with_the_same_addresses_do_not_reach_each_other() {
 #[test]
 fn a_meddled_network_is_right_again_within_seconds_and_a_moved_containers_address_goes_with_it() {
     let f = Fleet::new(3);
-    f.brain.run_sleepers("web", 3, &[]);
+    f.brain.run_sleepers_spread("web", 3, &[]);
     f.brain.wait_running(3, 90);
     let before = all(&f.brain);
     let (a, b) = (&before["web.1"], &before["web.2"]);

@@ -54,7 +54,7 @@ fn a_published_service_answers_at_every_node_whoever_asks_and_goes_on_without_th
     let mut w = World::new();
     let world = w.outside.space();
     let ports = ["-p", "8080:80", "-p", "5353:53/udp", "-p", "7000-7002:8000-8002"];
-    w.f.brain.run_sleepers("web", 2, &ports);
+    w.f.brain.run_sleepers_spread("web", 2, &ports);
     w.f.brain.wait_running(2, 90);
     let now = all(&w.f.brain);
     let (a, b) = (&now["web.1"], &now["web.2"]);

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use berth_common::api::{CreateJoinToken, CreatedJoinToken, Listing, NodeView, UpdateNode};
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{NodeId, TokenId, clip};
-use berth_common::model::{MAX_TAINTS, NodeKind, NodeRecord, Taint, UnixMillis};
+use berth_common::model::{MAX_TAINTS, NODE_LABEL, NodeKind, NodeRecord, Taint, UnixMillis};
 use berth_common::protocol::JoinToken;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -142,6 +142,10 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
             && value.len() <= 1024
             && !key.chars().chain(value.chars()).any(char::is_control)
     };
+    if labels.contains_key(NODE_LABEL) {
+        let detail = format!("the label {NODE_LABEL} is every node's own: its value is the node's name");
+        return Err(Problem::invalid(detail).field("/labels"));
+    }
     if labels.len() <= 64 && labels.iter().all(ok) {
         return Ok(());
     }

@@ -48,6 +48,26 @@ fn by_zone(w: &World, n: u64, zone: &str) -> usize {
 }
 
 #[test]
+fn every_node_has_a_label_of_its_own_to_spread_by_and_to_be_pinned_to() {
+    let mut w = world(3, 8);
+    prepare(&mut w, 1);
+    spread(&mut w, 1, "node,hard");
+    scale(&mut w, 1, 6);
+    assert!((1..=3).all(|n| on(&w, n) == 2));
+    put(&mut w, 2, "web:1", 0, 1);
+    let name = w.state.nodes[&node_id(2)].name.to_string();
+    edit(&mut w, 2, |s| {
+        s.spec.node_labels = [("node".into(), name.clone())].into();
+    });
+    scale(&mut w, 2, 3);
+    let there = w
+        .state
+        .containers_of(service_id(2))
+        .all(|c| c.node == Some(node_id(2)));
+    assert!(there);
+}
+
+#[test]
 fn soft_spread_counts_domains_and_not_nodes() {
     let mut w = world(4, 8);
     zones(&mut w, "a a a b");

@@ -242,8 +242,8 @@ impl Pass<'_, '_, '_> {
     pub fn place(&mut self, leaving: Option<NodeId>) -> Result<NodeId, Box<Refusal>> {
         self.prepare();
         let search = self.search.as_mut().expect("prepared just before");
-        let leaving = leaving.filter(|_| search.asks_who_leaves());
-        if let Some(refusal) = self.refused.get(&leaving) {
+        let matters = leaving.filter(|_| search.asks_who_leaves());
+        if let Some(refusal) = self.refused.get(&matters) {
             return Err(refusal.clone());
         }
         let placed = search.place_for(self.cx.view(), leaving);
@@ -257,7 +257,7 @@ impl Pass<'_, '_, '_> {
                     let again = self.cx.input.now.mono_ms + BUSY_MS;
                     self.cx.recheck(self.service.id, again);
                 }
-                self.refused.insert(leaving, refusal.clone());
+                self.refused.insert(matters, refusal.clone());
             }
         }
         placed

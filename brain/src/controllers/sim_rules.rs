@@ -65,7 +65,7 @@ fn takes(state: &State, node: &NodeRecord, service: &ServiceRecord) -> bool {
     let labels = spec
         .node_labels
         .iter()
-        .all(|(key, value)| node.labels.get(key) == Some(value));
+        .all(|(key, value)| node.label(key) == Some(value.as_str()));
     let domains = spec.spread.iter().filter(|one| one.hard);
     own && labels
         && !kept_off
@@ -74,7 +74,7 @@ fn takes(state: &State, node: &NodeRecord, service: &ServiceRecord) -> bool {
         && !node.draining
         && state.connections.get(&node.id).is_some_and(|c| c.synced)
         && node.pool.as_str() == pool
-        && domains.into_iter().all(|one| node.labels.contains_key(&one.by))
+        && domains.into_iter().all(|one| node.label(&one.by).is_some())
 }
 
 fn near(state: &State, node: &NodeRecord, service: &ServiceRecord, together: &Together) -> bool {
@@ -87,7 +87,7 @@ fn near(state: &State, node: &NodeRecord, service: &ServiceRecord, together: &To
         .filter_map(|c| state.nodes.get(&c.node?));
     nodes.any(|at| match &together.by {
         None => at.id == node.id,
-        Some(by) => at.labels.contains_key(by) && at.labels.get(by) == node.labels.get(by),
+        Some(by) => at.label(by).is_some() && at.label(by) == node.label(by),
     })
 }
 
@@ -105,7 +105,7 @@ fn check_even(state: &State, service: &ServiceRecord, node: &NodeRecord, spread:
             let companions = service.spec.together.iter().filter(|one| one.hard);
             takes(state, node, service) && companions.into_iter().all(|one| near(state, node, service, one))
         })
-        .map(|node| (node.labels[&spread.by].as_str(), 0))
+        .map(|node| (node.label(&spread.by).expect("it takes it"), 0))
         .collect();
     // For whom room is being made is as good as there.
     for container in state.containers_of(service.id).filter(|c| !c.removing) {
@@ -116,15 +116,14 @@ fn check_even(state: &State, service: &ServiceRecord, node: &NodeRecord, spread:
         let Some(at) = at.filter(|at| !at.lost && !superseded.contains(&container.id)) else {
             continue;
         };
-        if let Some(count) = at
-            .labels
-            .get(&spread.by)
-            .and_then(|value| counts.get_mut(value.as_str()))
-        {
+        if let Some(count) = at.label(&spread.by).and_then(|value| counts.get_mut(value)) {
             *count += 1;
         }
     }
-    let here = counts.get(node.labels[&spread.by].as_str()).copied().unwrap_or(0);
+    let here = counts
+        .get(node.label(&spread.by).expect("it took it"))
+        .copied()
+        .unwrap_or(0);
     let least = counts.values().copied().min().unwrap_or(0);
     assert!(
         here <= least + spread.max_skew,

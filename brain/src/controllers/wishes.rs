@@ -101,7 +101,7 @@ fn companion<'a>(state: &'a State, tenant: TenantId, together: &'a Together) -> 
         .filter(|node| state.nodes.get(node).is_some_and(|node| !node.lost))
         .collect();
     let by = together.by.as_deref();
-    let value = |node| state.nodes.get(node)?.labels.get(by?).map(String::as_str);
+    let value = |node| state.nodes.get(node)?.label(by?);
     Companion {
         with: &together.with,
         by,

@@ -8,29 +8,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_common::error::Problem;
-use berth_common::id::{Generation, NodeId, clip};
+use berth_common::id::{NodeId, clip};
 use berth_common::model::{NodeFacts, NodeRecord};
-use berth_common::protocol::{AgentMessage, BrainMessage, CodecError, UsageReport, read_frame, write_frame};
+use berth_common::protocol::{AgentMessage, BrainMessage, CodecError, UsageReport, read_frame};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+mod orders;
+
+use orders::{Refusal, transmit};
+
 use super::Membership;
-use super::desired::{Outbox, Verdict};
 use super::hello::{Hello, MAX_TEXT, bounded, greeting, judge, reject, who};
-use super::neighbours::NeighboursOutbox;
 use super::parts::{Observation, Parts};
 use super::requests::{self, Asker};
 use super::seen::Seen;
 use super::server::{Place, REFUSED, Shared};
-use crate::cluster::{Change, desired_set};
+use crate::cluster::Change;
 use crate::controllers::NewEvent;
 
 /// Time for the control stream and its Hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time an agent has to take a message that is being sent.
-const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest message on the control stream, bytes: 2,000 observed containers with long reasons.
 const MAX_MESSAGE: usize = 4 << 20;
 /// Largest usage report, bytes.
@@ -41,12 +41,6 @@ const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 const FACTS_PAUSE: Duration = Duration::from_secs(1);
 /// Events of one node that are kept in a second.
 const EVENTS_A_SECOND: u32 = 20;
-/// How long changes of a node's neighbours are gathered before they are sent.
-const CROWD: Duration = Duration::from_millis(20);
-/// A whole set is sent again at most this often.
-const RESEND_PAUSE: Duration = Duration::from_millis(500);
-/// Pause before a node that could not keep a desired set, for example on a full disk, is asked again.
-const RETRY_PAUSE: Duration = Duration::from_secs(3);
 
 /// How a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,13 +57,6 @@ enum End {
     Connection(#[from] quinn::ConnectionError),
     #[error("the agent takes no messages")]
     Stuck,
-}
-
-/// A desired set that an agent did not take.
-struct Refusal {
-    held: Generation,
-    refused: Generation,
-    problem: Problem,
 }
 
 /// Serves one agent. `place` is given back once it has proved who it is.
@@ -342,100 +329,6 @@ impl Session<'_> {
         })
     }
 
-    /// Desired sets, to the agent.
-    async fn order(&self, mut send: SendStream, mut refusals: mpsc::Receiver<Refusal>) -> Result<(), End> {
-        let node = self.node();
-        // Told once, however often it is tried again.
-        let mut told = None;
-        let mut changed = self.shared.cluster.node_changed(node);
-        let mut around = self.shared.cluster.neighbours_changed(node);
-        let mut outbox = Outbox::default();
-        let mut neighbours = NeighboursOutbox::default();
-        loop {
-            changed.borrow_and_update();
-            around.borrow_and_update();
-            let state = self.shared.cluster.snapshot();
-            if !state.nodes.contains_key(&node) {
-                let end = self.removed();
-                if let End::Refused(problem) = &end {
-                    let problem = (**problem).clone();
-                    transmit(&mut send, &BrainMessage::Reject { problem }).await?;
-                    let _ = send.finish();
-                    // Closing at once would throw away what was not sent yet.
-                    let _ = timeout(HELLO_TIMEOUT, send.stopped()).await;
-                }
-                return Err(end);
-            }
-            let near = neighbours.next(&state, node);
-            let update = outbox.next(desired_set(&state, node));
-            drop(state);
-            // First who is there, so that what starts now finds it.
-            if let Some(near) = near {
-                transmit(&mut send, &BrainMessage::Neighbours(near)).await?;
-            }
-            if let Some(update) = update {
-                transmit(&mut send, &BrainMessage::Desired(update)).await?;
-            }
-            tokio::select! {
-                tick = around.changed() => {
-                    if tick.is_err() {
-                        around = self.shared.cluster.neighbours_changed(node);
-                    }
-                    // Others' containers come and go in crowds, and one message for many of them is as good.
-                    let _ = timeout(CROWD, changed.changed()).await;
-                }
-                tick = changed.changed() => if tick.is_err() && self.shared.cluster.snapshot().nodes.contains_key(&node) {
-                    // Removed and put back meanwhile, or the brain stops.
-                    tokio::time::sleep(RESEND_PAUSE).await;
-                    changed = self.shared.cluster.node_changed(node);
-                },
-                refusal = refusals.recv() => {
-                    let Some(refusal) = refusal else { return Err(End::Stuck) };
-                    let passing = refusal.problem.kind.retryable();
-                    let verdict = outbox.refused(refusal.held, refusal.refused, passing);
-                    let news = told.as_ref() != Some(&refusal.problem.detail);
-                    if matches!(verdict, Verdict::Stuck | Verdict::Later) && news {
-                        self.stuck(&refusal).await?;
-                        told = Some(refusal.problem.detail);
-                    }
-                    match verdict {
-                        Verdict::Resend => tokio::time::sleep(RESEND_PAUSE).await,
-                        Verdict::Later => tokio::time::sleep(RETRY_PAUSE).await,
-                        Verdict::Old | Verdict::Stuck => {}
-                    }
-                }
-            }
-        }
-    }
-
-    async fn stuck(&self, refusal: &Refusal) -> Result<(), End> {
-        let Refusal {
-            held,
-            refused,
-            problem,
-        } = refusal;
-        let mut why = problem.detail.clone();
-        if let Some(cure) = &problem.cure {
-            why = format!("{why}; {cure}");
-        }
-        let state = self.shared.cluster.snapshot();
-        let event = state.nodes.get(&self.node()).map(|record| NewEvent {
-            kind: "desired-refused",
-            tenant: None,
-            subject: format!("node {}", record.name),
-            text: format!(
-                "Node {} keeps to desired set {held} and does not take {refused}: {}",
-                record.name,
-                clip(&why, MAX_TEXT)
-            ),
-        });
-        drop(state);
-        match self.member.report(Vec::new(), event.into_iter().collect()).await {
-            true => Ok(()),
-            false => Err(End::Replaced),
-        }
-    }
-
     /// Usage reports, each on a stream of its own, one after the other.
     async fn usage(&self) -> Result<(), End> {
         let (cluster, node) = (&self.shared.cluster, self.node());
@@ -491,12 +384,5 @@ async fn never(loop_: impl Future<Output = Result<(), End>>) -> End {
     match loop_.await {
         Ok(()) => End::Stuck,
         Err(end) => end,
-    }
-}
-
-async fn transmit(send: &mut SendStream, message: &BrainMessage) -> Result<(), End> {
-    match timeout(SEND_TIMEOUT, write_frame(send, message)).await {
-        Ok(sent) => sent.map_err(End::Control),
-        Err(_) => Err(End::Stuck),
     }
 }

@@ -39,10 +39,7 @@ impl Companion<'_> {
     fn near(&self, node: &NodeRecord) -> bool {
         match self.by {
             None => self.nodes.contains(&node.id),
-            Some(by) => {
-                let value = node.labels.get(by);
-                value.is_some_and(|value| self.values.contains(value.as_str()))
-            }
+            Some(by) => node.label(by).is_some_and(|value| self.values.contains(value)),
         }
     }
 }
@@ -51,7 +48,7 @@ impl Companion<'_> {
 pub fn standing(node: &NodeRecord, spread: &[Spread], companions: &[Companion<'_>]) -> Option<Broken> {
     let unlabelled = spread
         .iter()
-        .find(|spread| spread.hard && !node.labels.contains_key(&spread.by));
+        .find(|spread| spread.hard && node.label(&spread.by).is_none());
     if let Some(spread) = unlabelled {
         return Some(Broken::Unlabelled(spread.by.clone()));
     }
@@ -113,7 +110,7 @@ impl Distribution {
     ) -> Self {
         let count = |of: &BTreeMap<NodeId, u32>, seat: &Seat<'_>| of.get(&seat.node.id).copied().unwrap_or(0);
         let domains = spread.iter().map(|spread| {
-            let value = |seat: &Seat<'_>| seat.node.labels.get(&spread.by).cloned();
+            let value = |seat: &Seat<'_>| seat.node.label(&spread.by).map(str::to_owned);
             let distinct: BTreeSet<String> = asked.clone().filter_map(|seat| value(&seats[seat])).collect();
             let values: Vec<String> = distinct.into_iter().collect();
             let of: Vec<Option<usize>> = seats

@@ -72,7 +72,7 @@ fn labels(seat: &Seat<'_>, request: &Request<'_>) -> Option<Obstacle> {
     let missing = request
         .node_labels
         .iter()
-        .find(|(key, value)| seat.node.labels.get(*key) != Some(*value));
+        .find(|(key, value)| seat.node.label(key) != Some(value.as_str()));
     missing.map(|(key, value)| Obstacle::Label(format!("{key}={value}")))
 }
 

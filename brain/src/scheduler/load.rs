@@ -70,6 +70,10 @@ const POINTS: f32 = 8_000.0;
 /// Taken from the score of a node that is over a mark and may be taken all the same: it is the last choice.
 const OVER: i64 = 100_000;
 
+/// Points of a node of which nothing was heard yet: not idle, and not warm either. One that is known to be idle comes first, and a
+/// service's next replica goes there rather than beside the first.
+const UNHEARD: i64 = 41_000;
+
 /// What is known of a node's load.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum Known {
@@ -140,7 +144,9 @@ pub fn obstacle(
 
 /// What a node's load adds to its score.
 pub fn points(known: &Known, more: &Loads, capacity: &[f32; RESOURCES], marks: &Watermarks) -> i64 {
-    let Known::Expected(load) = known else { return 0 };
+    let Known::Expected(load) = known else {
+        return UNHEARD;
+    };
     let over = match marks.leaves_room(&plus(*load, *more), capacity, marks.schedule) {
         true => 0,
         false => OVER,

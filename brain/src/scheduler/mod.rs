@@ -57,6 +57,8 @@ pub struct Search {
     /// What it uses of what is idle; nothing where it reserves what it needs.
     idle: Reservation,
     eligible: Vec<Candidate>,
+    /// Replicas of its service by seat, where there are any and the node is not lost.
+    replicas: BTreeMap<usize, u32>,
     standing: Refusal,
     /// How replicas are distributed, where that matters.
     distribution: Option<Distribution>,
@@ -87,6 +89,11 @@ impl Search {
                 }),
             }
         }
+        let live = |(node, count): (&NodeId, &u32)| {
+            let seat = view.find(*node).filter(|seat| !view.seats[*seat].lost)?;
+            (*count > 0).then_some((seat, *count))
+        };
+        let replicas = request.replicas.iter().filter_map(live).collect();
         let asked = &request.constraints;
         let matters = !asked.spread.is_empty() || asked.max_per_node.is_some();
         let distribution = matters.then(|| {
@@ -104,6 +111,7 @@ impl Search {
             load: request.load,
             idle: asked.idle,
             eligible,
+            replicas,
             standing,
             distribution,
         }
@@ -144,7 +152,15 @@ impl Search {
         self.distribution.as_ref().is_some_and(Distribution::is_hard)
     }
 
+    /// The node that has all replicas of the service, but for one that leaves `leaving`.
+    fn only(&self, leaving: Option<usize>) -> Option<usize> {
+        let stays = |(seat, count): &(&usize, &u32)| **count > u32::from(leaving == Some(**seat));
+        let mut seats = self.replicas.iter().filter(stays).map(|(seat, _)| *seat);
+        seats.next().filter(|_| seats.next().is_none())
+    }
+
     fn best(&self, view: &View<'_>, leaving: Option<usize>) -> Option<usize> {
+        let only = self.only(leaving);
         let mut best: Option<(i64, usize)> = None;
         for (index, candidate) in self.eligible.iter().enumerate() {
             let seat = &view.seats[candidate.seat];
@@ -165,6 +181,7 @@ impl Search {
                 seat.taken.plus(lent),
                 self.asked.plus(self.idle),
                 candidate.replicas,
+                only == Some(candidate.seat),
                 candidate.image,
             ) + load::points(&seat.known, &self.load, &seat.capacity, &view.marks)
                 - candidate.reluctance
@@ -205,6 +222,7 @@ impl Search {
     /// Takes the place of one of the nodes in question.
     fn occupy(&mut self, view: &mut View<'_>, index: usize) -> NodeId {
         let candidate = &mut self.eligible[index];
+        *self.replicas.entry(candidate.seat).or_insert(0) += 1;
         candidate.replicas += 1;
         if let Some(distribution) = &mut self.distribution {
             distribution.add(candidate.seat);

@@ -6,6 +6,9 @@ use berth_common::model::Reservation;
 /// Taken for each replica of the same service that a node has already: as much as three standard deviations less of room (`load`), so that
 /// replicas keep apart unless that makes a node hot.
 const REPLICA_HERE: i64 = 24_000;
+/// Taken from the only node that has replicas of a service: more than any load, so that two are never lost with one node where there
+/// is another. Less than what somebody asked for (`affinity`).
+const ALL_HERE: i64 = 10_000_000;
 /// Added for a node that is known to hold the image already. Small: a pull costs seconds, a bad fit stays.
 const IMAGE_HERE: i64 = 50;
 
@@ -24,13 +27,14 @@ fn permille(part: u64, whole: u64) -> i64 {
 }
 
 /// How good a node would be; more is better. Replicas of the same service keep apart first of all, then the node
-/// that would be least and most evenly reserved wins.
+/// that would be least and most evenly reserved wins. `all_here`: no other node has any of its replicas.
 #[inline]
 pub fn score(
     allocatable: Reservation,
     taken: Reservation,
     asked: Reservation,
     replicas_here: u32,
+    all_here: bool,
     image_here: bool,
 ) -> i64 {
     let after = taken.plus(asked);
@@ -40,7 +44,8 @@ pub fn score(
     let least = 1000 - (cpu + memory + disk) / 3;
     let uneven = cpu.max(memory).max(disk) - cpu.min(memory).min(disk);
     let image = if image_here { IMAGE_HERE } else { 0 };
-    least - uneven / 4 + image - i64::from(replicas_here) * REPLICA_HERE
+    let alone = if all_here { ALL_HERE } else { 0 };
+    least - uneven / 4 + image - i64::from(replicas_here) * REPLICA_HERE - alone
 }
 
 #[cfg(test)]
@@ -60,17 +65,17 @@ mod tests {
     fn order_of_preferences() {
         let whole = r(4000, 8, 100);
         let asked = r(500, 1, 1);
-        let empty = score(whole, r(0, 0, 0), asked, 0, false);
-        let half = score(whole, r(2000, 4, 50), asked, 0, false);
-        let lopsided = score(whole, r(3500, 4, 5), asked, 0, false);
+        let empty = score(whole, r(0, 0, 0), asked, 0, false, false);
+        let half = score(whole, r(2000, 4, 50), asked, 0, false, false);
+        let lopsided = score(whole, r(3500, 4, 5), asked, 0, false, false);
         assert!(empty > half, "least allocated wins");
         assert!(half > lopsided, "even beats lopsided");
         assert!(
-            half > score(whole, r(0, 0, 0), asked, 1, true),
+            half > score(whole, r(0, 0, 0), asked, 1, false, true),
             "spread comes first"
         );
         assert!(
-            score(whole, r(0, 0, 0), asked, 0, true) > empty,
+            score(whole, r(0, 0, 0), asked, 0, false, true) > empty,
             "image here breaks ties"
         );
     }
@@ -83,9 +88,9 @@ mod tests {
             disk: Bytes(u64::MAX),
         };
         assert!(
-            score(most, most, most, u32::MAX, true)
-                < score(most, Reservation::default(), r(1, 1, 1), 0, false)
+            score(most, most, most, u32::MAX, true, true)
+                < score(most, Reservation::default(), r(1, 1, 1), 0, false, false)
         );
-        assert!(score(Reservation::default(), most, most, 0, false) <= 0);
+        assert!(score(Reservation::default(), most, most, 0, false, false) <= 0);
     }
 }

@@ -10,7 +10,7 @@
 use super::cluster::Cluster;
 use super::engine::{self, Event, STEP, Telemetry};
 use super::policy::{self, Policy};
-use super::report::{outside, whole};
+use super::report::{Stay, demand, outside, whole};
 use super::scenario::{INTERVAL, Scenario};
 
 /// Its name among policies.
@@ -23,12 +23,12 @@ pub fn replay(scenario: &Scenario) -> Vec<Event> {
     let mut best = Search::new(scenario);
     best.greedy();
     best.improve();
-    if best.cost() > 0 {
+    if best.lacks() > (0, 0) {
         let mut other = Search::new(scenario);
         other.as_requests();
         other.greedy();
         other.improve();
-        if other.cost() < best.cost() {
+        if other.lacks() < best.lacks() {
             best = other;
         }
     }
@@ -88,13 +88,18 @@ impl<'a> Search<'a> {
             let (from, to) = (from / INTERVAL, to.div_ceil(INTERVAL));
             from as usize..to as usize
         });
-        let want = scenario.arrivals.iter().zip(times).map(|(one, (from, to))| {
-            let there = |interval: u32| {
-                let (begin, over) = (interval * INTERVAL, (interval + 1) * INTERVAL);
-                let seconds = to.min(over).saturating_sub(from.max(begin));
-                i64::from(scenario.demand(one.row, one.limit, begin)) * i64::from(seconds)
+        let want = times.enumerate().map(|(container, (from, to))| {
+            let mut want = none.clone();
+            let stay = Stay {
+                container,
+                host: 0,
+                from,
+                to,
             };
-            (0..intervals as u32).map(there).collect()
+            for (interval, asked) in demand(scenario, &stay) {
+                want[interval] = asked as i64;
+            }
+            want
         });
         Self {
             scenario,
@@ -113,9 +118,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What is asked for and not there, but for what nobody can help.
-    fn cost(&self) -> i64 {
-        (0..self.load.len()).map(|host| self.avoidable(host)).sum()
+    /// What containers without a place would ask for, and what is asked for and not there, but for what nobody can help.
+    fn lacks(&self) -> (i64, i64) {
+        let nowhere = self.on.iter().zip(&self.want).filter(|(on, _)| on.is_none());
+        let away = nowhere.map(|(_, want)| want.iter().sum::<i64>()).sum();
+        (away, (0..self.load.len()).map(|host| self.avoidable(host)).sum())
     }
 
     fn avoidable(&self, host: usize) -> i64 {

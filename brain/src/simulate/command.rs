@@ -12,7 +12,7 @@ use super::floor::Floor;
 use super::policy::{self, NAMES};
 use super::report::{self, Figures};
 use super::scenario::{Scenario, Settings};
-use super::{clairvoyant, plot, trace};
+use super::{clairvoyant, plot, summary, trace};
 
 /// Replay traces of real load under scheduling policies.
 ///
@@ -38,7 +38,7 @@ pub struct Options {
     /// What reservations on a host may add up to, percent of its capacity; default: so much that the hosts without load from outside could take all containers, and a fifth more.
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub overcommit: Option<u32>,
-    /// Policy, `clairvoyant` (who knows the whole day before), or `all`.
+    /// Policy, `clairvoyant` (who knows the whole day in advance), or `all`.
     #[arg(long, default_value = "all")]
     pub policy: String,
     /// All choices follow from it.
@@ -71,7 +71,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         bail!("--log is of one policy: name it with --policy");
     }
     if options.plot.is_some() && options.nodes as usize > plot::MOST_HOSTS {
-        bail!("a plot can tell no more than {} hosts apart", plot::MOST_HOSTS);
+        bail!(
+            "--plot tells no more than {} hosts apart: lower --nodes, or leave --plot out",
+            plot::MOST_HOSTS
+        );
     }
     let rows = trace::usage(&options.usage)?;
     let asked = options.arrivals.as_deref().map(trace::arrivals).transpose()?;
@@ -128,7 +131,7 @@ pub(super) fn names(word: &str) -> anyhow::Result<Vec<&'static str>> {
         .collect();
     let last = clairvoyant::NAME;
     bail!(
-        "there is no policy {word:?}; there are:\n{}\n  {last}: who knows the whole day before, and moves nothing",
+        "there is no policy {word:?}; there are:\n{}\n  {last}: who knows the whole day in advance, and moves nothing",
         known.join("\n")
     );
 }
@@ -175,7 +178,9 @@ fn bounds(all: &[Figures], floor: &Floor) -> String {
         floor.percent
     );
     let of = |name: &str| all.iter().find(|one| one.policy == name);
-    if let (Some(berth), Some(best)) = (of("berth"), of(clairvoyant::NAME)) {
+    // Who turns containers away may well be below what all of them need.
+    let berth = of("berth").filter(|one| one.turned_away_percent <= summary::NOBODY);
+    if let (Some(berth), Some(best)) = (berth, of(clairvoyant::NAME)) {
         text.push_str(&format!(
             "; berth is {:+.2} from that, and {:+.2} from the clairvoyant",
             berth.overloaded_percent - floor.percent,

@@ -4,10 +4,10 @@
 //! which hosts have load from outside, and who arrives when, is chance.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
+use rayon::prelude::*;
 
 use super::command::{names, replay};
 use super::engine::Telemetry;
@@ -73,12 +73,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 pub(super) fn told(options: &Options) -> anyhow::Result<String> {
-    let read = |path: &PathBuf| {
-        let name = path
-            .file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok((name, trace::usage(path)?))
-    };
+    let read = |path: &PathBuf| Ok((path.display().to_string(), trace::usage(path)?));
     let traces: Vec<(String, Vec<Row>)> = options.usage.iter().map(read).collect::<anyhow::Result<_>>()?;
     let most = options.nodes.iter().max().map_or(0, |most| *most as usize);
     ensure!(most > 0, "no number of hosts");
@@ -101,13 +96,18 @@ pub(super) fn told(options: &Options) -> anyhow::Result<String> {
         .iter()
         .flat_map(|hosts| jobs(*hosts as usize))
         .collect();
-    let days = on_all_cores(&all, |job| day(job, telemetry))?;
+    let days: Vec<Day> = all
+        .par_iter()
+        .map(|job| day(job, telemetry))
+        .collect::<anyhow::Result<_>>()?;
     let largest: Vec<Job<'_>> = jobs(most).collect();
-    let needed = on_all_cores(&largest, |job| {
-        let same = |day: &&Day| (day.hosts, &day.trace, day.seed) == (job.hosts, &job.trace, job.seed);
-        let measure = days.iter().find(same).context("this day was replayed")?;
-        needed(job, measure, telemetry)
-    })?;
+    // Days of one size are in the order of its jobs.
+    let measures: Vec<&Day> = days.iter().filter(|day| day.hosts == most).collect();
+    let needed: Vec<Needed> = largest
+        .par_iter()
+        .zip(measures)
+        .map(|(job, measure)| needed(job, measure, telemetry))
+        .collect::<anyhow::Result<_>>()?;
     if let Some(path) = &options.report {
         let text = serde_json::to_vec_pretty(&serde_json::json!({
             "telemetry": telemetry, "days": days, "needed": needed,
@@ -165,47 +165,9 @@ fn needed(job: &Job<'_>, measure: &Day, telemetry: Telemetry) -> anyhow::Result<
     Ok(needed)
 }
 
-/// Does all jobs, on as many threads as there are cores; answers come in the order of jobs.
-fn on_all_cores<J: Sync, R: Send>(
-    jobs: &[J],
-    work: impl Fn(&J) -> anyhow::Result<R> + Sync,
-) -> anyhow::Result<Vec<R>> {
-    let next = AtomicUsize::new(0);
-    let some = || {
-        let mut done = Vec::new();
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(job) = jobs.get(at) else { return done };
-            done.push((at, work(job)));
-        }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut done: Vec<(usize, anyhow::Result<R>)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores.min(jobs.len())).map(|_| scope.spawn(some)).collect();
-        let joined = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-        joined
-            .flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    });
-    done.sort_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, done)| done).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_come_in_the_order_of_jobs_and_a_failure_is_told() {
-        let jobs: Vec<u32> = (0..50).collect();
-        assert_eq!(on_all_cores(&jobs, |job| Ok(job * 2)).unwrap()[49], 98);
-        let failed = on_all_cores(&jobs, |job| {
-            ensure!(*job != 7, "no seven");
-            Ok(*job)
-        });
-        assert_eq!(failed.unwrap_err().to_string(), "no seven");
-        assert!(on_all_cores(&[], |job: &u32| Ok(*job)).unwrap().is_empty());
-    }
 
     #[test]
     fn a_comparison_tells_of_every_size_and_policy() {

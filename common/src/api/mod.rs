@@ -43,22 +43,25 @@
 
 mod check;
 mod networks;
+mod nodes;
 mod pools;
+mod usage;
 
 pub use check::{CheckEvent, CheckNetworks, Finding, HopView, NodePath, PairCheck, Trace};
 pub use networks::{CreateNetwork, EndpointView, NetworkView, ServiceAddress};
+pub use nodes::{CreateJoinToken, CreatedJoinToken, NodeView, UpdateNode};
 pub use pools::{PoolView, PutPool};
+pub use usage::{ContainerLoad, ExpectedLoad, NodeLoad, UsageView};
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ContainerId, Name, NodeId, Revision, TokenId};
+use crate::id::{Name, Revision, TokenId};
 use crate::model::{
-    Capacity, ContainerRecord, Digest, ImageRef, NodeRecord, NodeState, ObservedContainer, Overcommit, Quota,
-    Reservation, Role, ServiceRecord, Taint, Taken, UnixMillis,
+    ContainerRecord, Digest, ImageRef, ObservedContainer, Quota, Role, ServiceRecord, UnixMillis,
 };
-use crate::protocol::{ContainerUsage, NodeUsage, Progress};
+use crate::protocol::Progress;
 use crate::units::Bytes;
 
 /// One page of a list.
@@ -312,166 +315,6 @@ pub struct RemovedImage {
     pub nodes: Vec<Name>,
     /// Nodes that could not, and why.
     pub kept: BTreeMap<String, String>,
-}
-
-/// A node with how it stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct NodeView {
-    /// What is kept.
-    #[serde(flatten)]
-    pub record: NodeRecord,
-    /// Owner's name, for private nodes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant_name: Option<Name>,
-    /// How it stands.
-    pub state: NodeState,
-    /// Milliseconds since it was last heard from; absent if never by this brain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub silent_ms: Option<u64>,
-    /// The address it dials from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-    /// What reservations may add up to (R4).
-    pub allocatable: Reservation,
-    /// What they add up to.
-    pub taken: Taken,
-    /// Generation that its agent acts on.
-    pub applied: u64,
-    /// Containers still to leave while it drains or has a no-execute taint that they don't tolerate, and what holds them (R9).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub drain_waits: Vec<String>,
-}
-
-/// A new join token.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct CreateJoinToken {
-    /// Make a private node of this tenant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub private: Option<Name>,
-    /// Labels the node will carry.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// Seconds it can be used, 1 to 604,800; default 3,600.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ttl_secs: Option<u64>,
-    /// Addresses (host:port) at which the node reaches the brain; default those of the brain's configuration.
-    #[serde(default)]
-    pub addresses: Vec<String>,
-}
-
-/// The only time a join token is shown.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct CreatedJoinToken {
-    /// The token for `berth-agent join`.
-    pub token: String,
-    /// The line that makes a host with nothing but Linux a node, the token in it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub install: String,
-    /// When it stops working.
-    pub expires_at: UnixMillis,
-}
-
-/// Changes to a node; what is absent stays.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct UpdateNode {
-    /// Labels, replacing all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub labels: Option<BTreeMap<String, String>>,
-    /// Taints, replacing all: `key:effect` or `key=value:effect`, effect one of `no-schedule`, `prefer-no-schedule`, `no-execute`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
-    pub taints: Option<Vec<Taint>>,
-    /// The pool it is in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pool: Option<Name>,
-    /// An overcommit of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub overcommit: Option<Overcommit>,
-    /// Have no overcommit of its own any more, but its pool's.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub overcommit_of_pool: bool,
-}
-
-/// Live load for `berth top`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct UsageView {
-    /// Nodes the caller may see.
-    pub nodes: Vec<NodeLoad>,
-    /// Containers the caller may see.
-    pub containers: Vec<ContainerLoad>,
-}
-
-/// A node's load against what is set aside.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct NodeLoad {
-    /// Which.
-    pub node: NodeId,
-    /// Its name.
-    pub name: Name,
-    /// What it has.
-    pub capacity: Capacity,
-    /// What may be reserved.
-    pub allocatable: Reservation,
-    /// What is reserved.
-    pub reserved: Reservation,
-    /// What is used; absent when no fresh report exists.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<NodeUsage>,
-    /// Age of the report, milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub age_ms: Option<u64>,
-    /// What it is expected to use in the next minutes; absent when it said nothing of late.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expected: Option<ExpectedLoad>,
-}
-
-/// What a node is expected to use in the next minutes: of what was measured, and of what was placed there and not measured yet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct ExpectedLoad {
-    /// CPU, millicores.
-    pub cpu: u32,
-    /// CPU that is exceeded one time in a thousand, millicores: placements leave room for it.
-    pub cpu_high: u32,
-    /// Of `cpu`, system and foreign processes.
-    pub cpu_foreign: u32,
-    /// Memory, bytes.
-    pub memory: u64,
-    /// Of it, system and foreign processes.
-    pub memory_foreign: u64,
-    /// Read from and written to disks, bytes a second.
-    pub disk_bps: u64,
-    /// Received and sent, bytes a second.
-    pub net_bps: u64,
-}
-
-/// A container's load against its reservation and limits.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct ContainerLoad {
-    /// Which.
-    pub container: ContainerId,
-    /// `service.replica`.
-    pub name: String,
-    /// Its tenant's name.
-    pub tenant_name: Name,
-    /// Its node's name.
-    pub node_name: Name,
-    /// What is set aside.
-    pub reservation: Reservation,
-    /// What is enforced.
-    pub limits: crate::model::Limits,
-    /// What is used; absent when no fresh report exists.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<ContainerUsage>,
 }
 
 /// Something that happened.

@@ -33,7 +33,8 @@ pub use network::{
     parse_cidr,
 };
 pub use node::{
-    Architecture, Capacity, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken, Underlay,
+    Architecture, Capacity, NODE_LABEL, NodeFacts, NodeKind, NodeRecord, NodeState, Overcommit, Taken,
+    Underlay,
 };
 pub use placement::{PRIORITIES, Spread, Together};
 pub use pool::{DEFAULT_POOL, PoolRecord, default_pool};

@@ -199,7 +199,18 @@ pub struct NodeRecord {
     pub revision: Revision,
 }
 
+/// The label that every node has of itself: its value is the node's name.
+pub const NODE_LABEL: &str = "node";
+
 impl NodeRecord {
+    /// The value of a label, the one of its name included.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        if key == NODE_LABEL {
+            return Some(self.name.as_str());
+        }
+        self.labels.get(key).map(String::as_str)
+    }
+
     /// One that has only just come: it takes containers, and nothing was said of it.
     pub fn new(id: NodeId, name: Name, kind: NodeKind, facts: NodeFacts) -> Self {
         Self {

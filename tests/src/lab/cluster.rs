@@ -95,6 +95,9 @@ impl Cluster {
             "0.05",
             "--stop-grace",
             "10s",
+            // An emulated host is as good as busy now and then.
+            "--spread",
+            "node",
             "--",
         ]);
         args.extend(["sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"]);

@@ -98,7 +98,7 @@ pub struct SpecArgs {
     /// Label of the service.
     #[arg(short, long, value_name = "K=V", value_parser = value::pair)]
     pub label: Vec<(String, String)>,
-    /// Label that the node must carry.
+    /// Label that the node must carry; node=h1 pins to one node.
     #[arg(long, value_name = "K=V", value_parser = value::pair, help_heading = "Places")]
     pub on: Vec<(String, String)>,
     /// Pool of nodes to run on; default: default.
@@ -107,7 +107,7 @@ pub struct SpecArgs {
     /// Taint of nodes that it puts up with: gpu, gpu=a100, gpu:no-schedule; '*' for all.
     #[arg(long, value_name = "K[=V][:EFFECT]", help_heading = "Places")]
     pub toleration: Vec<Toleration>,
-    /// Spread replicas evenly over the values of this node label: zone, zone,hard, zone,hard,max-skew=2.
+    /// Spread replicas evenly over the values of this node label: node, zone, zone,hard, zone,hard,max-skew=2.
     #[arg(long, value_name = "LABEL[,hard]", help_heading = "Places")]
     pub spread: Vec<Spread>,
     /// Be where containers of this service are, on the same node or one with the same value of a label: db, db,by=zone,hard.
