@@ -10,6 +10,7 @@ use berth_common::protocol::{ContainerUsage, NodeUsage};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::cluster::{Change, State};
+use crate::scheduler::Watcher;
 use crate::scheduler::forecast::{
     CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told,
 };
@@ -155,18 +156,19 @@ impl At<'_> {
         self.held.container(container)
     }
 
-    /// What is known of a node's load.
-    pub fn known(&self, node: NodeId) -> Known {
-        match self.held.node(node, self.now) {
-            Some(loads) => Known::Expected(loads),
-            // One that has only just come has not had the time to say anything; it comes after all whose load is known.
-            None if self.held.never_heard(node) => Known::Unwatched,
-            None => Known::Silent,
-        }
-    }
-
     /// What a new container of a service is expected to use.
     pub fn newcomer(&self, service: ServiceId, spec: &ContainerSpec) -> Loads {
         self.held.newcomer(&consumer(service, spec))
+    }
+}
+
+impl Watcher for At<'_> {
+    fn known(&self, node: NodeId) -> Known {
+        match self.held.node(node, self.now) {
+            Some(loads) => Known::Expected(loads),
+            // One that has only just come has not had the time to say anything.
+            None if self.held.never_heard(node) => Known::Unwatched,
+            None => Known::Silent,
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use berth_tests::fleet::Fleet;
-use berth_tests::hammer::Hammer;
+use berth_tests::hammer::{Hammer, page};
 use berth_tests::host::Host;
 use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
@@ -155,6 +155,11 @@ fn placements_avoid_a_hog_an_overloaded_host_cools_and_no_request_is_lost_meanwh
     });
     assert!(up.is_some(), "{:?}", f.brain.items(&["ps"]));
     let at: SocketAddr = format!("{}:8080", f.lan.address(11)).parse().expect("address");
+    let answers = || page(&world.space(), at).ok();
+    assert!(
+        eventually(Duration::from_secs(60), answers).is_some(),
+        "{at} never answered"
+    );
     let hammer = Hammer::new(&world.space(), at);
     let hot = eventually(Duration::from_secs(60), || {
         (used(&node(&f, "h1")) > 900).then_some(())

@@ -222,10 +222,12 @@ impl State {
             Change::PutNetwork(n) => self.put_network(n.record.vni, Some(n)),
             Change::DeleteNetwork(vni) => self.put_network(vni, None),
             Change::PutNode(n) => {
-                if let Some(old) = self.nodes.get(&n.id) {
+                let old = self.nodes.get(&n.id).cloned();
+                if let Some(old) = &old {
                     self.node_names.remove(&old.name);
                 }
                 self.node_names.insert(n.name.clone(), n.id);
+                self.relabel(old.as_deref(), Some(&n));
                 let (id, lost) = (n.id, n.lost);
                 let turned = self.nodes.get(&id).is_none_or(|old| old.lost != lost);
                 self.nodes.insert(id, Arc::new(n));
@@ -236,6 +238,7 @@ impl State {
             Change::DeleteNode(id) => {
                 if let Some(old) = self.nodes.remove(&id) {
                     self.node_names.remove(&old.name);
+                    self.relabel(Some(&old), None);
                 }
                 self.connections.remove(&id);
                 self.taken.remove(&id);

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use berth_common::id::NodeId;
-use berth_common::model::{ContainerRecord, ContainerSpec, Taken};
+use berth_common::model::{ContainerRecord, ContainerSpec, NodeRecord, Taken};
 use imbl::OrdMap;
 
 use super::State;
@@ -61,6 +61,42 @@ impl State {
         let id = c.id;
         self.containers.insert(id, Arc::new(c));
         self.rename(id);
+    }
+
+    /// A node's labels are no longer those of `old` but those of `new`.
+    pub(super) fn relabel(&mut self, old: Option<&NodeRecord>, new: Option<&NodeRecord>) {
+        let (before, after) = (old.map(|node| &node.labels), new.map(|node| &node.labels));
+        if before == after {
+            return;
+        }
+        for (node, (key, value)) in old
+            .iter()
+            .flat_map(|node| node.labels.iter().map(|label| (node.id, label)))
+        {
+            let mut values = self.labelled.get(key).cloned().unwrap_or_default();
+            let mut nodes = values.get(value).cloned().unwrap_or_default();
+            nodes.remove(&node);
+            if nodes.is_empty() {
+                values.remove(value);
+            } else {
+                values.insert(value.clone(), nodes);
+            }
+            if values.is_empty() {
+                self.labelled.remove(key);
+            } else {
+                self.labelled.insert(key.clone(), values);
+            }
+        }
+        for (node, (key, value)) in new
+            .iter()
+            .flat_map(|node| node.labels.iter().map(|label| (node.id, label)))
+        {
+            let mut values = self.labelled.get(key).cloned().unwrap_or_default();
+            let mut nodes = values.get(value).cloned().unwrap_or_default();
+            nodes.insert(node);
+            values.insert(value.clone(), nodes);
+            self.labelled.insert(key.clone(), values);
+        }
     }
 
     /// Takes a container out of every index; its record stays.

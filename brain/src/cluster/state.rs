@@ -106,6 +106,8 @@ pub struct State {
     pub pools: OrdMap<Name, Arc<PoolRecord>>,
     /// Nodes by name.
     pub node_names: OrdMap<Name, NodeId>,
+    /// Nodes by their labels: by key, then by value. Not by the label that each has of itself: that is `node_names`.
+    pub labelled: OrdMap<String, OrdMap<String, OrdSet<NodeId>>>,
     /// What is set aside on each node: the sum over its bound containers, also those being removed.
     pub taken: OrdMap<NodeId, Taken>,
     /// What is set aside for each tenant: the sum over its containers that are not being removed.

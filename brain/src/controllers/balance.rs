@@ -29,7 +29,7 @@ pub struct Decided {
 /// Looks for nodes that are too hot, and for what to do about it. `now`: seconds of any steady clock.
 pub fn round(state: &State, outlook: &At<'_>, memory: &mut Memory<NodeId, ContainerId>, now: u32) -> Decided {
     let marks = Watermarks::default();
-    let view = View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node));
+    let view = View::new(state, &BTreeMap::new()).with_loads(outlook);
     let replacing = Replacing::of(state);
     let mut hosts: Vec<_> = state
         .nodes
@@ -147,7 +147,7 @@ struct Room<'a> {
     state: &'a State,
     outlook: &'a At<'a>,
     view: View<'a>,
-    searches: HashMap<ServiceId, Search>,
+    searches: HashMap<ServiceId, Search<'a>>,
     /// Services of which something moves in this round: one at a time.
     used: BTreeSet<ServiceId>,
 }
@@ -160,8 +160,7 @@ impl Room<'_> {
             let mut request =
                 wishes::request(self.state, service, &record.spec, &BTreeSet::new(), self.outlook);
             request.load = self.outlook.container(container)?.measured();
-            self.searches
-                .insert(service.id, Search::new(&self.view, &request));
+            self.searches.insert(service.id, Search::new(&self.view, request));
         }
         Some(service.id)
     }

@@ -54,7 +54,7 @@ impl<'a, 'n> Context<'a, 'n> {
     pub fn view(&mut self) -> &mut View<'a> {
         self.view.get_or_insert_with(|| {
             let outlook = self.input.outlook;
-            let mut view = View::new(self.state, &self.turned).with_loads(|node| outlook.known(node));
+            let mut view = View::new(self.state, &self.turned).with_loads(outlook);
             for (node, gone) in self.released.drain(..) {
                 view.release(node, &gone);
             }

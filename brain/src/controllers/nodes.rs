@@ -188,10 +188,9 @@ pub fn drain_waits(state: &State, outlook: &At<'_>, node: NodeId) -> Vec<String>
             });
             continue;
         }
-        let view = view
-            .get_or_insert_with(|| View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node)));
+        let view = view.get_or_insert_with(|| View::new(state, &BTreeMap::new()).with_loads(outlook));
         let request = wishes::request(state, service, &container.spec, &BTreeSet::new(), outlook);
-        waits.push(match Search::new(view, &request).possible_for(view, Some(node)) {
+        waits.push(match Search::new(view, request).possible_for(view, Some(node)) {
             Ok(()) => format!("{name} is next"),
             Err(refusal) => format!("{name} stays: {refusal}"),
         });

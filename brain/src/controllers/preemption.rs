@@ -146,7 +146,7 @@ impl Pass<'_, '_, '_> {
                 };
                 let outlook = cx.input.outlook;
                 let request = wishes::request(cx.state, service, &c.spec, &BTreeSet::new(), outlook);
-                Search::new(trial, &request).take_elsewhere(trial, node)
+                Search::new(trial, request).take_elsewhere(trial, node)
             })
         };
         let found = search.eviction(view, occupants, elsewhere);

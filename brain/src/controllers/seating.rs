@@ -287,7 +287,7 @@ impl Pass<'_, '_, '_> {
         if self.search.is_none() {
             let outlook = self.cx.input.outlook;
             let request = wishes::request(self.cx.state, self.service, &self.want, &self.gone, outlook);
-            self.search = Some(Search::new(self.cx.view(), &request));
+            self.search = Some(Search::new(self.cx.view(), request));
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) struct Pass<'p, 'a, 'n> {
     pub cx: &'p mut Context<'a, 'n>,
     pub service: &'a ServiceRecord,
     pub want: ContainerSpec,
-    pub search: Option<Search>,
+    pub search: Option<Search<'a>>,
     /// Refusals of this pass, by the node that somebody would have left: equal containers find no room either.
     pub refused: BTreeMap<Option<NodeId>, Box<Refusal>>,
     /// Nobody can make room either.

@@ -82,9 +82,9 @@ pub fn service_problem(state: &State, outlook: &At<'_>, service: ServiceId) -> O
         return (!parts.is_empty()).then(|| parts.join("; "));
     }
     if let Ok(want) = record.spec.container_spec() {
-        let view = View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node));
+        let view = View::new(state, &BTreeMap::new()).with_loads(outlook);
         let request = wishes::request(state, record, &want, &BTreeSet::new(), outlook);
-        if let Err(refusal) = Search::new(&view, &request).possible(&view) {
+        if let Err(refusal) = Search::new(&view, request).possible(&view) {
             if let Some(first) = stranded.first() {
                 let place = first.node.map_or_else(String::new, name);
                 parts.push(format!("{} on the lost node {place}: {refusal}", stranded.len()));

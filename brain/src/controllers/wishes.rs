@@ -1,6 +1,7 @@
 //! What a service's next container asks of nodes: its spec joined with where its own replicas and other services are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash as _, Hasher as _};
 
 use berth_common::id::{ContainerId, TenantId};
 use berth_common::model::{ContainerRecord, ContainerSpec, ServiceRecord, Together};
@@ -14,7 +15,7 @@ use crate::scheduler::{Constraints, Request};
 pub(super) fn request<'a>(
     state: &'a State,
     service: &'a ServiceRecord,
-    spec: &'a ContainerSpec,
+    spec: &ContainerSpec,
     gone: &BTreeSet<ContainerId>,
     outlook: &At<'_>,
 ) -> Request<'a> {
@@ -39,11 +40,11 @@ pub(super) fn request<'a>(
     Request {
         tenant: service.tenant,
         reservation: spec.reservation,
-        node_labels: &spec.node_labels,
+        node_labels: &wanted.node_labels,
         replicas,
         image_on,
         constraints: Constraints {
-            pool: spec.pool.as_ref(),
+            pool: wanted.pool.as_ref(),
             arch: state
                 .images
                 .get(&(service.tenant, spec.image.clone()))
@@ -64,7 +65,15 @@ pub(super) fn request<'a>(
                 .collect(),
         },
         load: outlook.newcomer(service.id, spec),
+        seed: seed(service),
     }
+}
+
+/// Another way for each service, and for each of its generations.
+fn seed(service: &ServiceRecord) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (service.id, service.generation).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Where a service's replicas are.

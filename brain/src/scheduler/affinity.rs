@@ -5,19 +5,26 @@
 //! not hold up the others. Full nodes count, else nothing would ever be uneven. Counted are replicas that stay: not those that a
 //! successor is about to replace, nor those on lost nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
 use berth_common::id::{Name, NodeId};
-use berth_common::model::{NodeRecord, Spread};
+use berth_common::model::{NODE_LABEL, NodeRecord, Spread};
+use imbl::OrdSet;
 
-use super::Seat;
+use super::View;
 use super::constraints::Broken;
+use super::seat::Seats;
+use crate::cluster::State;
 
 /// Taken from a node's score for each replica that its domain has more than the emptiest one: more than any number of replicas that a
 /// node has, since somebody asked for it.
 const SPREAD: i64 = 100_000_000;
 /// Taken where a companion is asked for and not there. Below an uneven spread, above everything else.
 const APART: i64 = 50_000_000;
+/// Domains up to which it is looked at whether any node of each could be asked, for soft spreads too.
+const FEW: usize = 256;
 
 /// Another service near whose containers a service is to be, as it stands.
 #[derive(Debug, Clone)]
@@ -66,28 +73,97 @@ pub fn reluctance(node: &NodeRecord, companions: &[Companion<'_>]) -> i64 {
     APART * apart as i64
 }
 
-/// One way in which replicas are spread.
+/// Nodes by the values of a label: those with one value are one domain.
 #[derive(Debug)]
-struct Domains {
+pub struct Domains {
     by: String,
+    /// Values of the label that nodes have, sorted.
+    values: Vec<String>,
+    /// Nodes of each domain.
+    members: Vec<OrdSet<NodeId>>,
+    /// The domain of each node that somebody asked for, by its place in the view.
+    of: RefCell<Vec<Of>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Of {
+    NotAsked,
+    Nothing,
+    Domain(u32),
+}
+
+impl Domains {
+    /// Of the nodes of a state.
+    pub fn of_state(state: &State, by: &str) -> Self {
+        if by == NODE_LABEL {
+            let names = state.node_names.iter();
+            let each = names.map(|(name, node)| (name.to_string(), OrdSet::unit(*node)));
+            return Self::new(state.nodes.len(), by, each);
+        }
+        let values = state.labelled.get(by).into_iter().flatten();
+        let each = values.map(|(value, nodes)| (value.clone(), nodes.clone()));
+        Self::new(state.nodes.len(), by, each)
+    }
+
+    /// Of these nodes.
+    pub fn of_nodes<'n>(nodes: impl Iterator<Item = &'n NodeRecord>, by: &str) -> Self {
+        let mut found: BTreeMap<String, OrdSet<NodeId>> = BTreeMap::new();
+        let mut all = 0;
+        for node in nodes {
+            all += 1;
+            if let Some(value) = node.label(by) {
+                found.entry(value.to_owned()).or_default().insert(node.id);
+            }
+        }
+        Self::new(all, by, found.into_iter())
+    }
+
+    fn new(nodes: usize, by: &str, sorted: impl Iterator<Item = (String, OrdSet<NodeId>)>) -> Self {
+        let (values, members) = sorted.unzip();
+        Self {
+            by: by.to_owned(),
+            values,
+            members,
+            of: RefCell::new(vec![Of::NotAsked; nodes]),
+        }
+    }
+
+    /// The domain of a node.
+    fn of(&self, seats: &Seats<'_>, node: usize) -> Option<usize> {
+        let mut of = self.of.borrow_mut();
+        if let Of::NotAsked = of[node] {
+            let value = seats[node].node.label(&self.by);
+            let found =
+                value.and_then(|value| self.values.binary_search_by(|one| one.as_str().cmp(value)).ok());
+            of[node] = found.map_or(Of::Nothing, |domain| Of::Domain(domain as u32));
+        }
+        match of[node] {
+            Of::Domain(domain) => Some(domain as usize),
+            _ => None,
+        }
+    }
+}
+
+/// One way in which a service's replicas are spread.
+#[derive(Debug)]
+struct Spreading {
     hard: bool,
     max_skew: u32,
-    /// Values of the label that nodes in question have.
-    values: Vec<String>,
-    /// Replicas that each of them has.
-    counts: Vec<u32>,
-    /// The domain of each node; none: it is in none that counts.
-    of: Vec<Option<usize>>,
+    domains: Rc<Domains>,
+    /// Replicas in each domain; none: the domain has no node that could be asked.
+    counts: Vec<Option<u32>>,
+    /// How many domains have each number of replicas.
+    levels: BTreeMap<u32, u32>,
 }
 
 /// How a service's replicas are distributed. Nodes are named by their place in the view.
 #[derive(Debug)]
 pub struct Distribution {
-    domains: Vec<Domains>,
+    spread: Vec<Spreading>,
     /// Most on one node.
     most: Option<u32>,
-    /// Those that each node has, those being stopped included, since they are still there.
-    present: Vec<u32>,
+    /// Those that each node has, where it has any; those being stopped included, since they are still there.
+    present: HashMap<usize, u32>,
 }
 
 /// A service's replicas by node.
@@ -100,133 +176,182 @@ pub struct Replicas {
 }
 
 impl Distribution {
-    /// Counts replicas by what `spread` says, over the domains of the nodes `asked`.
+    /// Counts replicas by what `spread` says, over the domains of nodes that could be `asked`.
     pub fn new(
-        seats: &[Seat<'_>],
-        asked: impl Iterator<Item = usize> + Clone,
+        view: &View<'_>,
+        asked: impl Fn(usize) -> bool,
         spread: &[Spread],
         most: Option<u32>,
         replicas: &Replicas,
     ) -> Self {
-        let count = |of: &BTreeMap<NodeId, u32>, seat: &Seat<'_>| of.get(&seat.node.id).copied().unwrap_or(0);
-        let domains = spread.iter().map(|spread| {
-            let value = |seat: &Seat<'_>| seat.node.label(&spread.by).map(str::to_owned);
-            let distinct: BTreeSet<String> = asked.clone().filter_map(|seat| value(&seats[seat])).collect();
-            let values: Vec<String> = distinct.into_iter().collect();
-            let of: Vec<Option<usize>> = seats
+        let spread = spread.iter().map(|spread| {
+            let domains = view.domains(&spread.by);
+            let could =
+                |members: &OrdSet<NodeId>| members.iter().any(|node| view.find(*node).is_some_and(&asked));
+            // For scores it makes no difference what the emptiest of all has, which is the same for each.
+            let sure = spread.hard || domains.members.len() <= FEW;
+            let open = domains
+                .members
                 .iter()
-                .map(|seat| values.binary_search(&value(seat)?).ok())
-                .collect();
-            let mut counts = vec![0; values.len()];
-            for (seat, domain) in seats.iter().zip(&of) {
-                if let Some(domain) = domain.filter(|_| !seat.lost) {
-                    counts[domain] += count(&replicas.staying, seat);
+                .map(|members| (!sure || could(members)).then_some(0));
+            let mut counts: Vec<Option<u32>> = open.collect();
+            for (node, count) in &replicas.staying {
+                let seat = view.find(*node).filter(|seat| !view.seats[*seat].lost);
+                if let Some(domain) = seat.and_then(|seat| domains.of(&view.seats, seat)) {
+                    counts[domain].iter_mut().for_each(|held| *held += count);
                 }
             }
-            Domains {
-                by: spread.by.clone(),
+            let mut levels = BTreeMap::new();
+            for count in counts.iter().flatten() {
+                *levels.entry(*count).or_insert(0) += 1;
+            }
+            Spreading {
                 hard: spread.hard,
                 max_skew: spread.max_skew,
-                values,
+                domains,
                 counts,
-                of,
+                levels,
             }
         });
+        let present = replicas.present.iter();
         Self {
-            domains: domains.collect(),
+            spread: spread.collect(),
             most,
-            present: seats.iter().map(|seat| count(&replicas.present, seat)).collect(),
+            present: present
+                .filter_map(|(node, count)| Some((view.find(*node)?, *count)))
+                .collect(),
         }
     }
 
     /// Whether the place that one replica leaves matters to where another may be.
     pub fn is_hard(&self) -> bool {
-        self.domains.iter().any(|domains| domains.hard)
+        self.spread.iter().any(|spread| spread.hard)
     }
 
-    /// What stands against one more replica on a node; `leaving`: the node that another one leaves for it.
-    pub fn obstacle(&self, node: usize, leaving: Option<usize>) -> Option<Broken> {
-        self.judge(node, leaving, self.present[node])
+    fn here(&self, node: usize) -> u32 {
+        self.present.get(&node).copied().unwrap_or(0)
+    }
+
+    /// Whether one more replica may be on a node; `leaving`: the node that another one leaves for it.
+    pub fn allows(&self, seats: &Seats<'_>, node: usize, leaving: Option<usize>) -> bool {
+        let mut hard = self.spread.iter().filter(|spread| spread.hard);
+        self.most.is_none_or(|most| self.here(node) < most)
+            && hard.all(|spread| !spread.too_many(seats, node, leaving))
+    }
+
+    /// What stands against that.
+    pub fn obstacle(&self, seats: &Seats<'_>, node: usize, leaving: Option<usize>) -> Option<Broken> {
+        self.judge(seats, node, leaving, self.here(node))
     }
 
     /// The same once a replica that is on the node now has gone.
-    pub fn obstacle_after_one_went(&self, node: usize) -> Option<Broken> {
-        self.judge(node, Some(node), self.present[node].saturating_sub(1))
+    pub fn obstacle_after_one_went(&self, seats: &Seats<'_>, node: usize) -> Option<Broken> {
+        self.judge(seats, node, Some(node), self.here(node).saturating_sub(1))
     }
 
-    fn judge(&self, node: usize, leaving: Option<usize>, here: u32) -> Option<Broken> {
+    fn judge(&self, seats: &Seats<'_>, node: usize, leaving: Option<usize>, here: u32) -> Option<Broken> {
         if let Some(most) = self.most.filter(|most| here >= *most) {
             return Some(Broken::Crowded { here, most });
         }
-        self.domains
-            .iter()
-            .filter(|domains| domains.hard)
-            .find_map(|domains| {
-                let ((there, own), (least, emptiest)) = domains.skew(node, leaving)?;
-                (there + 1 > least + domains.max_skew).then(|| Broken::Uneven {
-                    by: domains.by.clone(),
-                    here: domains.values[own].clone(),
-                    with: there + 1,
-                    emptiest: domains.values[emptiest].clone(),
-                    has: least,
-                    max_skew: domains.max_skew,
-                })
-            })
+        let mut hard = self.spread.iter().filter(|spread| spread.hard);
+        let broken = hard.find(|spread| spread.too_many(seats, node, leaving))?;
+        broken.uneven(seats, node, leaving)
     }
 
     /// What one more replica on a node takes from its score.
-    pub fn reluctance(&self, node: usize, leaving: Option<usize>) -> i64 {
+    pub fn reluctance(&self, seats: &Seats<'_>, node: usize, leaving: Option<usize>) -> i64 {
         let uneven = self
-            .domains
+            .spread
             .iter()
-            .map(|domains| match domains.skew(node, leaving) {
-                Some(((there, _), (least, _))) => there - least,
+            .map(|spread| match spread.skew(seats, node, leaving) {
+                Some((there, least)) => there - least,
                 // Without the label it is nowhere: worse than the fullest domain.
-                None => domains.counts.iter().max().map_or(0, |most| most + 1),
+                None => spread.levels.last_key_value().map_or(0, |(most, _)| most + 1),
             });
         uneven.map(|steps| i64::from(steps.min(1_000)) * SPREAD).sum()
     }
 
     /// Counts one more replica on a node.
-    pub fn add(&mut self, node: usize) {
-        self.present[node] += 1;
-        for count in self.counts(node) {
-            *count += 1;
+    pub fn add(&mut self, seats: &Seats<'_>, node: usize) {
+        *self.present.entry(node).or_insert(0) += 1;
+        for spread in &mut self.spread {
+            spread.change(seats, node, |count| count + 1);
         }
     }
 
     /// Counts one replica less on a node, where it is not after all.
-    pub fn forget(&mut self, node: usize) {
-        self.present[node] = self.present[node].saturating_sub(1);
-        self.leave(node);
+    pub fn forget(&mut self, seats: &Seats<'_>, node: usize) {
+        if let Some(count) = self.present.get_mut(&node) {
+            *count = count.saturating_sub(1);
+        }
+        self.leave(seats, node);
     }
 
     /// Counts one replica less that stays on a node. It is there until it has stopped.
-    pub fn leave(&mut self, node: usize) {
-        for count in self.counts(node) {
-            *count = count.saturating_sub(1);
+    pub fn leave(&mut self, seats: &Seats<'_>, node: usize) {
+        for spread in &mut self.spread {
+            spread.change(seats, node, |count| count.saturating_sub(1));
         }
-    }
-
-    /// The counts in which a node's replicas are.
-    fn counts(&mut self, node: usize) -> impl Iterator<Item = &mut u32> {
-        self.domains.iter_mut().filter_map(move |domains| {
-            let domain = domains.of[node]?;
-            Some(&mut domains.counts[domain])
-        })
     }
 }
 
-impl Domains {
-    /// How many replicas the node's domain has, and the emptiest one, each with its place in `values`.
-    fn skew(&self, node: usize, leaving: Option<usize>) -> Option<((u32, usize), (u32, usize))> {
-        let own = self.of[node]?;
-        let left = leaving.and_then(|node| self.of[node]);
-        let held = |domain: usize| {
-            let one = u32::from(left == Some(domain));
-            (self.counts[domain].saturating_sub(one), domain)
+impl Spreading {
+    /// The domain of a node and how many replicas it has; none if it is in none that counts.
+    fn domain(&self, seats: &Seats<'_>, node: usize) -> Option<(usize, u32)> {
+        let domain = self.domains.of(seats, node)?;
+        Some((domain, self.counts[domain]?))
+    }
+
+    /// How many replicas the node's domain has, and the emptiest one.
+    fn skew(&self, seats: &Seats<'_>, node: usize, leaving: Option<usize>) -> Option<(u32, u32)> {
+        let (own, mut there) = self.domain(seats, node)?;
+        let (mut least, _) = self.levels.first_key_value().map(|(least, of)| (*least, *of))?;
+        if let Some((left, count)) = leaving.and_then(|node| self.domain(seats, node)) {
+            let count = count.saturating_sub(1);
+            least = least.min(count);
+            there = if left == own { count } else { there };
+        }
+        Some((there, least))
+    }
+
+    /// Whether one more replica on a node would be more uneven than it may be.
+    fn too_many(&self, seats: &Seats<'_>, node: usize, leaving: Option<usize>) -> bool {
+        let skew = self.skew(seats, node, leaving);
+        skew.is_some_and(|(there, least)| there + 1 > least + self.max_skew)
+    }
+
+    /// That in words.
+    fn uneven(&self, seats: &Seats<'_>, node: usize, leaving: Option<usize>) -> Option<Broken> {
+        let (there, least) = self.skew(seats, node, leaving)?;
+        let (own, _) = self.domain(seats, node)?;
+        let left = leaving
+            .and_then(|node| self.domain(seats, node))
+            .map(|(left, _)| left);
+        let held = |domain: usize| Some(self.counts[domain]?.saturating_sub(u32::from(left == Some(domain))));
+        let emptiest = (0..self.counts.len()).find(|domain| held(*domain) == Some(least))?;
+        Some(Broken::Uneven {
+            by: self.domains.by.clone(),
+            here: self.domains.values[own].clone(),
+            with: there + 1,
+            emptiest: self.domains.values[emptiest].clone(),
+            has: least,
+            max_skew: self.max_skew,
+        })
+    }
+
+    /// Changes how many replicas a node's domain has.
+    fn change(&mut self, seats: &Seats<'_>, node: usize, to: impl Fn(u32) -> u32) {
+        let Some((domain, before)) = self.domain(seats, node) else {
+            return;
         };
-        let least = (0..self.counts.len()).map(held).min()?;
-        Some((held(own), least))
+        let after = to(before);
+        self.counts[domain] = Some(after);
+        if let Some(of) = self.levels.get_mut(&before) {
+            *of -= 1;
+            if *of == 0 {
+                self.levels.remove(&before);
+            }
+        }
+        *self.levels.entry(after).or_insert(0) += 1;
     }
 }

@@ -44,7 +44,7 @@ impl View<'_> {
     pub fn displacing(&self) -> Vec<NodeId> {
         let all = self
             .seats
-            .iter()
+            .looked_at()
             .filter(|seat| seat.grown && overdrawn(seat, Reservation::default()));
         all.map(|seat| seat.node.id).collect()
     }

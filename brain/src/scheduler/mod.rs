@@ -5,6 +5,7 @@
 //! controllers'. Measured load enters as what each node and the container to place are expected to use ([`forecast`]).
 
 pub mod affinity;
+mod candidates;
 pub mod constraints;
 pub mod explain;
 pub mod filter;
@@ -15,20 +16,24 @@ pub mod predict;
 pub mod preempt;
 pub mod rebalance;
 pub mod score;
+mod seat;
 pub mod taints;
 mod view;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{NodeId, TenantId};
 use berth_common::model::Reservation;
 
 use affinity::Distribution;
+use candidates::{Candidate, Candidates, FAR, GOOD, SAMPLE};
 pub use constraints::Constraints;
 pub use explain::Refusal;
 use filter::Obstacle;
 use forecast::Loads;
-pub use view::{Footprint, Seat, View, capacity};
+pub use seat::{Lazy, Seat, Watcher, capacity};
+pub use view::{Footprint, View};
 
 /// What is asked of a node.
 #[derive(Debug, Clone)]
@@ -47,103 +52,120 @@ pub struct Request<'a> {
     pub constraints: Constraints<'a>,
     /// What it is expected to use.
     pub load: Loads,
+    /// Which way the search goes through many nodes; equal inputs go the same way.
+    pub seed: u64,
 }
 
 /// One request's search: the checks that placements don't change are made once for any number of equal containers.
 #[derive(Debug)]
-pub struct Search {
-    asked: Reservation,
-    load: Loads,
-    /// What it uses of what is idle; nothing where it reserves what it needs.
-    idle: Reservation,
-    eligible: Vec<Candidate>,
+pub struct Search<'a> {
+    request: Request<'a>,
+    candidates: Candidates,
     /// Replicas of its service by seat, where there are any and the node is not lost.
     replicas: BTreeMap<usize, u32>,
-    standing: Refusal,
     /// How replicas are distributed, where that matters.
     distribution: Option<Distribution>,
 }
 
-#[derive(Debug)]
-struct Candidate {
-    seat: usize,
-    replicas: u32,
-    image: bool,
-    /// What its standing properties take from its score.
-    reluctance: i64,
+/// How good a node would be.
+struct Fit {
+    score: i64,
+    /// Nothing is against it that is not against all.
+    good: bool,
 }
 
-impl Search {
+/// The best of the candidates looked at so far.
+#[derive(Default)]
+struct Best {
+    /// The node that has all replicas of the service.
+    only: Option<usize>,
+    /// Its rank, and its place among the candidates.
+    found: Option<((i64, Reverse<usize>), usize)>,
+    looked: usize,
+    fit: usize,
+    good: usize,
+}
+
+impl Best {
+    /// Whether more would hardly be better.
+    const fn is_enough(&self) -> bool {
+        self.fit >= SAMPLE && (self.good >= GOOD || self.looked >= FAR)
+    }
+
+    /// Whether those not found yet are worth the search.
+    const fn wants_more(&self) -> bool {
+        self.found.is_none() || (self.good < GOOD && self.looked < FAR)
+    }
+}
+
+impl<'a> Search<'a> {
     /// Prepares a search for nodes that fit `request`.
-    pub fn new(view: &View<'_>, request: &Request<'_>) -> Self {
-        let mut standing = Refusal::of(request.reservation);
-        let mut eligible = Vec::new();
-        for (at, seat) in view.seats.iter().enumerate() {
-            match filter::STANDING.iter().find_map(|check| check(seat, request)) {
-                Some(obstacle) => standing.add(obstacle, seat.node.name.as_str()),
-                None => eligible.push(Candidate {
-                    seat: at,
-                    replicas: request.replicas.get(&seat.node.id).copied().unwrap_or(0),
-                    image: request.image_on.contains(&seat.node.id),
-                    reluctance: constraints::reluctance(seat, request),
-                }),
-            }
-        }
+    pub fn new(view: &View<'_>, request: Request<'a>) -> Self {
+        Self::over(view, request, false)
+    }
+
+    /// The same, but every node is scored for each placement: what the choice among fewer is held against.
+    pub fn thorough(view: &View<'_>, request: Request<'a>) -> Self {
+        Self::over(view, request, true)
+    }
+
+    fn over(view: &View<'_>, request: Request<'a>, all: bool) -> Self {
         let live = |(node, count): (&NodeId, &u32)| {
             let seat = view.find(*node).filter(|seat| !view.seats[*seat].lost)?;
             (*count > 0).then_some((seat, *count))
         };
-        let replicas = request.replicas.iter().filter_map(live).collect();
         let asked = &request.constraints;
         let matters = !asked.spread.is_empty() || asked.max_per_node.is_some();
         let distribution = matters.then(|| {
-            let nodes = eligible.iter().map(|candidate: &Candidate| candidate.seat);
-            Distribution::new(
-                &view.seats,
-                nodes,
-                asked.spread,
-                asked.max_per_node,
-                &asked.replicas,
-            )
+            let could = |seat: usize| candidates::obstacle(view, &request, seat).is_none();
+            Distribution::new(view, could, asked.spread, asked.max_per_node, &asked.replicas)
         });
         Self {
-            asked: request.reservation,
-            load: request.load,
-            idle: asked.idle,
-            eligible,
-            replicas,
-            standing,
+            replicas: request.replicas.iter().filter_map(live).collect(),
+            candidates: Candidates::new(view, &request, all),
             distribution,
+            request,
         }
     }
 
     /// What stands against a node as it is now; `leaving`: the node that another replica leaves for the one to be placed.
     fn obstacle(&self, view: &View<'_>, seat: usize, leaving: Option<usize>) -> Option<Obstacle> {
-        let uneven = self.uneven(seat, leaving).map(Obstacle::Broken);
-        let seat = &view.seats[seat];
-        uneven
-            .or_else(|| filter::room(seat.allocatable, seat.held(), self.asked))
+        let uneven = self.uneven(view, seat, leaving).map(Obstacle::Broken);
+        uneven.or_else(|| self.lacks(&view.seats[seat], view))
+    }
+
+    /// The same but for where other replicas are.
+    fn lacks(&self, seat: &Seat<'_>, view: &View<'_>) -> Option<Obstacle> {
+        filter::room(seat.allocatable, seat.held(), self.request.reservation)
             .or_else(|| self.lacks_idle(seat))
-            .or_else(|| seat.busy(&self.load, &view.marks))
+            .or_else(|| seat.busy(&self.request.load, &view.marks))
+    }
+
+    /// Whether nothing does.
+    fn allows(&self, view: &View<'_>, seat: usize, leaving: Option<usize>) -> bool {
+        let spread = self.distribution.as_ref();
+        spread.is_none_or(|spread| spread.allows(&view.seats, seat, leaving))
+            && self.lacks(&view.seats[seat], view).is_none()
     }
 
     /// What of what is idle a best-effort container lacks there.
     fn lacks_idle(&self, seat: &Seat<'_>) -> Option<Obstacle> {
-        if self.idle == Reservation::default() {
+        let idle = self.request.constraints.idle;
+        if idle == Reservation::default() {
             return None;
         }
-        idle::room(seat, self.idle).map(Obstacle::Broken)
+        idle::room(seat, idle).map(Obstacle::Broken)
     }
 
     /// The same, for the sake of other replicas alone.
-    fn uneven(&self, seat: usize, leaving: Option<usize>) -> Option<constraints::Broken> {
-        self.distribution.as_ref()?.obstacle(seat, leaving)
+    fn uneven(&self, view: &View<'_>, seat: usize, leaving: Option<usize>) -> Option<constraints::Broken> {
+        self.distribution.as_ref()?.obstacle(&view.seats, seat, leaving)
     }
 
     /// Counts one replica less that stays on a node, since this plan removes it.
     pub fn leave(&mut self, view: &View<'_>, node: NodeId) {
         if let (Some(distribution), Some(seat)) = (&mut self.distribution, view.find(node)) {
-            distribution.leave(seat);
+            distribution.leave(&view.seats, seat);
         }
     }
 
@@ -159,40 +181,89 @@ impl Search {
         seats.next().filter(|_| seats.next().is_none())
     }
 
-    fn best(&self, view: &View<'_>, leaving: Option<usize>) -> Option<usize> {
-        let only = self.only(leaving);
-        let mut best: Option<(i64, usize)> = None;
-        for (index, candidate) in self.eligible.iter().enumerate() {
-            let seat = &view.seats[candidate.seat];
-            if self.obstacle(view, candidate.seat, leaving).is_some() {
-                continue;
-            }
-            let uneven = self
-                .distribution
-                .as_ref()
-                .map_or(0, |spread| spread.reluctance(candidate.seat, leaving));
-            // What others of its kind use counts for a best-effort container alone.
-            let lent = match self.idle == Reservation::default() {
-                true => Reservation::default(),
-                false => seat.lent,
-            };
-            let score = score::score(
-                seat.allocatable,
-                seat.taken.plus(lent),
-                self.asked.plus(self.idle),
-                candidate.replicas,
-                only == Some(candidate.seat),
-                candidate.image,
-            ) + load::points(&seat.known, &self.load, &seat.capacity, &view.marks)
-                - candidate.reluctance
-                - uneven
-                - idle::reluctance(seat, self.asked);
-            // Strictly greater: of equals the smallest node id wins.
-            if best.is_none_or(|(top, _)| score > top) {
-                best = Some((score, index));
+    /// How good a candidate is, if it fits.
+    fn fit(
+        &self,
+        view: &View<'_>,
+        candidate: &Candidate,
+        leaving: Option<usize>,
+        only: Option<usize>,
+    ) -> Option<Fit> {
+        if !self.allows(view, candidate.seat, leaving) {
+            return None;
+        }
+        let seat = &view.seats[candidate.seat];
+        let asked = &self.request;
+        let idle = asked.constraints.idle;
+        let spread = self.distribution.as_ref();
+        let uneven = spread.map_or(0, |spread| {
+            spread.reluctance(&view.seats, candidate.seat, leaving)
+        });
+        // What others of its kind use counts for a best-effort container alone.
+        let lent = match idle == Reservation::default() {
+            true => Reservation::default(),
+            false => seat.lent,
+        };
+        let score = score::score(
+            seat.allocatable,
+            seat.taken.plus(lent),
+            asked.reservation.plus(idle),
+            candidate.replicas,
+            only == Some(candidate.seat),
+            candidate.image,
+        ) + load::points(seat.known(), &asked.load, &seat.capacity, &view.marks)
+            - candidate.reluctance
+            - uneven
+            - idle::reluctance(seat, asked.reservation);
+        Some(Fit {
+            score,
+            good: candidate.replicas == 0 && candidate.reluctance == 0 && uneven == 0,
+        })
+    }
+
+    /// The best of enough candidates, by its place among those found.
+    fn best(&mut self, view: &View<'_>, leaving: Option<usize>) -> Option<usize> {
+        let mut best = Best {
+            only: self.only(leaving),
+            ..Best::default()
+        };
+        let wanted = self.candidates.wanted();
+        self.candidates.discover(view, &self.request, wanted);
+        let (all, known) = (self.candidates.all_at_once(), self.candidates.found.len());
+        for index in self.candidates.round() {
+            self.look(view, index, leaving, &mut best);
+            if !all && best.is_enough() {
+                break;
             }
         }
-        best.map(|(_, index)| index)
+        self.candidates.turn_by(best.looked);
+        // Not enough of those has room and nothing against it: on through the rest.
+        let mut looked = known;
+        while !all && best.wants_more() {
+            self.candidates.discover(view, &self.request, looked + wanted);
+            let more = looked..self.candidates.found.len();
+            if more.is_empty() {
+                break;
+            }
+            looked = more.end;
+            more.for_each(|index| self.look(view, index, leaving, &mut best));
+        }
+        best.found.map(|(_, index)| index)
+    }
+
+    fn look(&self, view: &View<'_>, index: usize, leaving: Option<usize>, best: &mut Best) {
+        let candidate = &self.candidates.found[index];
+        best.looked += 1;
+        let Some(fit) = self.fit(view, candidate, leaving, best.only) else {
+            return;
+        };
+        best.fit += 1;
+        best.good += usize::from(fit.good);
+        // Of equals the smallest node id wins.
+        let rank = (fit.score, Reverse(candidate.seat));
+        if best.found.is_none_or(|(top, _)| rank > top) {
+            best.found = Some((rank, index));
+        }
     }
 
     /// Chooses a node and takes the reservation there in `view`.
@@ -221,16 +292,18 @@ impl Search {
 
     /// Takes the place of one of the nodes in question.
     fn occupy(&mut self, view: &mut View<'_>, index: usize) -> NodeId {
-        let candidate = &mut self.eligible[index];
+        let asked = &self.request;
+        self.candidates.count();
+        let candidate = &mut self.candidates.found[index];
         *self.replicas.entry(candidate.seat).or_insert(0) += 1;
         candidate.replicas += 1;
         if let Some(distribution) = &mut self.distribution {
-            distribution.add(candidate.seat);
+            distribution.add(&view.seats, candidate.seat);
         }
         let seat = &mut view.seats[candidate.seat];
-        seat.taken = seat.taken.plus(self.asked);
-        seat.known.add(&self.load);
-        seat.lent = seat.lent.plus(self.idle);
+        seat.taken = seat.taken.plus(asked.reservation);
+        seat.change(|known| known.add(&asked.load));
+        seat.lent = seat.lent.plus(asked.constraints.idle);
         seat.grown = true;
         seat.node.id
     }
@@ -249,11 +322,11 @@ impl Search {
     /// Why none does.
     pub fn possible_for(&self, view: &View<'_>, leaving: Option<NodeId>) -> Result<(), Box<Refusal>> {
         let leaving = leaving.and_then(|node| view.find(node));
-        if self.best(view, leaving).is_some() {
-            Ok(())
-        } else {
-            Err(Box::new(self.refusal(view, leaving)))
+        let mut all = self.candidates.all(view, &self.request);
+        if all.any(|seat| self.allows(view, seat, leaving)) {
+            return Ok(());
         }
+        Err(Box::new(self.refusal(view, leaving)))
     }
 
     /// Whether `node` would fit once a replica of this footprint has gone from there.
@@ -262,26 +335,36 @@ impl Search {
         let uneven = self
             .distribution
             .as_ref()
-            .and_then(|spread| spread.obstacle_after_one_went(at));
-        self.eligible.iter().any(|candidate| candidate.seat == at)
+            .and_then(|spread| spread.obstacle_after_one_went(&view.seats, at));
+        self.stands(view, at)
             && uneven.is_none()
             && self.has_room(view, at, gone)
             && self.lacks_idle(&view.seats[at]).is_none()
     }
 
+    /// Whether a node stands the checks that placements don't change.
+    fn stands(&self, view: &View<'_>, seat: usize) -> bool {
+        candidates::obstacle(view, &self.request, seat).is_none()
+    }
+
     /// Whether reservations and load leave room on a node once `gone` is given back there.
     fn has_room(&self, view: &View<'_>, seat: usize, gone: &Footprint) -> bool {
         let seat = &view.seats[seat];
-        filter::room(seat.allocatable, seat.held().minus(gone.reserved), self.asked).is_none()
-            && seat.busy_without(&gone.load, &self.load, &view.marks).is_none()
+        let asked = &self.request;
+        filter::room(
+            seat.allocatable,
+            seat.held().minus(gone.reserved),
+            asked.reservation,
+        )
+        .is_none()
+            && seat.busy_without(&gone.load, &asked.load, &view.marks).is_none()
     }
 
     fn refusal(&self, view: &View<'_>, leaving: Option<usize>) -> Refusal {
-        let mut refusal = self.standing.clone();
-        for candidate in &self.eligible {
-            let seat = &view.seats[candidate.seat];
-            if let Some(obstacle) = self.obstacle(view, candidate.seat, leaving) {
-                refusal.add(obstacle, seat.node.name.as_str());
+        let mut refusal = self.candidates.refusal(view, &self.request);
+        for seat in self.candidates.all(view, &self.request) {
+            if let Some(obstacle) = self.obstacle(view, seat, leaving) {
+                refusal.add(obstacle, view.seats[seat].node.name.as_str());
             }
         }
         refusal
@@ -292,7 +375,7 @@ impl Search {
 ///
 /// # Errors
 /// Why no node fits.
-pub fn place(view: &mut View<'_>, request: &Request<'_>) -> Result<NodeId, Box<Refusal>> {
+pub fn place(view: &mut View<'_>, request: Request<'_>) -> Result<NodeId, Box<Refusal>> {
     Search::new(view, request).place(view)
 }
 

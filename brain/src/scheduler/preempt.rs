@@ -92,7 +92,7 @@ impl Candidate {
     }
 }
 
-impl Search {
+impl Search<'_> {
     /// The best node to make room on; none if no node would fit even then. `occupants` tells who is on a node; `elsewhere` takes another
     /// place for one of them in the view that it is given, if there is one.
     pub fn eviction(
@@ -102,11 +102,10 @@ impl Search {
         elsewhere: impl Fn(&mut View<'_>, ContainerId) -> bool,
     ) -> Option<Eviction> {
         let mut candidates: Vec<Candidate> = self
-            .eligible
-            .iter()
-            .filter(|candidate| self.uneven(candidate.seat, None).is_none())
-            .filter_map(|candidate| {
-                let seat = candidate.seat;
+            .candidates
+            .all(view, &self.request)
+            .filter(|seat| self.uneven(view, *seat, None).is_none())
+            .filter_map(|seat| {
                 let victims = self.fewest(view, seat, occupants(view.seats[seat].node.id))?;
                 Some(Candidate { seat, victims })
             })
@@ -159,19 +158,16 @@ impl Search {
 
     /// Whether it fits on this node.
     pub fn fits(&self, view: &View<'_>, node: NodeId) -> bool {
-        view.find(node).is_some_and(|seat| {
-            self.eligible.iter().any(|candidate| candidate.seat == seat)
-                && self.obstacle(view, seat, None).is_none()
-        })
+        view.find(node)
+            .is_some_and(|seat| self.stands(view, seat) && self.obstacle(view, seat, None).is_none())
     }
 
     /// Takes a place on this node and no other, if it fits there.
     pub fn take(&mut self, view: &mut View<'_>, node: NodeId) -> bool {
-        let Some(seat) = view.find(node) else { return false };
-        let Some(index) = self.eligible.iter().position(|candidate| candidate.seat == seat) else {
+        let Some(index) = self.candidates.index_of(view, &self.request, node) else {
             return false;
         };
-        if self.obstacle(view, seat, None).is_some() {
+        if !self.allows(view, self.candidates.found[index].seat, None) {
             return false;
         }
         self.occupy(view, index);
@@ -181,35 +177,37 @@ impl Search {
     /// Whether it fits on this node once `going` is given back there.
     pub fn fits_without(&self, view: &View<'_>, node: NodeId, going: &Footprint) -> bool {
         let Some(at) = view.find(node) else { return false };
-        self.eligible.iter().any(|candidate| candidate.seat == at)
-            && self.uneven(at, None).is_none()
-            && self.has_room(view, at, going)
+        self.stands(view, at) && self.uneven(view, at, None).is_none() && self.has_room(view, at, going)
     }
 
     /// Whether it fits on this node as far as reservations go.
     pub fn fits_reserved(&self, view: &View<'_>, node: NodeId) -> bool {
         let Some(at) = view.find(node) else { return false };
         let seat = &view.seats[at];
-        self.eligible.iter().any(|candidate| candidate.seat == at)
-            && self.uneven(at, None).is_none()
-            && filter::room(seat.allocatable, seat.held(), self.asked).is_none()
+        self.stands(view, at)
+            && self.uneven(view, at, None).is_none()
+            && filter::room(seat.allocatable, seat.held(), self.request.reservation).is_none()
     }
 
     /// Takes some place on a node other than `node`, if there is one.
     pub fn take_elsewhere(&mut self, view: &mut View<'_>, node: NodeId) -> bool {
         let here = view.find(node);
-        let found = self.eligible.iter().position(|candidate| {
-            Some(candidate.seat) != here && self.obstacle(view, candidate.seat, here).is_none()
-        });
-        found.map(|index| self.occupy(view, index)).is_some()
+        let mut all = self.candidates.all(view, &self.request);
+        let found = all.find(|seat| Some(*seat) != here && self.allows(view, *seat, here));
+        let Some(node) = found.map(|seat| view.seats[seat].node.id) else {
+            return false;
+        };
+        drop(all);
+        let index = self.candidates.index_of(view, &self.request, node);
+        index.map(|index| self.occupy(view, index)).is_some()
     }
 
     /// Keeps room on a node for one that is to come there.
     pub fn claim(&mut self, view: &mut View<'_>, node: NodeId) {
         let Some(seat) = view.find(node) else { return };
-        view.seats[seat].claimed = view.seats[seat].claimed.plus(self.asked);
+        view.seats[seat].claimed = view.seats[seat].claimed.plus(self.request.reservation);
         if let Some(distribution) = &mut self.distribution {
-            distribution.add(seat);
+            distribution.add(&view.seats, seat);
         }
     }
 
@@ -218,7 +216,7 @@ impl Search {
         let Some(seat) = view.find(node) else { return };
         view.unclaim(node, kept);
         if let Some(distribution) = &mut self.distribution {
-            distribution.forget(seat);
+            distribution.forget(&view.seats, seat);
         }
     }
 }

@@ -43,6 +43,7 @@ fn request(labels: &BTreeMap<String, String>, mib: u64) -> Request<'_> {
         image_on: BTreeSet::new(),
         constraints: Constraints::default(),
         load: Default::default(),
+        seed: 0,
     }
 }
 
@@ -61,20 +62,20 @@ fn r9_a_refusal_names_every_obstacle_with_numbers() {
     nodes.push(node(5, NodeKind::Private { tenant: tenant_id(2) }, 4, 64));
     let state = state(nodes);
     let mut view = View::new(&state, &BTreeMap::new());
-    let refusal = place(&mut view, &request(&none, 3072)).unwrap_err();
+    let refusal = place(&mut view, request(&none, 3072)).unwrap_err();
     assert_eq!(
         refusal.to_string(),
         "no node fits: 2 nodes lack memory (need 3GiB, most free is 2GiB on h2), 1 node is lost, \
          1 node is cordoned, 1 node is private to another tenant"
     );
     let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
-    let refusal = place(&mut view, &request(&labels, 1)).unwrap_err();
+    let refusal = place(&mut view, request(&labels, 1)).unwrap_err();
     assert!(
         refusal.to_string().contains("2 nodes lack the label disk=ssd"),
         "{refusal}"
     );
     let empty = State::default();
-    let refusal = place(&mut View::new(&empty, &BTreeMap::new()), &request(&none, 1)).unwrap_err();
+    let refusal = place(&mut View::new(&empty, &BTreeMap::new()), request(&none, 1)).unwrap_err();
     assert!(
         refusal.to_string().starts_with("no node has joined yet"),
         "{refusal}"
@@ -91,10 +92,10 @@ fn r6_a_tenant_uses_shared_nodes_and_its_own_private_ones() {
         node(3, NodeKind::Private { tenant: tenant_id(2) }, 4, 8),
     ]);
     let mut view = View::new(&state, &BTreeMap::new());
-    let first = place(&mut view, &request(&none, 1024)).unwrap();
-    let second = place(&mut view, &request(&none, 1024)).unwrap();
+    let first = place(&mut view, request(&none, 1024)).unwrap();
+    let second = place(&mut view, request(&none, 1024)).unwrap();
     assert_eq!((first, second), (node_id(1), node_id(2)));
-    assert!(place(&mut view, &request(&none, 1024)).is_err());
+    assert!(place(&mut view, request(&none, 1024)).is_err());
 }
 
 #[test]
@@ -102,22 +103,23 @@ fn r4_ten_thousand_on_a_thousand_nodes_even_and_never_overbooked() {
     let none = BTreeMap::new();
     let state = state((1..=1000).map(|n| node(n, NodeKind::Shared, 4, 10)).collect());
     let mut view = View::new(&state, &BTreeMap::new());
-    let mut search = Search::new(&view, &request(&none, 1024));
+    let mut search = Search::new(&view, request(&none, 1024));
     for _ in 0..10_000 {
         search.place(&mut view).unwrap();
     }
-    assert!(view.seats.iter().all(|seat| seat.taken.memory == Bytes::gib(10)));
+    assert!(view.all().all(|seat| seat.taken.memory == Bytes::gib(10)));
     assert!(search.place(&mut view).is_err(), "the 10,001st must not fit");
 }
 
 /// Nodes whose containers and processes use so much of their CPU; none: nothing was heard of it.
 fn loaded<'a>(state: &'a State, shares: &[Option<f32>]) -> View<'a> {
     let mut view = View::new(state, &BTreeMap::new());
-    for (seat, share) in view.seats.iter_mut().zip(shares) {
+    for (at, share) in shares.iter().enumerate() {
+        let seat = &mut view.seats[at];
         let mut loads = Loads::default();
         if let Some(share) = share {
             loads[forecast::CPU].mean = share * seat.capacity[forecast::CPU];
-            seat.known = load::Known::Expected(loads);
+            seat.known = Lazy::of(load::Known::Expected(loads));
         }
     }
     view
@@ -126,11 +128,11 @@ fn loaded<'a>(state: &'a State, shares: &[Option<f32>]) -> View<'a> {
 /// Replicas of one service that each node gets, of so many.
 fn shares_of(view: &mut View<'_>, mut request: Request<'_>, count: usize) -> Vec<u32> {
     for node in 0..count {
-        let seat = place(view, &request).unwrap_or_else(|why| panic!("{node}: {why}"));
+        let seat = place(view, request.clone()).unwrap_or_else(|why| panic!("{node}: {why}"));
         *request.replicas.entry(seat).or_insert(0) += 1;
     }
     let of = |seat: &Seat<'_>| request.replicas.get(&seat.node.id).copied().unwrap_or(0);
-    view.seats.iter().map(of).collect()
+    view.all().map(of).collect()
 }
 
 #[test]
@@ -145,7 +147,8 @@ fn a_second_replica_goes_to_another_node_however_busy_and_the_rest_where_there_i
     let mut view = loaded(&state, &[Some(0.97), Some(0.1), Some(1.2)]);
     let mut one = request(&none, 64);
     one.replicas.insert(node_id(2), 1);
-    let next = |view: &mut View<'_>, leaving| Search::new(view, &one).place_for(view, leaving).unwrap();
+    let next =
+        |view: &mut View<'_>, leaving| Search::new(view, one.clone()).place_for(view, leaving).unwrap();
     assert_eq!(next(&mut view, Some(node_id(2))), node_id(2));
     assert_eq!(next(&mut view, None), node_id(1));
 }
@@ -155,7 +158,7 @@ fn a_node_of_which_nothing_was_heard_yet_takes_its_part_after_those_known_to_be_
     let none = BTreeMap::new();
     let state = state((1..=3).map(|n| node(n, NodeKind::Shared, 4, 10)).collect());
     let mut view = loaded(&state, &[None, Some(0.0), Some(0.9)]);
-    assert_eq!(place(&mut view, &request(&none, 64)).unwrap(), node_id(2));
+    assert_eq!(place(&mut view, request(&none, 64)).unwrap(), node_id(2));
     let mut view = loaded(&state, &[None, Some(0.0), Some(0.9)]);
     assert_eq!(shares_of(&mut view, request(&none, 64), 8), [4, 4, 0]);
 }
@@ -192,7 +195,7 @@ fn r4_an_exchange_that_does_not_fit_in_part_changes_nothing() {
     let none = BTreeMap::new();
     let state = state(vec![node(1, NodeKind::Shared, 4, 4)]);
     let mut view = View::new(&state, &BTreeMap::new());
-    place(&mut view, &request(&none, 1024)).unwrap();
+    place(&mut view, request(&none, 1024)).unwrap();
     let spec = |disk: u64, memory: u64| {
         let mut spec = crate::controllers::fixtures::service(1, 1, "web:1", 1, Bytes::gib(memory)).spec;
         spec.class = berth_common::model::Class::BestEffort;
@@ -205,4 +208,106 @@ fn r4_an_exchange_that_does_not_fit_in_part_changes_nothing() {
         "8 GiB are not idle there"
     );
     assert_eq!((view.seats[0].taken, view.seats[0].lent), before);
+}
+
+/// How uneven nodes are: the mean of squares of the shares of CPU that are reserved and that are expected to be in use.
+fn unevenness(view: &View<'_>) -> f64 {
+    let share = |seat: &Seat<'_>| {
+        let whole = f64::from(seat.capacity[forecast::CPU]);
+        let used = match seat.known() {
+            load::Known::Expected(loads) => f64::from(loads[forecast::CPU].mean),
+            _ => 0.0,
+        };
+        (f64::from(seat.taken.cpu.0) / whole).powi(2) + (used / whole).powi(2)
+    };
+    view.all().map(share).sum::<f64>() / view.all().count() as f64
+}
+
+#[test]
+fn of_many_nodes_the_choice_among_some_is_as_good_as_among_all_and_refuses_no_more() {
+    const NODES: u64 = 2_000;
+    let nodes = (1..=NODES).map(|n| {
+        let mut one = node(n, NodeKind::Shared, 8 << (n % 3), 32);
+        let zone = format!("z{}", n % 7);
+        one.labels = [
+            ("zone".to_owned(), zone),
+            ("few".to_owned(), (n % 40).to_string()),
+        ]
+        .into();
+        one
+    });
+    let state = state(nodes.collect());
+    // Whatever looks like chance here is the same each time.
+    let luck = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    let shares: Vec<_> = (1..=NODES)
+        .map(|n| Some((luck(n) % 700) as f32 / 1_000.0))
+        .collect();
+    let (none, few) = (
+        BTreeMap::new(),
+        BTreeMap::from([("few".to_owned(), "7".to_owned())]),
+    );
+    let (zone, hard) = (["zone".parse().unwrap()], ["zone,hard".parse().unwrap()]);
+    let fill = |thorough: bool| {
+        let mut view = loaded(&state, &shares);
+        let (mut refused, mut uneven) = (0, 0);
+        for n in 0..600 {
+            let mut one = request(if n % 10 == 0 { &few } else { &none }, 64 + luck(n) % 512);
+            one.reservation.cpu = Millicores(100 + (luck(n) % 900) as u32);
+            one.load[forecast::CPU].mean = one.reservation.cpu.0 as f32 * 0.5;
+            one.seed = luck(n);
+            one.constraints.spread = match n % 10 {
+                1 => &zone,
+                2 => &hard,
+                _ => &[],
+            };
+            let replicas = 1 + (luck(n) % 30) as usize;
+            let mut search = match thorough {
+                true => Search::thorough(&view, one),
+                false => Search::new(&view, one),
+            };
+            let mut zones = [0; 7];
+            for _ in 0..replicas {
+                match search.place(&mut view) {
+                    Ok(node) => {
+                        let zone: usize = state.nodes[&node].labels["zone"][1..].parse().unwrap();
+                        zones[zone] += 1;
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+            if n % 10 == 1 || n % 10 == 2 {
+                uneven += i32::from(zones.iter().max().unwrap() - zones.iter().min().unwrap() > 1);
+            }
+        }
+        (refused, uneven, unevenness(&view))
+    };
+    let (some, all) = (fill(false), fill(true));
+    assert_eq!((some.0, some.1), (all.0, all.1), "refused, uneven");
+    assert_eq!(all.1, 0);
+    assert!(some.2 <= all.2 * 1.02, "{} against {}", some.2, all.2);
+    assert_eq!(fill(false), some, "equal inputs give equal answers");
+}
+
+#[test]
+fn r4_of_many_nodes_the_last_place_is_found_and_a_refusal_counts_every_one() {
+    let none = BTreeMap::new();
+    let state = state((1..=700).map(|n| node(n, NodeKind::Shared, 4, 1)).collect());
+    let mut view = View::new(&state, &BTreeMap::new());
+    let mut search = Search::new(&view, request(&none, 1024));
+    for _ in 0..700 {
+        search.place(&mut view).unwrap();
+    }
+    let refusal = search.place(&mut view).unwrap_err().to_string();
+    assert!(refusal.contains("700 nodes lack memory"), "{refusal}");
+    // One alone has what is asked, wherever it is.
+    for n in [1, 350, 700] {
+        let pinned = BTreeMap::from([("node".to_owned(), format!("h{n}"))]);
+        let mut view = View::new(&state, &BTreeMap::new());
+        assert_eq!(place(&mut view, request(&pinned, 64)).unwrap(), node_id(n));
+        let refusal = place(&mut view, request(&pinned, 2048)).unwrap_err().to_string();
+        assert!(
+            refusal.contains("699 nodes lack the label") && refusal.contains("1 node lacks memory"),
+            "{refusal}"
+        );
+    }
 }

@@ -1,13 +1,17 @@
 //! What a search looks at: every node with what is free on it, counting what the same plan has already placed (R4).
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use berth_common::id::NodeId;
-use berth_common::model::{ContainerSpec, NodeRecord, Reservation};
+use berth_common::model::{ContainerSpec, Reservation};
 
-use super::filter::{self, Obstacle};
-use super::forecast::{CPU, Loads, RESOURCES, minus, plus};
-use super::load::{self, Known, Watermarks};
+use super::affinity::Domains;
+use super::filter;
+use super::forecast::{Loads, minus, plus};
+use super::load::Watermarks;
+use super::seat::{Seat, Seats, Watcher};
 use crate::cluster::State;
 
 /// What a container takes up on its node.
@@ -43,94 +47,32 @@ impl Footprint {
     }
 }
 
-/// A node as placement sees it.
-#[derive(Debug, Clone)]
-pub struct Seat<'a> {
-    /// The node.
-    pub node: &'a NodeRecord,
-    /// Its lease is over.
-    pub lost: bool,
-    /// Its agent is connected and has said what runs there.
-    pub synced: bool,
-    /// What reservations may add up to.
-    pub allocatable: Reservation,
-    /// What they add up to, with what this plan added.
-    pub taken: Reservation,
-    /// What is kept for those that preempt others there.
-    pub claimed: Reservation,
-    /// What the host has of each resource; infinite: not known.
-    pub capacity: [f32; RESOURCES],
-    /// What it is expected to use, with what this plan added.
-    pub known: Known,
-    /// What best-effort containers use of what is left.
-    pub lent: Reservation,
-    /// This plan has reserved more there.
-    pub grown: bool,
-}
-
-impl Seat<'_> {
-    /// What nobody else can have.
-    pub(super) fn held(&self) -> Reservation {
-        self.taken.plus(self.claimed)
-    }
-
-    /// What its load has against taking `more`.
-    pub(super) fn busy(&self, more: &Loads, marks: &Watermarks) -> Option<Obstacle> {
-        self.busy_without(&Loads::default(), more, marks)
-    }
-
-    /// The same once what uses `gone` has gone.
-    pub(super) fn busy_without(&self, gone: &Loads, more: &Loads, marks: &Watermarks) -> Option<Obstacle> {
-        let overcommitted = self.allocatable.cpu.0 as f32 > self.capacity[CPU];
-        let known = self.known.without(gone);
-        load::obstacle(&known, more, &self.capacity, overcommitted, marks)
-    }
-}
-
-/// What a node's hardware has, as loads are told.
-pub fn capacity(node: &NodeRecord) -> [f32; RESOURCES] {
-    let held = &node.facts.capacity;
-    [
-        held.cpu.0 as f32,
-        held.memory.0 as f32,
-        f32::INFINITY,
-        f32::INFINITY,
-    ]
-}
-
 /// Every node with what is free on it, in the order of ids.
 #[derive(Debug, Clone)]
 pub struct View<'a> {
-    pub(super) seats: Vec<Seat<'a>>,
+    pub(super) seats: Seats<'a>,
     pub(super) marks: Watermarks,
+    /// Nodes by the values of the labels that somebody was spread by.
+    domains: RefCell<HashMap<String, Rc<Domains>>>,
 }
 
 impl<'a> View<'a> {
+    fn over(seats: Seats<'a>) -> Self {
+        Self {
+            seats,
+            marks: Watermarks::default(),
+            domains: RefCell::default(),
+        }
+    }
+
     /// These nodes, in the order of ids.
     pub fn of(seats: Vec<Seat<'a>>) -> Self {
-        let marks = Watermarks::default();
-        Self { seats, marks }
+        Self::over(Seats::of(seats))
     }
 
     /// The nodes of `state`, of whose load nothing is known; `lost` overrides what their records say.
     pub fn new(state: &'a State, lost: &BTreeMap<NodeId, bool>) -> Self {
-        let seats: Vec<_> = state
-            .nodes
-            .iter()
-            .map(|(id, node)| Seat {
-                node,
-                lost: lost.get(id).copied().unwrap_or(node.lost),
-                synced: state.connections.get(id).is_some_and(|c| c.synced),
-                allocatable: state.allocatable(node),
-                taken: state.taken_on(*id).reserved,
-                claimed: Reservation::default(),
-                capacity: capacity(node),
-                known: Known::Unwatched,
-                lent: state.taken_on(*id).lent,
-                grown: false,
-            })
-            .collect();
-        let mut view = Self::of(seats);
+        let mut view = Self::over(Seats::from(state, lost.clone()));
         let claims = state.claiming.iter().filter_map(|id| state.containers.get(id));
         for (claim, container) in claims.filter_map(|c| Some((c.claim?, c))) {
             if let Some(at) = view.find(claim) {
@@ -143,15 +85,28 @@ impl<'a> View<'a> {
 
     /// With what is known of each node's load.
     #[must_use]
-    pub fn with_loads(mut self, known: impl Fn(NodeId) -> Known) -> Self {
-        for seat in &mut self.seats {
-            seat.known = known(seat.node.id);
-        }
+    pub fn with_loads(mut self, watcher: &'a dyn Watcher) -> Self {
+        self.seats.watch(watcher);
         self
     }
 
+    /// All nodes as they are now.
+    pub fn all(&self) -> impl Iterator<Item = &Seat<'a>> {
+        (0..self.seats.len()).map(|at| &self.seats[at])
+    }
+
+    /// The nodes by the values of a label. They are sorted once for all that are spread by it.
+    pub(super) fn domains(&self, by: &str) -> Rc<Domains> {
+        if let Some(found) = self.domains.borrow().get(by) {
+            return found.clone();
+        }
+        let made = Rc::new(self.seats.domains(by));
+        self.domains.borrow_mut().insert(by.to_owned(), made.clone());
+        made
+    }
+
     pub(super) fn find(&self, node: NodeId) -> Option<usize> {
-        self.seats.binary_search_by_key(&node, |seat| seat.node.id).ok()
+        self.seats.find(node)
     }
 
     /// Gives back what a container took up on `node`.
@@ -160,7 +115,7 @@ impl<'a> View<'a> {
             let seat = &mut self.seats[at];
             seat.taken = seat.taken.minus(gone.reserved);
             seat.lent = seat.lent.minus(gone.idle);
-            seat.known = seat.known.without(&gone.load);
+            seat.change(|known| *known = known.without(&gone.load));
         }
     }
 

@@ -12,7 +12,7 @@ use super::{Move, Policy, Report};
 use crate::scheduler::forecast::{CPU, Consumer, Forecast, RESOURCES};
 use crate::scheduler::load::{Known, Watermarks};
 use crate::scheduler::rebalance::{self, Budget, Host, Memory, Tenancy};
-use crate::scheduler::{Constraints, Request, Seat, View};
+use crate::scheduler::{Constraints, Lazy, Request, Seat, View};
 use crate::simulate::cluster::Cluster;
 
 /// It.
@@ -142,7 +142,7 @@ impl Policy for Berth {
             lent: Reservation::default(),
             grown: false,
             capacity: crate::scheduler::capacity(node),
-            known: self.known(host, now),
+            known: Lazy::of(self.known(host, now)),
         });
         let mut view = View::of(seats.collect());
         let one = cluster.container(container);
@@ -155,8 +155,9 @@ impl Policy for Berth {
             image_on: BTreeSet::new(),
             constraints: Constraints::default(),
             load: self.forecast.newcomer(&consumer(cluster, container)),
+            seed: container as u64,
         };
-        let chosen = crate::scheduler::place(&mut view, &request).ok()?;
+        let chosen = crate::scheduler::place(&mut view, request).ok()?;
         self.chosen.push(container);
         (0..self.nodes.len()).find(|host| self.nodes[*host].id == chosen)
     }

@@ -1,0 +1,257 @@
+//! Which nodes a search looks at: all of them where they are few, else as many as it takes to choose well.
+//!
+//! The best of a random sample of 64 is on average among the best sixtieth of all, and looking at more changes little (Mitzenmacher, "The
+//! power of two choices in randomized load balancing", 1996; Sparrow and Kubernetes' `percentageOfNodesToScore` live on it). A search goes
+//! through the nodes in an order of its own, keeps those that stand the checks which placements don't change, and goes round these.
+//! Nodes that lack room are no loss: it goes on until it has enough that have it, through all of them if need be, so that a refusal is as
+//! sure as if every node had been looked at.
+
+use std::collections::BTreeSet;
+
+use berth_common::id::NodeId;
+
+use super::{Refusal, Request, View, constraints, filter};
+
+/// Nodes up to which all of them are looked at each time.
+pub const ALL: usize = 512;
+/// Of more, so many that fit are scored for each placement.
+pub const SAMPLE: usize = 64;
+/// Of these, so many at least have nothing against them: no replica of the service, no more even place elsewhere.
+pub const GOOD: usize = 8;
+/// So many are looked at in search of the latter.
+pub const FAR: usize = 1_024;
+/// Nodes that stand the checks which a search begins with, and how many it adds for each placement, so that many replicas are
+/// not crowded on the few that it knows.
+const FIRST: usize = 256;
+const MORE: usize = 8;
+/// Nodes looked at in any case, of those near which a service is to be.
+const NEAR: usize = 64;
+
+/// A node that stands the checks which placements don't change.
+#[derive(Debug)]
+pub struct Candidate {
+    pub seat: usize,
+    pub replicas: u32,
+    pub image: bool,
+    /// What its standing properties take from its score.
+    pub reluctance: i64,
+}
+
+/// A way through all nodes that passes each once: one after the other, or in an order that has nothing to do with theirs.
+#[derive(Debug, Clone)]
+struct Walk {
+    all: u64,
+    seed: Option<u64>,
+    /// Numbers below the power of two at or above `all` are gone through; those that are no node are left out.
+    bits: u32,
+    next: u64,
+}
+
+impl Walk {
+    const fn new(all: usize, seed: Option<u64>) -> Self {
+        let all = all as u64;
+        Self {
+            all,
+            seed,
+            bits: all.next_power_of_two().trailing_zeros(),
+            next: 0,
+        }
+    }
+
+    /// Another number for each of `bits` bits: additions, products with odd numbers and shifts to the right can all be undone.
+    const fn scatter(&self, n: u64, seed: u64) -> u64 {
+        let (mask, half) = ((1 << self.bits) - 1, self.bits.div_ceil(2));
+        let mut n = n.wrapping_add(seed) & mask;
+        n ^= n >> half;
+        n = n.wrapping_mul((seed >> 20) | 1) & mask;
+        n ^= n >> half;
+        n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) & mask;
+        n ^ (n >> half)
+    }
+}
+
+impl Iterator for Walk {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let Some(seed) = self.seed else {
+            let at = self.next;
+            self.next += u64::from(at < self.all);
+            return (at < self.all).then_some(at as usize);
+        };
+        while self.next < 1 << self.bits {
+            let at = self.scatter(self.next, seed);
+            self.next += 1;
+            if at < self.all {
+                return Some(at as usize);
+            }
+        }
+        None
+    }
+}
+
+/// Candidates found so far, and the way to the rest.
+#[derive(Debug)]
+pub struct Candidates {
+    /// All nodes are looked at each time.
+    all: bool,
+    pub found: Vec<Candidate>,
+    /// How many at the beginning of `found` are looked at each time.
+    near: usize,
+    /// These and others that were found before the walk came to them.
+    known: BTreeSet<usize>,
+    walk: Walk,
+    /// What stands against those that the walk has passed.
+    standing: Refusal,
+    /// Where the next round begins.
+    turn: usize,
+    placed: usize,
+}
+
+impl Candidates {
+    /// Of the nodes of `view`; `all`: look at all of them, however many there are.
+    pub fn new(view: &View<'_>, request: &Request<'_>, all: bool) -> Self {
+        let all = all || view.seats.len() <= ALL;
+        let seed = (!all).then_some(request.seed);
+        let mut made = Self {
+            all,
+            found: Vec::new(),
+            near: 0,
+            known: BTreeSet::new(),
+            walk: Walk::new(view.seats.len(), seed),
+            standing: Refusal::of(request.reservation),
+            turn: 0,
+            placed: 0,
+        };
+        if all {
+            made.discover(view, request, usize::MAX);
+            return made;
+        }
+        let companions = request.constraints.companions.iter();
+        let nodes = companions
+            .filter(|one| one.by.is_none())
+            .flat_map(|one| &one.nodes);
+        for node in nodes.take(NEAR) {
+            made.index_of(view, request, *node);
+        }
+        made.near = made.found.len();
+        made
+    }
+
+    /// Whether all nodes are looked at each time.
+    pub const fn all_at_once(&self) -> bool {
+        self.all
+    }
+
+    /// How many there should be for the next placement.
+    pub const fn wanted(&self) -> usize {
+        FIRST + MORE * self.placed
+    }
+
+    /// One more was placed.
+    pub fn count(&mut self) {
+        self.placed += 1;
+    }
+
+    /// The order in which those found are looked at: those near which it is to be, then the others from where the last round ended.
+    pub fn round(&self) -> impl Iterator<Item = usize> + use<> {
+        let (near, all) = (self.near, self.found.len());
+        let first = near + self.turn;
+        (0..near).chain(first..all).chain(near..first.min(all))
+    }
+
+    /// The next round begins so much further on.
+    pub fn turn_by(&mut self, looked: usize) {
+        let others = self.found.len() - self.near;
+        if !self.all_at_once() && others > 0 {
+            self.turn = (self.turn + looked.saturating_sub(self.near)) % others;
+        }
+    }
+
+    /// Finds more until there are so many. False if there are no more to be found.
+    pub fn discover(&mut self, view: &View<'_>, request: &Request<'_>, until: usize) -> bool {
+        while self.found.len() < until {
+            let Some(seat) = self.walk.next() else {
+                return false;
+            };
+            if !self.known.contains(&seat) {
+                match obstacle(view, request, seat) {
+                    None => self.found.push(candidate(view, request, seat)),
+                    Some(obstacle) => self.standing.add(obstacle, view.seats[seat].node.name.as_str()),
+                }
+            }
+        }
+        true
+    }
+
+    /// The place of a node among those found, if it stands the checks.
+    pub fn index_of(&mut self, view: &View<'_>, request: &Request<'_>, node: NodeId) -> Option<usize> {
+        let seat = view.find(node)?;
+        if let Some(index) = self.found.iter().position(|one| one.seat == seat) {
+            return Some(index);
+        }
+        if obstacle(view, request, seat).is_some() || !self.known.insert(seat) {
+            return None;
+        }
+        self.found.push(candidate(view, request, seat));
+        Some(self.found.len() - 1)
+    }
+
+    /// All that stand the checks, found or not.
+    pub fn all(&self, view: &View<'_>, request: &Request<'_>) -> impl Iterator<Item = usize> {
+        let rest = self.walk.clone().filter(|seat| !self.known.contains(seat));
+        let rest = rest.filter(|seat| obstacle(view, request, *seat).is_none());
+        self.found.iter().map(|one| one.seat).chain(rest)
+    }
+
+    /// What stands against those that do not.
+    pub fn refusal(&self, view: &View<'_>, request: &Request<'_>) -> Refusal {
+        let mut refusal = self.standing.clone();
+        for seat in self.walk.clone().filter(|seat| !self.known.contains(seat)) {
+            if let Some(obstacle) = obstacle(view, request, seat) {
+                refusal.add(obstacle, view.seats[seat].node.name.as_str());
+            }
+        }
+        refusal
+    }
+}
+
+/// What stands against a node whatever is placed in the same plan.
+pub fn obstacle(view: &View<'_>, request: &Request<'_>, seat: usize) -> Option<filter::Obstacle> {
+    let seat = &view.seats[seat];
+    filter::STANDING.iter().find_map(|check| check(seat, request))
+}
+
+/// A node as candidate.
+pub fn candidate(view: &View<'_>, request: &Request<'_>, at: usize) -> Candidate {
+    let seat = &view.seats[at];
+    Candidate {
+        seat: at,
+        replicas: request.replicas.get(&seat.node.id).copied().unwrap_or(0),
+        image: request.image_on.contains(&seat.node.id),
+        reluctance: constraints::reluctance(seat, request),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_passes_every_node_once() {
+        for all in [0, 1, 2, 512, 513, 600, 1_000, 10_007] {
+            for seed in [
+                None,
+                Some(0),
+                Some(1),
+                Some(7 << 20),
+                Some(u64::MAX),
+                Some(0x9e37_79b9_7f4a_7c15),
+            ] {
+                let mut passed: Vec<_> = Walk::new(all, seed).collect();
+                passed.sort_unstable();
+                assert_eq!(passed, (0..all).collect::<Vec<_>>(), "{all} {seed:?}");
+            }
+        }
+    }
+}
