@@ -290,10 +290,10 @@ pub fn decide(desired: &DesiredSet, observed: &Observed, id: ContainerId, now: U
         TaskState::Created if want.run == RunState::Stopped => Decision::Do(Step::Kill { id }),
         TaskState::None if want.run == RunState::Stopped => Decision::Rest,
         TaskState::Created | TaskState::None => {
-            if runtime.spec != want.spec {
+            if runtime.spec != *want.spec {
                 return Decision::Do(Step::Update {
                     id,
-                    spec: Box::new(want.spec.clone()),
+                    spec: Box::new((*want.spec).clone()),
                 });
             }
             decide_start(observed, want, seen, now)
@@ -378,10 +378,10 @@ fn decide_running(
     if want.run == RunState::Running && want.restarts_asked > seen.memory.restarts_done {
         return stop(StopReason::Restart);
     }
-    if *has != want.spec {
+    if *has != *want.spec {
         return Decision::Do(Step::Update {
             id,
-            spec: Box::new(want.spec.clone()),
+            spec: Box::new((*want.spec).clone()),
         });
     }
     if is_ill(want, seen) {
@@ -438,7 +438,7 @@ fn decide_absent(
     }
     Decision::Do(Step::Create {
         meta: meta(want),
-        spec: Box::new(want.spec.clone()),
+        spec: Box::new((*want.spec).clone()),
         image: image.clone(),
     })
 }

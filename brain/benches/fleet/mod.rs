@@ -121,7 +121,7 @@ pub fn state(nodes: u64, containers: u64) -> State {
     state.apply(changes, Revision(1));
     for n in 0..containers.div_ceil(50) {
         let service = service(n);
-        let spec = service.spec.container_spec().expect("a spec");
+        let spec = std::sync::Arc::new(service.spec.container_spec().expect("a spec"));
         let all = (0..50).map(|replica| {
             let id = n * 50 + replica;
             Change::PutContainer(ContainerRecord {

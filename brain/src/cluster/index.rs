@@ -29,7 +29,8 @@ fn more(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, spec: &ContainerSpec) {
 
 impl State {
     /// Puts a new or changed container in place.
-    pub(super) fn put_container(&mut self, c: ContainerRecord) {
+    pub(super) fn put_container(&mut self, mut c: ContainerRecord) {
+        self.share_spec(&mut c);
         if let Some(old) = self.containers.get(&c.id).cloned() {
             self.unindex(&old);
         }
@@ -51,6 +52,9 @@ impl State {
             }
             None => {}
         }
+        if c.replaces.is_some() {
+            self.successors.insert(c.id);
+        }
         if !c.removing {
             let mut now = self.tenant_taken.get(&c.tenant).copied().unwrap_or_default();
             now.reserved = now.reserved.plus(c.spec.reservation);
@@ -61,6 +65,15 @@ impl State {
         let id = c.id;
         self.containers.insert(id, Arc::new(c));
         self.rename(id);
+    }
+
+    /// Replicas share what they are made from: a million of them would not fit into memory otherwise.
+    fn share_spec(&self, c: &mut ContainerRecord) {
+        let siblings = self.by_service.get(&c.service);
+        let first = siblings.and_then(|all| self.containers.get(all.get_min()?));
+        if let Some(first) = first.filter(|first| first.spec == c.spec) {
+            c.spec = first.spec.clone();
+        }
     }
 
     /// A node's labels are no longer those of `old` but those of `new`.
@@ -117,6 +130,7 @@ impl State {
             less(&mut self.taken, node, &old.spec);
         }
         self.unplaced.remove(&old.id);
+        self.successors.remove(&old.id);
         self.claiming.remove(&old.id);
         self.index_endpoints(old, false);
         if !old.removing {

@@ -76,6 +76,8 @@ pub struct State {
     pub by_service: OrdMap<ServiceId, OrdSet<ContainerId>>,
     /// Containers bound to each node.
     pub by_node: OrdMap<NodeId, OrdSet<ContainerId>>,
+    /// Containers that take over from others.
+    pub successors: OrdSet<ContainerId>,
     /// Containers without a node that are not being removed.
     pub unplaced: OrdSet<ContainerId>,
     /// Those of them for which room is being made.

@@ -34,7 +34,7 @@ pub fn round(state: &State, outlook: &At<'_>, memory: &mut Memory<NodeId, Contai
     let mut hosts: Vec<_> = state
         .nodes
         .keys()
-        .filter_map(|node| host(state, outlook, &replacing, *node))
+        .filter_map(|node| host(state, outlook, &replacing, *node, &marks))
         .collect();
     let mut room = Room {
         state,
@@ -82,7 +82,7 @@ struct Replacing {
 impl Replacing {
     fn of(state: &State) -> Self {
         let all = || {
-            let successors = state.containers.values();
+            let successors = state.successors.iter().filter_map(|id| state.containers.get(id));
             successors.filter_map(|one| Some((one.replaces?, one.service)))
         };
         Self {
@@ -97,6 +97,7 @@ fn host(
     outlook: &At<'_>,
     replacing: &Replacing,
     node: NodeId,
+    marks: &Watermarks,
 ) -> Option<Host<NodeId, ContainerId>> {
     let record = state.nodes.get(&node)?;
     let synced = state.connections.get(&node).is_some_and(|c| c.synced);
@@ -104,9 +105,14 @@ fn host(
         return None;
     }
     let parts = outlook.parts(node)?;
+    let (load, measured) = (plus(parts.foreign, parts.containers), outlook.measured(node)?);
+    let capacity = capacity(record);
     let mut leaving = 0;
     let mut containers = Vec::new();
-    for container in state.containers_on(node) {
+    // What is on nodes that are not hot matters to nobody, and is by far the most.
+    let hot = marks.heat(&measured, &capacity).1 > marks.evict;
+    let on_it = hot.then(|| state.containers_on(node));
+    for container in on_it.into_iter().flatten() {
         let followed = replacing.containers.contains(&container.id);
         if container.removing || container.moves.is_some() || followed {
             leaving += 1;
@@ -120,9 +126,9 @@ fn host(
     }
     Some(Host {
         node,
-        capacity: capacity(record),
-        load: plus(parts.foreign, parts.containers),
-        measured: outlook.measured(node)?,
+        capacity,
+        load,
+        measured,
         containers,
         leaving,
     })

@@ -32,7 +32,7 @@ struct Slot {
 pub(super) struct Pass<'p, 'a, 'n> {
     pub cx: &'p mut Context<'a, 'n>,
     pub service: &'a ServiceRecord,
-    pub want: ContainerSpec,
+    pub want: Arc<ContainerSpec>,
     pub search: Option<Search<'a>>,
     /// Refusals of this pass, by the node that somebody would have left: equal containers find no room either.
     pub refused: BTreeMap<Option<NodeId>, Box<Refusal>>,
@@ -75,7 +75,7 @@ pub(super) fn plan_service(cx: &mut Context<'_, '_>, id: ServiceId) {
     Pass {
         cx,
         service,
-        want,
+        want: Arc::new(want),
         search: None,
         refused: BTreeMap::new(),
         hopeless: false,

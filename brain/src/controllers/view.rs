@@ -20,7 +20,7 @@ pub fn outdated(state: &State, service: ServiceId) -> u32 {
     let Some(want) = want else { return 0 };
     let old = state
         .containers_of(service)
-        .filter(|c| !c.removing && c.spec != want);
+        .filter(|c| !c.removing && *c.spec != want);
     u32::try_from(old.count()).unwrap_or(u32::MAX)
 }
 

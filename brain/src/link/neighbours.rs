@@ -208,7 +208,8 @@ mod tests {
             spec: service(1, 1, "web", 1, Bytes::mib(64))
                 .spec
                 .container_spec()
-                .unwrap(),
+                .unwrap()
+                .into(),
             service_generation: 1,
             run: RunState::Running,
             restarts_asked: 0,

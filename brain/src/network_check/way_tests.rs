@@ -56,7 +56,7 @@ fn state(containers: &[Placed<'_>], nodes: Vec<NodeRecord>) -> State {
             claim: None,
             moves: None,
             waiting: None,
-            spec: record.spec.container_spec().unwrap(),
+            spec: record.spec.container_spec().unwrap().into(),
             service_generation: 1,
             run: RunState::Running,
             restarts_asked: 0,

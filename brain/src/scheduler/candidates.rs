@@ -1,6 +1,6 @@
 //! Which nodes a search looks at: all of them where they are few, else as many as it takes to choose well.
 //!
-//! The best of a random sample of 64 is on average among the best sixtieth of all, and looking at more changes little (Mitzenmacher, "The
+//! The best of a random sample of 20 is on average among the best twentieth of all, and looking at more changes little (Mitzenmacher, "The
 //! power of two choices in randomized load balancing", 1996; Sparrow and Kubernetes' `percentageOfNodesToScore` live on it). A search goes
 //! through the nodes in an order of its own, keeps those that stand the checks which placements don't change, and goes round these.
 //! Nodes that lack room are no loss: it goes on until it has enough that have it, through all of them if need be, so that a refusal is as
@@ -14,18 +14,18 @@ use super::{Refusal, Request, View, constraints, filter};
 
 /// Nodes up to which all of them are looked at each time.
 pub const ALL: usize = 512;
-/// Of more, so many that fit are scored for each placement.
-pub const SAMPLE: usize = 64;
+/// Of more, so many that fit are scored for each placement: of the most nodes the fewest, since one placement more or less weighs less there.
+const SAMPLE: std::ops::RangeInclusive<usize> = 20..=64;
+/// Nodes from which on it is the fewest, times these.
+const SCORED: usize = 160_000;
 /// Of these, so many at least have nothing against them: no replica of the service, no more even place elsewhere.
-pub const GOOD: usize = 8;
+pub const GOOD: usize = 4;
 /// So many are looked at in search of the latter.
-pub const FAR: usize = 1_024;
-/// Nodes that stand the checks which a search begins with, and how many it adds for each placement, so that many replicas are
-/// not crowded on the few that it knows.
-const FIRST: usize = 256;
-const MORE: usize = 8;
+pub const FAR: usize = 512;
+/// How many nodes that stand the checks a search adds for each placement, so that many replicas are not crowded on the few that it knows.
+const MORE: usize = 6;
 /// Nodes looked at in any case, of those near which a service is to be.
-const NEAR: usize = 64;
+const NEAR: usize = 32;
 
 /// A node that stands the checks which placements don't change.
 #[derive(Debug)]
@@ -143,9 +143,14 @@ impl Candidates {
         self.all
     }
 
+    /// How many that fit are enough to choose from.
+    pub fn enough(&self) -> usize {
+        (SCORED / self.walk.all.max(1) as usize).clamp(*SAMPLE.start(), *SAMPLE.end())
+    }
+
     /// How many there should be for the next placement.
-    pub const fn wanted(&self) -> usize {
-        FIRST + MORE * self.placed
+    pub fn wanted(&self) -> usize {
+        2 * self.enough() + MORE * self.placed
     }
 
     /// One more was placed.

@@ -27,7 +27,7 @@ use berth_common::id::{NodeId, TenantId};
 use berth_common::model::Reservation;
 
 use affinity::Distribution;
-use candidates::{Candidate, Candidates, FAR, GOOD, SAMPLE};
+use candidates::{Candidate, Candidates, FAR, GOOD};
 pub use constraints::Constraints;
 pub use explain::Refusal;
 use filter::Obstacle;
@@ -88,8 +88,8 @@ struct Best {
 
 impl Best {
     /// Whether more would hardly be better.
-    const fn is_enough(&self) -> bool {
-        self.fit >= SAMPLE && (self.good >= GOOD || self.looked >= FAR)
+    const fn is_enough(&self, fit: usize) -> bool {
+        self.fit >= fit && (self.good >= GOOD || self.looked >= FAR)
     }
 
     /// Whether those not found yet are worth the search.
@@ -227,12 +227,12 @@ impl<'a> Search<'a> {
             only: self.only(leaving),
             ..Best::default()
         };
-        let wanted = self.candidates.wanted();
+        let (wanted, enough) = (self.candidates.wanted(), self.candidates.enough());
         self.candidates.discover(view, &self.request, wanted);
         let (all, known) = (self.candidates.all_at_once(), self.candidates.found.len());
         for index in self.candidates.round() {
             self.look(view, index, leaving, &mut best);
-            if !all && best.is_enough() {
+            if !all && best.is_enough(enough) {
                 break;
             }
         }

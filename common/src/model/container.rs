@@ -1,6 +1,7 @@
 //! Containers: one replica of a service, bound to one node for life.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -143,7 +144,7 @@ pub struct ContainerRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
     /// What it is made from.
-    pub spec: ContainerSpec,
+    pub spec: Arc<ContainerSpec>,
     /// The service generation that `spec` came from.
     pub service_generation: u64,
     /// Whether it should run.

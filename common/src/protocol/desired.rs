@@ -1,5 +1,7 @@
 //! What the brain wants of one node: a full set with a generation, and deltas to it (R8).
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, Generation, Name, NodeId, ServiceId, TenantId};
@@ -35,7 +37,7 @@ pub struct DesiredContainer {
     /// Which replica, from 1.
     pub replica: u32,
     /// What it is made from.
-    pub spec: ContainerSpec,
+    pub spec: Arc<ContainerSpec>,
     /// Whether it should run.
     pub run: RunState,
     /// Grows with every restart that was asked for; the agent restarts when it is behind.
@@ -265,7 +267,7 @@ mod tests {
             service: ServiceId::from_bytes([1; 10]),
             service_name: "s".parse().unwrap(),
             replica: 1,
-            spec: spec.container_spec().unwrap(),
+            spec: spec.container_spec().unwrap().into(),
             run: RunState::Running,
             restarts_asked: restarts,
             endpoints: vec![],
