@@ -12,6 +12,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use berth_brain::cluster::State;
+use berth_brain::controllers::balance;
 use berth_brain::scheduler::forecast::CPU;
 use berth_brain::scheduler::load::{Known, Watermarks};
 use berth_brain::scheduler::rebalance::{self, Budget, Host, Memory, Tenancy};
@@ -177,6 +178,39 @@ fn rebalancing(c: &mut Criterion) {
         );
     });
     group.finish();
+    a_large_cluster(c);
+}
+
+/// All of it: the state and what was learned, and a round over them.
+fn a_large_cluster(c: &mut Criterion) {
+    const NODES: u64 = 10_000;
+    let mut state = fleet::state(NODES, containers(NODES));
+    fleet::observe(&mut state);
+    let alone = resident_mib();
+    let watched = fleet::outlook(&state);
+    println!(
+        "memory/{NODES} nodes, {} containers: {} MiB resident, {alone} of them without what was learned of load",
+        state.containers.len(),
+        resident_mib()
+    );
+    let mut group = c.benchmark_group("a whole round");
+    group.sample_size(10);
+    group.bench_function(BenchmarkId::from_parameter(NODES), |b| {
+        let mut memory = rebalance::Memory::default();
+        let mut now = 900;
+        b.iter(|| {
+            now += 10;
+            black_box(balance::round(&state, &watched.at(900_000), &mut memory, now))
+        });
+    });
+    group.finish();
+}
+
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
 }
 
 /// A host with a hundred containers, one in ten of which is hot.
@@ -207,5 +241,6 @@ fn host(n: u64) -> Host<u64, u64> {
     }
 }
 
-criterion_group!(benches, placements, rebalancing);
+// What is kept for the whole run would count as the cluster's memory.
+criterion_group!(benches, rebalancing, placements);
 criterion_main!(benches);

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use berth_brain::cluster::{Change, Connection, State};
+use berth_brain::outlook::Watched;
 use berth_brain::scheduler::affinity::{Companion, Replicas};
 use berth_brain::scheduler::forecast::{CPU, Loads, MEMORY};
 use berth_brain::scheduler::load::Known;
 use berth_brain::scheduler::{Constraints, Request, Watcher};
 use berth_common::id::{ContainerId, Generation, Name, NodeId, Revision, ServiceId, TenantId};
 use berth_common::model::{
-    Architecture, Capacity, ContainerRecord, NodeFacts, NodeKind, NodeRecord, Overcommit, PoolRecord,
-    Reservation, RunState, ServiceRecord, ServiceSpec, Spread, Taint, Toleration, UnixMillis,
+    Architecture, Capacity, ContainerRecord, NodeFacts, NodeKind, NodeRecord, ObservedContainer, Overcommit,
+    Phase, PoolRecord, Reservation, RunState, ServiceRecord, ServiceSpec, Spread, Taint, Toleration,
+    UnixMillis,
 };
 use berth_common::units::{Bytes, Millicores};
 
@@ -150,6 +152,54 @@ pub fn state(nodes: u64, containers: u64) -> State {
         state.apply(changes, Revision(n + 2));
     }
     state
+}
+
+/// What agents have said of all containers of a state: that they run.
+pub fn observe(state: &mut State) {
+    let nodes: Vec<NodeId> = state.nodes.keys().copied().collect();
+    for node in nodes {
+        let seen = state.containers_on(node).map(|container| {
+            let mut seen = ObservedContainer::pending(container.id);
+            seen.phase = Phase::Running;
+            seen.pid = Some(4_711);
+            seen.started_at = Some(UnixMillis(1));
+            seen.limits = Some(container.spec.limits.clone());
+            seen
+        });
+        let change = Change::Observed {
+            node,
+            full: true,
+            containers: seen.collect(),
+            gone: Vec::new(),
+        };
+        let revision = state.revision;
+        state.apply(vec![change], revision);
+    }
+}
+
+/// What the brain has learned of such a cluster in a quarter of an hour; one node in a hundred is hot by what its containers use.
+pub fn outlook(state: &State) -> Watched {
+    let watched = Watched::default();
+    watched.reset(state);
+    for round in 0..90 {
+        for (n, id) in (0..).zip(state.nodes.keys()) {
+            // Ninety samples of a hundred nodes tell enough, and the last five of all others: none of them is young any more.
+            if n % 100 != 0 && round < 85 {
+                continue;
+            }
+            let containers: Vec<_> = state.containers_on(*id).map(|one| one.id).collect();
+            let capacity = state.nodes[id].facts.capacity.cpu.0 as f32;
+            let share = if n % 100 == 0 { 1.1 } else { 0.5 };
+            let each = capacity * share / containers.len().max(1) as f32;
+            let used = |id: ContainerId| (id, [Some(each), Some(100e6), Some(1e5), Some(1e5)]);
+            let samples = (
+                [Some(200.0), Some(1e9), Some(0.0), Some(0.0)],
+                containers.into_iter().map(used).collect(),
+            );
+            watched.record(*id, round * 10, samples);
+        }
+    }
+    watched
 }
 
 /// Load of every node: a tenth to three quarters of what it has.

@@ -9,16 +9,12 @@ use crate::operator::Operator as _;
 use crate::process::{Process, eventually};
 use crate::program;
 
-/// `agents` simulated agents with `each` containers: the brain's cost in steady state, and reconnecting after its restart.
-///
-/// # Errors
-/// When they can't be set up.
-pub fn run(agents: usize, each: usize, span: Duration) -> anyhow::Result<()> {
-    let dir = tempfile::tempdir()?;
-    let mut brain = Brain::start(&dir.path().join("brain"));
+/// A brain with so many simulated agents, all of them connected.
+fn crowd(dir: &std::path::Path, agents: usize) -> anyhow::Result<(Brain, Process)> {
+    let brain = Brain::start(&dir.join("brain"));
     let (client, base, token) = brain.http()?;
     let runtime = tokio::runtime::Handle::current();
-    let tokens = dir.path().join("tokens");
+    let tokens = dir.join("tokens");
     let mut lines = String::new();
     for _ in 0..agents {
         let answer = client
@@ -34,18 +30,11 @@ pub fn run(agents: usize, each: usize, span: Duration) -> anyhow::Result<()> {
     let mut command = Command::new(program("agent-sim"));
     command
         .args(["--agents", &agents.to_string(), "--dir"])
-        .arg(dir.path().join("sim"))
+        .arg(dir.join("sim"))
         .arg("--tokens")
         .arg(&tokens);
     command.stdin(Stdio::null());
-    let sim = Process::spawn(command, &dir.path().join("sim.log"));
-    let connected = |brain: &Brain| {
-        brain
-            .items(&["node", "ls"])
-            .iter()
-            .filter(|n| n["state"] == "ready")
-            .count()
-    };
+    let sim = Process::spawn(command, &dir.join("sim.log"));
     let up = eventually(Duration::from_secs(180), || {
         (connected(&brain) == agents).then_some(())
     });
@@ -55,6 +44,67 @@ pub fn run(agents: usize, each: usize, span: Duration) -> anyhow::Result<()> {
         connected(&brain),
         sim.output()
     );
+    Ok((brain, sim))
+}
+
+fn connected(brain: &Brain) -> usize {
+    let nodes = brain.items(&["node", "ls"]);
+    nodes.iter().filter(|n| n["state"] == "ready").count()
+}
+
+/// One call that asks for so many containers: until it is answered, placed and committed, and until all of them run.
+///
+/// # Errors
+/// When they can't be set up, or don't come up.
+pub fn place(agents: usize, containers: usize) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (brain, _sim) = crowd(dir.path(), agents)?;
+    let (client, base, token) = brain.http()?;
+    let runtime = tokio::runtime::Handle::current();
+    let services = format!("{base}/v1/tenants/default/services");
+    for round in 0..3 {
+        let spec = serde_json::json!({
+            "name": format!("big{round}"),
+            "image": "example:1",
+            "replicas": containers,
+            "command": ["x"],
+            "resources": {"limits": {"cpu": "0.1", "memory": "32MiB", "disk": "8MiB"}},
+        });
+        let spent = cpu_seconds(brain.pid());
+        let began = Instant::now();
+        let call = client.post(&services).bearer_auth(&token).json(&spec);
+        runtime.block_on(async { anyhow::Ok(call.send().await?.error_for_status()?) })?;
+        let answered = began.elapsed();
+        let count = |key: &str| -> anyhow::Result<u64> {
+            let call = client.get(format!("{services}/big{round}")).bearer_auth(&token);
+            let view: serde_json::Value = runtime
+                .block_on(async { anyhow::Ok(call.send().await?.error_for_status()?.json().await?) })?;
+            Ok(view[key].as_u64().unwrap_or(0))
+        };
+        let all = eventually(Duration::from_secs(60), || {
+            count("running")
+                .is_ok_and(|running| running == containers as u64)
+                .then_some(())
+        });
+        anyhow::ensure!(all.is_some(), "only {} run", count("running")?);
+        println!(
+            "place: {containers} containers of one call on {agents} agents: answered in {:.2} s, all told, started and reported in {:.2} s; \
+             CPU of the brain {:.2} s",
+            answered.as_secs_f64(),
+            began.elapsed().as_secs_f64(),
+            cpu_seconds(brain.pid()) - spent,
+        );
+    }
+    Ok(())
+}
+
+/// `agents` simulated agents with `each` containers: the brain's cost in steady state, and reconnecting after its restart.
+///
+/// # Errors
+/// When they can't be set up.
+pub fn run(agents: usize, each: usize, span: Duration) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (mut brain, sim) = crowd(dir.path(), agents)?;
     let began = Instant::now();
     let services = each;
     for n in 0..services {

@@ -1,4 +1,4 @@
-//! Benchmarks of the whole: `scripts/bench [start|idle|writes|network|agents]`. Ratios against the peer in one run, never a verdict.
+//! Benchmarks of the whole: `scripts/bench [start|idle|writes|network|agents|place]`. Ratios against the peer in one run, never a verdict.
 
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ fn main() -> anyhow::Result<()> {
             .and_then(|n| n.parse().ok())
             .unwrap_or(1_000);
         agents::run(count, 20, Duration::from_secs(20))?;
+    }
+    if all || what == "place" {
+        agents::place(100, 5_000)?;
     }
     Ok(())
 }
