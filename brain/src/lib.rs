@@ -12,6 +12,7 @@ pub mod config;
 pub mod controllers;
 pub mod images;
 pub mod link;
+pub mod metrics;
 pub mod network_check;
 pub mod outlook;
 pub mod scheduler;

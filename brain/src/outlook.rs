@@ -4,6 +4,7 @@
 //! that is committed even, so that the next of the same batch sees it; a batch that fails is told as a whole anew. Samples come from the
 //! usage book, one every ten seconds of each node.
 
+use berth_common::api::ExpectedLoad;
 use berth_common::id::{ContainerId, NodeId, ServiceId};
 use berth_common::model::{ContainerRecord, ContainerSpec};
 use berth_common::protocol::{ContainerUsage, NodeUsage};
@@ -11,9 +12,9 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::cluster::{Change, State};
 use crate::scheduler::forecast::{
-    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told,
+    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told, plus,
 };
-use crate::scheduler::load::Known;
+use crate::scheduler::load::{Known, Watermarks};
 
 type Held = Forecast<NodeId, ContainerId, ServiceId>;
 
@@ -134,6 +135,22 @@ pub struct Parts {
     pub foreign: Loads,
     /// What containers are expected to use.
     pub containers: Loads,
+}
+
+impl Parts {
+    /// In the API's words.
+    pub fn shown(self) -> ExpectedLoad {
+        let all = plus(self.foreign, self.containers);
+        ExpectedLoad {
+            cpu: all[CPU].mean as u32,
+            cpu_high: all[CPU].high(Watermarks::default().deviations) as u32,
+            cpu_foreign: self.foreign[CPU].mean as u32,
+            memory: all[MEMORY].mean as u64,
+            memory_foreign: self.foreign[MEMORY].mean as u64,
+            disk_bps: all[DISK].mean as u64,
+            net_bps: all[NETWORK].mean as u64,
+        }
+    }
 }
 
 impl At<'_> {

@@ -37,6 +37,7 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::controllers::{NewEvent, Now};
+use crate::metrics::Metrics;
 use crate::outlook::{self, Watched};
 use crate::store::{Store, StoreError};
 use crate::usage::UsageBook;
@@ -50,6 +51,9 @@ const FEED_ITEMS: usize = 20_000;
 const FEED_CHANGES: usize = 200_000;
 /// Log entries read back at start, so that watchers can resume over a restart.
 const RESUME_ENTRIES: u64 = 2_000;
+
+/// Nodes that are looked up in the outlook before others may have it.
+const HELD_FOR: usize = 256;
 
 /// How the cluster behaves.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +102,7 @@ struct Shared {
     events: EventLog,
     usage: UsageBook,
     outlook: Watched,
+    metrics: Metrics,
     heard: RwLock<HashMap<NodeId, Arc<AtomicU64>>>,
     generations: RwLock<HashMap<NodeId, watch::Sender<Generation>>>,
     /// Ticks when what a node has to know of its neighbours may have changed.
@@ -174,6 +179,7 @@ impl Cluster {
             events: EventLog::new(UnixMillis::now()),
             usage: UsageBook::default(),
             outlook: Watched::default(),
+            metrics: Metrics::default(),
             heard: RwLock::default(),
             generations: RwLock::new(generations),
             neighbours: RwLock::default(),
@@ -317,6 +323,23 @@ impl Cluster {
     /// What nodes are expected to use now; nothing new is learned while it is held.
     pub fn outlook(&self) -> outlook::At<'_> {
         self.shared.outlook.at(self.shared.now().mono_ms)
+    }
+
+    /// What each of these nodes is expected to use, taken apart. The one writer waits while the outlook is held, so it is given back
+    /// between some hundred nodes and the next.
+    pub fn load_parts(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<Option<outlook::Parts>> {
+        let nodes: Vec<NodeId> = nodes.collect();
+        let mut parts = Vec::with_capacity(nodes.len());
+        for some in nodes.chunks(HELD_FOR) {
+            let outlook = self.outlook();
+            parts.extend(some.iter().map(|node| outlook.parts(*node)));
+        }
+        parts
+    }
+
+    /// What is counted of decisions and durations.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Takes a sample of what a node last said of its load, if it is time for one.

@@ -6,6 +6,7 @@
 pub mod balance;
 pub mod commands;
 mod context;
+pub mod decisions;
 mod dirty;
 pub mod endpoints;
 pub mod nodes;
@@ -53,6 +54,7 @@ use crate::cluster::{Change, State};
 use crate::outlook;
 use crate::scheduler::preempt::Rank;
 use context::Context;
+use decisions::Tally;
 
 /// Time as plans see it: an input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,6 +124,8 @@ pub struct Plan {
     pub recheck_at_ms: Option<u64>,
     /// Services to look at then.
     pub recheck: BTreeSet<ServiceId>,
+    /// What was decided, counted.
+    pub decisions: Tally,
 }
 
 /// Fresh container ids; an input like time.

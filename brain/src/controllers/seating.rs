@@ -4,6 +4,7 @@ use berth_common::id::{ContainerId, NodeId};
 use berth_common::model::{ContainerRecord, Endpoint, RunState, UpdateOrder};
 
 use super::context::{Context, label};
+use super::decisions::Decision;
 use super::preemption::Redeemed;
 use super::services::{Live, Pass};
 use super::wishes;
@@ -95,6 +96,7 @@ impl Pass<'_, '_, '_> {
                 one.record.node = Some(node);
                 let text = format!("placed on {}", self.cx.node_name(node));
                 self.cx.container_event("placed", &one.record, text);
+                self.cx.plan.decisions.add(Decision::Placed);
             }
             Err(refusal) => {
                 if let Some(eviction) = self.find_room() {
@@ -234,6 +236,7 @@ impl Pass<'_, '_, '_> {
         if let Some(node) = record.node {
             let text = format!("placed on {}", self.cx.node_name(node));
             self.cx.container_event("placed", &record, text);
+            self.cx.plan.decisions.add(Decision::Placed);
         }
         self.cx.put(record);
     }
@@ -252,6 +255,7 @@ impl Pass<'_, '_, '_> {
             Ok(_) if search.asks_who_leaves() => self.refused.clear(),
             Ok(_) => {}
             Err(refusal) => {
+                self.cx.plan.decisions.refused(refusal);
                 // Load falls without anything being told of it.
                 if refusal.may_pass() {
                     let again = self.cx.input.now.mono_ms + BUSY_MS;

@@ -151,6 +151,7 @@ impl World {
             format!("{:?}", self.dry_plan(dirty)),
             "equal inputs, equal plans"
         );
+        super::sim_rules::check_tally(&plan);
         self.ids += 1_000;
         if let Some(at) = plan.recheck_at_ms {
             assert!(at > self.now, "a recheck in the past would spin");

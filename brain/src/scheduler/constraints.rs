@@ -110,6 +110,20 @@ impl Broken {
         }
     }
 
+    /// The kind's name, for counting.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Pool(_) => "pool",
+            Self::Architecture { .. } => "architecture",
+            Self::Taint(_) => "taint",
+            Self::Unlabelled(_) | Self::Uneven { .. } => "spread",
+            Self::Apart { .. } => "together",
+            Self::Crowded { .. } => "max_per_node",
+            Self::IdleMemory { .. } => "idle_memory",
+            Self::IdleCpu { .. } => "idle_cpu",
+        }
+    }
+
     /// Whether it is the better one to tell of two of a kind: that with more of what is lacking.
     fn tells_more(&self, other: &Self) -> bool {
         match (self, other) {
@@ -215,6 +229,13 @@ impl Told {
                 self.0.insert(kind, group);
             }
         }
+    }
+
+    /// The names of these kinds.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        let mut names: Vec<_> = self.0.values().map(|group| group.first.name()).collect();
+        names.dedup();
+        names.into_iter()
     }
 
     /// One part of a sentence for each kind; `count` says how many nodes.

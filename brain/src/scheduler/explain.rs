@@ -1,5 +1,7 @@
 //! Refusals: every node's obstacle, added up into one sentence with numbers (R9).
 
+mod kinds;
+
 use std::fmt;
 
 use berth_common::model::Reservation;
