@@ -15,6 +15,7 @@ pub mod link;
 pub mod metrics;
 pub mod network_check;
 pub mod outlook;
+pub mod policies;
 pub mod scheduler;
 pub mod simulate;
 pub mod store;

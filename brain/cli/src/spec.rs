@@ -83,6 +83,7 @@ pub fn apply(
             .retain(|old| (&old.with, &old.by) != (&together.with, &together.by));
         spec.together.push(together.clone());
     }
+    set(&mut spec.policy, &args.policy);
     spec.priority = args.priority.unwrap_or(spec.priority);
     if let Some(best_effort) = args.best_effort {
         spec.class = if best_effort {
@@ -218,6 +219,9 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
             return Err(missing("--link-rm", name.as_str(), there));
         };
         spec.links.remove(at);
+    }
+    if args.policy_rm && spec.policy.take().is_none() {
+        return Err("--policy-rm: it asks no policy".to_owned());
     }
     if args.ingress_rm && spec.ingress_from.take().is_none() {
         return Err("--ingress-rm: all services of the tenant may come in already".to_owned());

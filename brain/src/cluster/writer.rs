@@ -1,12 +1,12 @@
 //! The one writer: takes queued messages in batches, plans, commits, publishes, answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::ContainerId;
+use berth_common::id::{ContainerId, ServiceId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, Change, ClusterSettings, Committed, Message, Shared, State, keys};
@@ -37,6 +37,8 @@ struct Batch {
     events: Vec<NewEvent>,
     recheck: Option<(u64, Dirty)>,
     decisions: Tally,
+    /// Services whose policies are to be asked.
+    wanted: BTreeSet<ServiceId>,
 }
 
 impl Batch {
@@ -49,6 +51,7 @@ impl Batch {
             events: Vec::new(),
             recheck: None,
             decisions: Tally::default(),
+            wanted: BTreeSet::new(),
         }
     }
 
@@ -111,6 +114,7 @@ impl Batch {
             }
             self.events.extend(plan.events);
             self.decisions.merge(&plan.decisions);
+            self.wanted.extend(plan.wanted);
             self.apply(plan.changes, state, &shared.outlook)?;
             // What a plan did is what it wanted: only room it freed, or new facts, are worth another look.
             self.dirty.leases = false;
@@ -226,6 +230,7 @@ pub async fn run(
         };
         let visible = publish(&shared, &state, batch.working, committed);
         shared.metrics.decided(&batch.decisions);
+        shared.outlook.want(batch.wanted);
         for event in batch.events {
             shared.metrics.event(event.kind);
             tracing::info!(kind = event.kind, subject = %event.subject, "{}", event.text);
@@ -263,6 +268,10 @@ fn fill(
                     value: Err(problem),
                 }),
             },
+            Message::Plan(services, events) => {
+                batch.dirty.services.extend(services);
+                batch.events.extend(events);
+            }
             Message::Report(changes, events) => {
                 batch.apply(changes, state, &shared.outlook)?;
                 batch.events.extend(events);

@@ -10,6 +10,7 @@ pub mod decisions;
 mod dirty;
 pub mod endpoints;
 pub mod nodes;
+mod policy;
 mod preemption;
 mod rollout;
 mod seating;
@@ -35,6 +36,8 @@ mod node_cases;
 mod placement_cases;
 #[cfg(test)]
 mod placement_sim;
+#[cfg(test)]
+mod policy_cases;
 #[cfg(test)]
 mod preemption_cases;
 #[cfg(test)]
@@ -124,6 +127,8 @@ pub struct Plan {
     pub recheck_at_ms: Option<u64>,
     /// Services to look at then.
     pub recheck: BTreeSet<ServiceId>,
+    /// Services whose policies are to be asked, once the rest is committed: containers wait for their word.
+    pub wanted: BTreeSet<ServiceId>,
     /// What was decided, counted.
     pub decisions: Tally,
 }

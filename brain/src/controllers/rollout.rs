@@ -65,11 +65,8 @@ impl Pass<'_, '_, '_> {
                         ..New::default()
                     });
                 }
-                if current
-                    .record
-                    .node
-                    .is_some_and(|node| self.cx.turned.contains_key(&node))
-                {
+                let turned = |node| self.cx.turned.contains_key(&node);
+                if current.record.node.is_some_and(turned) && !refusal.is_asking() {
                     let text = format!(
                         "its node {} is lost and there is no elsewhere: {refusal}",
                         self.node_name(&current)
@@ -95,6 +92,9 @@ impl Pass<'_, '_, '_> {
             return;
         }
         if flight.failing || flight.unsettled >= policy.parallel {
+            return self.keep(current);
+        }
+        if self.heard().is_err() {
             return self.keep(current);
         }
         if !stop_first && let Ok(node) = self.place(current.record.node) {

@@ -115,6 +115,11 @@ impl Pass<'_, '_, '_> {
     pub fn wait_for(&mut self, container: &mut ContainerRecord, refusal: &Refusal, waiting: String) {
         // Load is never the same twice: that only its numbers moved is no news, and not worth a write.
         let old = container.waiting.as_deref();
+        if refusal.is_asking() {
+            // That it is being asked is over in a moment, and what stood there before says more.
+            container.waiting.get_or_insert(waiting);
+            return;
+        }
         if refusal.may_pass() && old.is_some_and(|old| same_but_for_numbers(old, &waiting)) {
             return;
         }
@@ -169,16 +174,17 @@ impl Pass<'_, '_, '_> {
     /// A new container, placed at once where that is possible and `now` allows.
     pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
         let links = replaces.is_none().then(|| self.link_missing()).flatten();
-        let mut eviction = None;
+        let (mut eviction, mut asking) = (None, false);
         let placed = match links {
             _ if !now => Err("waits until the container it replaces has stopped".to_owned()),
             Some(why) => Err(why),
             None => self.place(None).map_err(|refusal| {
                 eviction = self.find_room();
+                asking = refusal.is_asking();
                 refusal.to_string()
             }),
         };
-        if let (true, None, Err(why)) = (now, &eviction, &placed) {
+        if let (true, None, Err(why)) = (now && !asking, &eviction, &placed) {
             self.tell_waiting(None, why);
         }
         let (node, waiting) = match placed {
@@ -243,6 +249,7 @@ impl Pass<'_, '_, '_> {
 
     /// Takes a place for a container; `leaving`: the node that another one leaves for it.
     pub fn place(&mut self, leaving: Option<NodeId>) -> Result<NodeId, Box<Refusal>> {
+        self.heard()?;
         self.prepare();
         let search = self.search.as_mut().expect("prepared just before");
         let matters = leaving.filter(|_| search.asks_who_leaves());
@@ -263,6 +270,9 @@ impl Pass<'_, '_, '_> {
                 }
                 self.refused.insert(matters, refusal.clone());
             }
+        }
+        if let Err(refusal) = &placed {
+            self.doubt(refusal);
         }
         placed
     }

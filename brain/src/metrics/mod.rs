@@ -11,6 +11,7 @@ pub mod services;
 use std::fmt::{self, Write};
 use std::time::Duration;
 
+use berth_common::id::Name;
 use prometheus_client::encoding::{EncodeLabelSet, prometheus_text, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -53,6 +54,12 @@ struct ByRoute {
     status: u16,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPolicy {
+    policy: String,
+    outcome: &'static str,
+}
+
 /// The form in which metrics are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -87,6 +94,7 @@ pub struct Metrics {
     commit: Histogram,
     commit_failures: Counter,
     requests: Family<ByRoute, Counter>,
+    asked: Family<ByPolicy, Counter>,
 }
 
 impl Default for Metrics {
@@ -105,6 +113,7 @@ impl Default for Metrics {
             commit: durations(),
             commit_failures: Counter::default(),
             requests: Family::default(),
+            asked: Family::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -161,6 +170,11 @@ impl Default for Metrics {
             "Answers of the HTTP API; streams count when they begin",
             new.requests.clone(),
         );
+        r.register(
+            "policy_requests",
+            "Questions to placement policies, by what came of them",
+            new.asked.clone(),
+        );
         // What never happened is zero and not absent: rates of what has just begun need a first value.
         for reason in [Reason::NodeLost, Reason::Drain, Reason::Taint, Reason::Load] {
             drop(new.moves.get_or_create(&ByReason::from(reason)));
@@ -216,6 +230,15 @@ impl Metrics {
     /// An event of this kind was told.
     pub fn event(&self, kind: &'static str) {
         self.events.get_or_create(&ByKind { kind }).inc();
+    }
+
+    /// A policy of the settings was asked.
+    pub fn asked(&self, policy: &Name, answered: bool) {
+        let labels = ByPolicy {
+            policy: policy.to_string(),
+            outcome: if answered { "answered" } else { "failed" },
+        };
+        self.asked.get_or_create(&labels).inc();
     }
 
     /// A batch was planned.

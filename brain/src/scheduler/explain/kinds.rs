@@ -5,6 +5,9 @@ use super::Refusal;
 impl Refusal {
     /// What stood against at least one node. `no_node` where there is none at all.
     pub fn kinds(&self) -> Vec<&'static str> {
+        if self.unheard.is_some() {
+            return vec!["policy"];
+        }
         let own = [
             (self.memory.nodes, "memory"),
             (self.cpu.nodes, "cpu"),
