@@ -344,6 +344,7 @@ mod tests {
             spread: vec!["zone".parse().unwrap(), "zone,hard".parse().unwrap()],
             together: vec!["db,by=zone".parse().unwrap(), "db,hard".parse().unwrap()],
             max_per_node: Some(2),
+            policy: Some("gpu-first".parse().unwrap()),
             ..Default::default()
         };
         with.health.health_tcp = Some(80);
@@ -352,6 +353,7 @@ mod tests {
         assert_eq!(spec.spread, ["zone,hard".parse().unwrap()]);
         assert_eq!((spec.together.len(), spec.max_per_node), (2, Some(2)));
         assert_eq!(spec.ingress_from, Some(vec![]));
+        assert_eq!(spec.policy.as_ref().map(Name::as_str), Some("gpu-first"));
         spec.tolerations = vec!["gpu".parse().unwrap()];
         spec.ports = vec!["8080:80".parse().unwrap(), "8080/udp".parse().unwrap()];
         let typo = RemoveArgs {
@@ -373,6 +375,7 @@ mod tests {
             toleration_rm: vec!["gpu".parse().unwrap()],
             spread_rm: vec!["zone".into()],
             together_rm: vec!["db".parse().unwrap()],
+            policy_rm: true,
         };
         remove(&mut spec, &all).unwrap();
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
@@ -380,6 +383,7 @@ mod tests {
         assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
         assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
         assert_eq!((&spec.health, &spec.ingress_from), (&None, &None));
+        assert_eq!(spec.policy, None);
         assert!(spec.links.is_empty() && spec.bandwidth.is_free());
         assert!(remove(&mut spec, &all).unwrap_err().contains("--env-rm"));
     }
