@@ -11,7 +11,7 @@ use super::fixtures::{node_id, service_id};
 use super::sim::World;
 use super::view::service_problem;
 use crate::outlook::{Watched, seconds};
-use crate::policies::{Ask, Next, OnFailure, PolicySettings, Verdict, Word};
+use crate::policies::{Ask, OnFailure, PolicySettings, Verdict, Word};
 
 /// Nodes of so many GiB, and one policy.
 fn with_policy(nodes: u64, gib: u64, on_failure: OnFailure) -> World {
@@ -40,10 +40,7 @@ fn begin(w: &mut World, n: u64, replicas: u32, gib: u64) {
 
 /// The question that plans wait for, if there is one.
 fn asked(w: &World) -> Option<Ask> {
-    match w.watched.policies().next(&w.state, seconds(w.now)) {
-        Next::Ask(ask) => Some(ask),
-        _ => None,
-    }
+    w.watched.policies().next(&w.state, seconds(w.now)).ask
 }
 
 fn answer(w: &mut World, ask: &Ask, result: Result<(Verdict, u32), String>) {

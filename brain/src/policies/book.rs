@@ -75,14 +75,12 @@ pub struct Ask {
 }
 
 /// What is to be done next.
-#[derive(Debug)]
-pub enum Next {
+#[derive(Debug, Default)]
+pub struct Next {
     /// Ask this.
-    Ask(Ask),
-    /// Plan this service again: its policy was given up meanwhile.
-    Plan(ServiceId),
-    /// Nothing that may be done now.
-    Nothing,
+    pub ask: Option<Ask>,
+    /// Plan these services again: they need not be asked for any more, since their policy was heard or given up meanwhile.
+    pub plan: BTreeSet<ServiceId>,
 }
 
 /// All policies with what was heard of them.
@@ -162,15 +160,18 @@ impl Book {
 
     /// Whom to ask next, if anybody. What it gives out is under way until [`Self::finish`].
     pub fn next(&mut self, state: &State, now: u32) -> Next {
-        for id in self.wanted.clone() {
-            let service = state.services.get(&id);
+        let mut next = Next::default();
+        let mut done = Vec::new();
+        for id in &self.wanted {
+            let service = state.services.get(id);
             let Some((service, name)) = service.and_then(|one| Some((one, one.spec.policy.as_ref()?))) else {
-                self.wanted.remove(&id);
+                done.push(*id);
                 continue;
             };
             if !matches!(self.opinion(service, now), Opinion::Unasked(_)) {
-                self.wanted.remove(&id);
-                return Next::Plan(id);
+                done.push(*id);
+                next.plan.insert(*id);
+                continue;
             }
             let Some(policy) = self.policies.get_mut(name) else {
                 continue;
@@ -179,15 +180,19 @@ impl Book {
             let most = if policy.failures >= OUT_AFTER { 1 } else { AT_ONCE };
             if policy.under_way < most {
                 policy.under_way += 1;
-                self.wanted.remove(&id);
-                self.under_way.insert(id);
-                return Next::Ask(Ask {
+                done.push(*id);
+                self.under_way.insert(*id);
+                next.ask = Some(Ask {
                     policy: name.clone(),
                     service: Arc::clone(service),
                 });
+                break;
             }
         }
-        Next::Nothing
+        for id in done {
+            self.wanted.remove(&id);
+        }
+        next
     }
 
     /// A question came to its end, with a verdict and how many seconds it counts, or with what went wrong. Gives what to tell people.

@@ -34,10 +34,7 @@ fn state(n: u64) -> State {
 }
 
 fn ask(book: &mut Book, state: &State, now: u32) -> Option<Ask> {
-    match book.next(state, now) {
-        Next::Ask(ask) => Some(ask),
-        _ => None,
-    }
+    book.next(state, now).ask
 }
 
 fn verdict() -> Verdict {
@@ -84,12 +81,9 @@ fn a_dead_policy_is_tried_now_and_then_and_told_once() {
     let told: Vec<_> = first.iter().filter_map(|one| fails(&mut book, one, 1)).collect();
     assert_eq!(told, ["policy-failed"], "once an outage");
     // Whoever waits for it is given up without being asked.
-    let given_up = std::iter::from_fn(|| match book.next(&s, 1) {
-        Next::Plan(id) => Some(id),
-        Next::Ask(_) => panic!("it is left alone"),
-        Next::Nothing => None,
-    });
-    assert_eq!(given_up.count(), 12);
+    let given_up = book.next(&s, 1);
+    assert!(given_up.ask.is_none(), "it is left alone");
+    assert_eq!(given_up.plan.len(), 12);
     assert_eq!(book.opinion(&s.services[&service_id(20)], 10), Opinion::Free);
     // After a while one question tries it.
     book.want((1..=20).map(service_id));

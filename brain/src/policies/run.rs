@@ -14,7 +14,7 @@ use rustls::crypto::ring;
 use tokio::task::JoinSet;
 
 use super::verdict::MAX_ANSWER;
-use super::{Ask, Next, PolicySettings, Verdict, request};
+use super::{Ask, PolicySettings, Verdict, request};
 use crate::cluster::Cluster;
 use crate::outlook::Parts;
 
@@ -41,6 +41,15 @@ pub enum PolicyError {
         path: PathBuf,
         /// What is wrong.
         why: String,
+    },
+    /// TLS can't be set up.
+    #[error("TLS for policy {policy}")]
+    Tls {
+        /// Whose.
+        policy: Name,
+        /// The library's complaint.
+        #[source]
+        source: rustls::Error,
     },
     /// The client can't be made.
     #[error("the HTTP client of policy {policy}")]
@@ -102,6 +111,10 @@ impl Client {
             policy: policy.clone(),
             source,
         };
+        let tls = |source| PolicyError::Tls {
+            policy: policy.clone(),
+            source,
+        };
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(path) = &settings.token_file {
@@ -126,12 +139,14 @@ impl Client {
         }
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|error| wrong(&PathBuf::from("TLS"), error.to_string()))?
+            .map_err(tls)?
             .with_root_certificates(roots)
             .with_no_client_auth();
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()
+            // A connection from before a policy's restart would make its first answer a failure.
+            .pool_max_idle_per_host(0)
             .redirect(reqwest::redirect::Policy::none())
             .default_headers(headers)
             .user_agent(concat!("berth-brain/", env!("CARGO_PKG_VERSION")))
@@ -191,15 +206,12 @@ pub async fn run(cluster: Cluster, clients: Clients) {
     loop {
         let mut plan = BTreeSet::new();
         loop {
-            match cluster.next_ask() {
-                Next::Ask(ask) => {
-                    let client = clients.0.get(&ask.policy).cloned();
-                    let task = under_way.spawn(put(cluster.clone(), client, ask.clone()));
-                    asked.insert(task.id(), ask);
-                }
-                Next::Plan(service) => drop(plan.insert(service)),
-                Next::Nothing => break,
-            }
+            let next = cluster.next_ask();
+            plan.extend(next.plan);
+            let Some(ask) = next.ask else { break };
+            let client = clients.0.get(&ask.policy).cloned();
+            let task = under_way.spawn(put(cluster.clone(), client, ask.clone()));
+            asked.insert(task.id(), ask);
         }
         if !plan.is_empty() {
             cluster.plan_again(plan, Vec::new()).await;
