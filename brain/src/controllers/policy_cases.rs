@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 
 use berth_common::model::{Spread, UpdateOrder};
 
-use super::Dirty;
+use super::balance_cases::sample;
 use super::cases::{edit, edit_node, image, on, put, quiet, world};
 use super::fixtures::{node_id, service_id};
 use super::sim::World;
 use super::view::service_problem;
+use super::{Dirty, balance};
 use crate::outlook::{Watched, seconds};
 use crate::policies::{Ask, OnFailure, PolicySettings, Verdict, Word};
+use crate::scheduler::rebalance::Memory;
 
 /// Nodes of so many GiB, and one policy.
 fn with_policy(nodes: u64, gib: u64, on_failure: OnFailure) -> World {
@@ -278,4 +280,37 @@ fn nobody_is_preempted_before_the_policy_was_heard() {
     assert!(say(&mut w, &[]));
     w.run(12);
     assert_eq!((w.running(service_id(1)), told(&w, "preempted")), (1, 1));
+}
+
+#[test]
+fn a_hot_node_gives_nothing_away_to_where_the_policy_refuses_it() {
+    let mut w = with_policy(2, 8, OnFailure::Wait);
+    begin(&mut w, 1, 1, 1);
+    assert!(say(&mut w, &[(1, good()), (2, refused("no"))]));
+    w.run(6);
+    assert_eq!((on(&w, 1), w.running(service_id(1))), (1, 1));
+    let mut memory = Memory::default();
+    // Three quarters of h1 are its container's and a quarter is not: it is hot, and h2 is idle.
+    let mut rounds = |w: &mut World, count: u32| {
+        for _ in 0..count {
+            sample(w, seconds(w.now), 3_000, &[1_000, 0]);
+            let decided = balance::round(&w.state, &w.watched.at(w.now), &mut memory, seconds(w.now));
+            w.watched.want(decided.wanted);
+            let changes = balance::begin(&w.state, decided.moves);
+            w.commit(changes);
+            w.run(20);
+        }
+    };
+    rounds(&mut w, 30);
+    // Its word is over by then and was asked for again; nothing moves without it, nor against it.
+    assert_eq!((on(&w, 1), told(&w, "moved")), (1, 0));
+    assert!(say(&mut w, &[(1, good()), (2, refused("no"))]));
+    rounds(&mut w, 2);
+    assert_eq!((on(&w, 1), told(&w, "moved")), (1, 0));
+    w.run(80);
+    rounds(&mut w, 1);
+    assert!(say(&mut w, &[]));
+    rounds(&mut w, 1);
+    w.run(20);
+    assert_eq!((on(&w, 2), told(&w, "moved")), (1, 1));
 }
