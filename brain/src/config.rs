@@ -11,6 +11,7 @@ use berth_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::api::limits::Rates;
+use crate::policies::{PolicySettings, settings};
 
 /// Where the settings are unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/berth/brain.toml";
@@ -109,6 +110,8 @@ pub struct Config {
     pub log_level: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Policies of the operator's own that services may ask for, `[[policy]]`.
+    pub policy: Vec<PolicySettings>,
     /// Bounds of the HTTP API.
     pub api: ApiLimits,
 }
@@ -126,6 +129,7 @@ impl Default for Config {
             program_dir: PathBuf::new(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Auto,
+            policy: Vec::new(),
             api: ApiLimits::default(),
         }
     }
@@ -188,6 +192,9 @@ impl Config {
         }
         if let Err(error) = self.log_level.parse::<tracing_subscriber::EnvFilter>() {
             return Some(("log_level", error.to_string()));
+        }
+        if let Some(why) = settings::fault(&self.policy) {
+            return Some(("policy", why));
         }
         let api = &self.api;
         if api.max_upload < Bytes::mib(1) {
@@ -289,6 +296,12 @@ mod tests {
             ("node_certificate_secs = 29", "node_certificate_secs"),
             ("tls_names = [\"a b\"]", "tls_names"),
             ("log_level = \"loud=very\"", "log_level"),
+            ("[[policy]]\nname = \"a\"\nurl = \"ftp://h/\"", "policy"),
+            ("[[policy]]\nname = \"a\"\nurl = \"https://h/\"", "policy"),
+            (
+                "[[policy]]\nname = \"a\"\nurl = \"http://h/\"\ntimeout_ms = 9",
+                "policy",
+            ),
             ("[api]\nmax_upload = \"1KiB\"", "api.max_upload"),
             ("[api]\nrequests_per_token = 0", "api"),
         ] {

@@ -2,30 +2,43 @@
 //!
 //! Owns the [`Forecast`] of the cluster and the lock around it. The one writer tells it of every container that it gives to a node, before
 //! that is committed even, so that the next of the same batch sees it; a batch that fails is told as a whole anew. Samples come from the
-//! usage book, one every ten seconds of each node.
+//! usage book, one every ten seconds of each node. What operators' policies said ([`Book`]) is kept beside it, since plans need both, as one
+//! view that stays as it is while they look.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use berth_common::api::ExpectedLoad;
 use berth_common::id::{ContainerId, NodeId, ServiceId};
-use berth_common::model::{ContainerRecord, ContainerSpec};
+use berth_common::model::{ContainerRecord, ContainerSpec, ServiceRecord};
 use berth_common::protocol::{ContainerUsage, NodeUsage};
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
 
 use crate::cluster::{Change, State};
+use crate::policies::{Book, Opinion, PolicySettings, Verdict};
 use crate::scheduler::Watcher;
 use crate::scheduler::forecast::{
-    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told,
+    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told, plus,
 };
-use crate::scheduler::load::Known;
+use crate::scheduler::load::{Known, Watermarks};
 
 type Held = Forecast<NodeId, ContainerId, ServiceId>;
 
-/// The forecast of the cluster.
+/// The forecast of the cluster, and what operators' policies said.
 #[derive(Default)]
-pub struct Watched(Mutex<Held>);
+pub struct Watched {
+    forecast: Mutex<Held>,
+    /// Taken after the forecast where both are.
+    policies: Mutex<Book>,
+    wanted: Notify,
+}
 
 /// The outlook at one time, seconds since the brain started. It stays as it is while it is held, so that a plan sees one; nothing is told to
 /// the forecast meanwhile.
 pub struct At<'a> {
     held: MutexGuard<'a, Held>,
+    policies: MutexGuard<'a, Book>,
     now: u32,
 }
 
@@ -73,22 +86,49 @@ pub fn samples<'u>(usage: &NodeUsage, containers: impl Iterator<Item = &'u Conta
 }
 
 impl Watched {
+    /// With policies that may be asked.
+    pub fn with_policies(policies: &[PolicySettings]) -> Self {
+        Self {
+            policies: Mutex::new(Book::new(policies)),
+            ..Self::default()
+        }
+    }
+
+    /// Plans wait for the word of these services' policies.
+    pub fn want(&self, services: BTreeSet<ServiceId>) {
+        if !services.is_empty() {
+            self.policies.lock().want(services);
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Comes back when somebody may have to be asked. Cancel-safe.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Changes what is known of policies.
+    pub fn policies(&self) -> MutexGuard<'_, Book> {
+        self.policies.lock()
+    }
+
     /// A container was given to a node, or taken from one.
     pub fn follow(&self, change: &Change) {
-        let mut held = self.0.lock();
+        let mut held = self.forecast.lock();
         match change {
             Change::PutContainer(record) => assign(&mut held, record),
             Change::DeleteContainer(id) => {
                 held.unassign(*id);
             }
             Change::DeleteNode(id) => held.forget(*id),
+            Change::DeleteService(id) => self.policies.lock().forget(*id),
             _ => {}
         }
     }
 
     /// Takes over where everything is; what was seen of what is still there stays.
     pub fn reset(&self, state: &State) {
-        let mut held = self.0.lock();
+        let mut held = self.forecast.lock();
         held.keep(|container| state.containers.contains_key(&container));
         for record in state.containers.values() {
             assign(&mut held, record);
@@ -97,18 +137,19 @@ impl Watched {
 
     /// Whether a report of this node is worth a sample now, seconds since the brain started.
     pub fn due(&self, node: NodeId, now: u32) -> bool {
-        self.0.lock().due(node, now)
+        self.forecast.lock().due(node, now)
     }
 
     /// What a node and its containers used, by [`samples`].
     pub fn record(&self, node: NodeId, now: u32, (foreign, containers): Samples) {
-        self.0.lock().report(node, now, foreign, containers);
+        self.forecast.lock().report(node, now, foreign, containers);
     }
 
     /// As it is at `mono_ms`, milliseconds since the brain started.
     pub fn at(&self, mono_ms: u64) -> At<'_> {
         At {
-            held: self.0.lock(),
+            held: self.forecast.lock(),
+            policies: self.policies.lock(),
             now: seconds(mono_ms),
         }
     }
@@ -137,6 +178,22 @@ pub struct Parts {
     pub containers: Loads,
 }
 
+impl Parts {
+    /// In the API's words.
+    pub fn shown(self) -> ExpectedLoad {
+        let all = plus(self.foreign, self.containers);
+        ExpectedLoad {
+            cpu: all[CPU].mean as u32,
+            cpu_high: all[CPU].high(Watermarks::default().deviations) as u32,
+            cpu_foreign: self.foreign[CPU].mean as u32,
+            memory: all[MEMORY].mean as u64,
+            memory_foreign: self.foreign[MEMORY].mean as u64,
+            disk_bps: all[DISK].mean as u64,
+            net_bps: all[NETWORK].mean as u64,
+        }
+    }
+}
+
 impl At<'_> {
     /// What a node is expected to use; none of one that said nothing of late.
     pub fn parts(&self, node: NodeId) -> Option<Parts> {
@@ -154,6 +211,27 @@ impl At<'_> {
     /// What is known of a container's load.
     pub fn container(&self, container: ContainerId) -> Option<Told> {
         self.held.container(container)
+    }
+
+    /// What is known of what a service's policy says.
+    pub fn opinion(&self, service: &ServiceRecord) -> Opinion {
+        self.policies.opinion(service, self.now)
+    }
+
+    /// Why a service's policy was not heard; none if it was, or need not be.
+    pub fn unheard(&self, service: &ServiceRecord) -> Option<String> {
+        match self.opinion(service) {
+            Opinion::Free | Opinion::Heard(..) => None,
+            Opinion::Unasked(why) | Opinion::Waits { why, .. } => Some(why),
+        }
+    }
+
+    /// What a service's policy says, if it was heard.
+    pub fn verdict(&self, service: &ServiceRecord) -> Option<Arc<Verdict>> {
+        match self.opinion(service) {
+            Opinion::Heard(verdict, _) => Some(verdict),
+            _ => None,
+        }
     }
 
     /// What a new container of a service is expected to use.

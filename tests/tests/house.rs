@@ -52,6 +52,9 @@ fn plans_are_pure() {
         "agent/src/container/spec.rs",
         "brain/src/scheduler",
         "brain/src/controllers",
+        "brain/src/policies/book.rs",
+        "brain/src/policies/request.rs",
+        "brain/src/policies/verdict.rs",
         "brain/src/cluster/state.rs",
         "brain/src/cluster/desired.rs",
     ];

@@ -83,6 +83,7 @@ pub fn apply(
             .retain(|old| (&old.with, &old.by) != (&together.with, &together.by));
         spec.together.push(together.clone());
     }
+    set(&mut spec.policy, &args.policy);
     spec.priority = args.priority.unwrap_or(spec.priority);
     if let Some(best_effort) = args.best_effort {
         spec.class = if best_effort {
@@ -219,6 +220,9 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
         };
         spec.links.remove(at);
     }
+    if args.policy_rm && spec.policy.take().is_none() {
+        return Err("--policy-rm: it asks no policy".to_owned());
+    }
     if args.ingress_rm && spec.ingress_from.take().is_none() {
         return Err("--ingress-rm: all services of the tenant may come in already".to_owned());
     }
@@ -340,6 +344,7 @@ mod tests {
             spread: vec!["zone".parse().unwrap(), "zone,hard".parse().unwrap()],
             together: vec!["db,by=zone".parse().unwrap(), "db,hard".parse().unwrap()],
             max_per_node: Some(2),
+            policy: Some("gpu-first".parse().unwrap()),
             ..Default::default()
         };
         with.health.health_tcp = Some(80);
@@ -348,6 +353,7 @@ mod tests {
         assert_eq!(spec.spread, ["zone,hard".parse().unwrap()]);
         assert_eq!((spec.together.len(), spec.max_per_node), (2, Some(2)));
         assert_eq!(spec.ingress_from, Some(vec![]));
+        assert_eq!(spec.policy.as_ref().map(Name::as_str), Some("gpu-first"));
         spec.tolerations = vec!["gpu".parse().unwrap()];
         spec.ports = vec!["8080:80".parse().unwrap(), "8080/udp".parse().unwrap()];
         let typo = RemoveArgs {
@@ -369,6 +375,7 @@ mod tests {
             toleration_rm: vec!["gpu".parse().unwrap()],
             spread_rm: vec!["zone".into()],
             together_rm: vec!["db".parse().unwrap()],
+            policy_rm: true,
         };
         remove(&mut spec, &all).unwrap();
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B"]);
@@ -376,6 +383,7 @@ mod tests {
         assert!(spec.labels.is_empty() && spec.node_labels.is_empty() && spec.tmpfs.is_empty());
         assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
         assert_eq!((&spec.health, &spec.ingress_from), (&None, &None));
+        assert_eq!(spec.policy, None);
         assert!(spec.links.is_empty() && spec.bandwidth.is_free());
         assert!(remove(&mut spec, &all).unwrap_err().contains("--env-rm"));
     }

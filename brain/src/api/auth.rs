@@ -120,6 +120,8 @@ impl Caller {
         match self.role {
             Role::Admin => None,
             Role::Tenant { tenant } => Some(tenant),
+            // No such caller is ever made; if one were, nothing would be its own.
+            Role::Metrics => Some(TenantId::from_bytes([0; 10])),
         }
     }
 
@@ -166,25 +168,57 @@ fn bearer(parts: &Parts) -> Result<&str, Problem> {
         })
 }
 
+/// The record of the token that a request carries. Counts it against the token's rate, and a wrong one against its sender's.
+fn admitted(parts: &Parts, api: &ApiState) -> Result<Arc<TokenRecord>, ApiError> {
+    let verified = bearer(parts).and_then(|token| {
+        let state = api.cluster.snapshot();
+        verify(&state, token, api.cluster.now().wall)
+    });
+    let record = match verified {
+        Ok(record) => record,
+        Err(problem) => {
+            let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
+            api.limits.failed_sign_in(peer)?;
+            return Err(problem.into());
+        }
+    };
+    api.limits.token(record.id)?;
+    Ok(record)
+}
+
+/// Somebody who may read metrics: an administrator, or a token that is for nothing else. Everyone else is refused with 403.
+#[derive(Debug, Clone, Copy)]
+pub struct Scraper;
+
+impl FromRequestParts<ApiState> for Scraper {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, ApiError> {
+        match admitted(parts, api)?.role {
+            Role::Admin | Role::Metrics => Ok(Self),
+            Role::Tenant { .. } => Err(ApiError(
+                Problem::new(
+                    ErrorKind::Forbidden,
+                    "metrics tell of all tenants; they need a token for metrics or an administrator's",
+                )
+                .cure("ask an administrator for one: berth tenant token default --metrics"),
+            )),
+        }
+    }
+}
+
 impl FromRequestParts<ApiState> for Caller {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, ApiError> {
         if let Some(known) = parts.extensions.get::<Self>() {
             return Ok(known.clone());
         }
-        let verified = bearer(parts).and_then(|token| {
-            let state = api.cluster.snapshot();
-            verify(&state, token, api.cluster.now().wall)
-        });
-        let record = match verified {
-            Ok(record) => record,
-            Err(problem) => {
-                let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
-                api.limits.failed_sign_in(peer)?;
-                return Err(problem.into());
-            }
-        };
-        api.limits.token(record.id)?;
+        let record = admitted(parts, api)?;
+        if record.role == Role::Metrics {
+            return Err(ApiError(
+                Problem::new(ErrorKind::Forbidden, "this token reads /metrics and nothing else")
+                    .cure("use a tenant's or an administrator's token"),
+            ));
+        }
         let caller = Self {
             token: record.id,
             role: record.role,

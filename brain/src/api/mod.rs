@@ -8,6 +8,7 @@ pub mod auth;
 pub mod containers;
 pub mod install;
 pub mod limits;
+mod metrics;
 pub mod networks;
 pub mod nodes;
 pub mod openapi;
@@ -99,6 +100,8 @@ pub struct Inner {
     pub limits: limits::Limits,
     /// Open streams.
     pub streams: streams::Streams,
+    /// Who reads metrics.
+    pub scrapes: metrics::Scrapes,
 }
 
 impl Deref for ApiState {
@@ -130,6 +133,7 @@ impl ApiState {
             settings,
             limits,
             streams: streams::Streams::default(),
+            scrapes: metrics::Scrapes::default(),
         }))
     }
 }
@@ -160,6 +164,8 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
 /// The whole API, ready to serve.
 pub fn router(state: ApiState) -> Router {
     let (routes, document) = documented();
-    let routes = openapi::serve(routes, document).merge(install::routes());
+    let routes = openapi::serve(routes, document)
+        .merge(install::routes())
+        .merge(metrics::routes());
     server::layers(routes, &state).with_state(state)
 }

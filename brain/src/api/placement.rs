@@ -63,3 +63,29 @@ pub fn judge_priority(
             tenant.name, spec.priority
         )))
 }
+
+/// Whether the brain's settings have the policy that a service asks for. One that they had when the service got it stays, and what
+/// follows from that is told by the service.
+///
+/// # Errors
+/// `invalid`, with the policies that there are.
+pub fn judge_policy(
+    known: &[Name],
+    spec: &ServiceSpec,
+    replaced: Option<&ServiceRecord>,
+) -> Result<(), Problem> {
+    let Some(wanted) = &spec.policy else { return Ok(()) };
+    let had = replaced.is_some_and(|old| old.spec.policy.as_ref() == Some(wanted));
+    if had || known.contains(wanted) {
+        return Ok(());
+    }
+    let problem = Problem::invalid(format!("there is no policy {wanted}")).field("/policy");
+    Err(match known {
+        [] => problem
+            .cure("leave it out, or ask who runs the brain to add it to the brain's settings ([[policy]])"),
+        known => {
+            let known: Vec<&str> = known.iter().map(Name::as_str).collect();
+            problem.cure(format!("choose one that there is: {}", known.join(", ")))
+        }
+    })
+}

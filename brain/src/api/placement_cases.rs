@@ -1,10 +1,13 @@
 //! What can be asked of places and said of nodes over the API, and how it is refused.
 
 use berth_common::error::ErrorKind;
-use berth_common::model::NodeKind;
+use berth_common::id::Name;
+use berth_common::model::{NodeKind, ServiceSpec};
+use berth_common::units::Bytes;
 use serde_json::{Value, json};
 
 use super::fixtures::Bench;
+use crate::controllers::fixtures;
 
 const SERVICES: &str = "/v1/tenants/shop/services";
 
@@ -249,4 +252,28 @@ async fn r4_best_effort_is_beside_reservations_and_quotas() {
         .await
         .problem();
     assert_eq!(refused.field.as_deref(), Some("/resources/reserve/memory"));
+}
+
+#[tokio::test]
+async fn r9_an_unknown_policy_is_refused_with_those_that_there_are() {
+    let b = Bench::new().await;
+    let body = json!({ "name": "web", "image": "nginx", "policy": "gpu-first" });
+    let refused = b.send("shop", "POST", SERVICES, body).await.problem();
+    assert_eq!(
+        (refused.kind, refused.field.as_deref()),
+        (ErrorKind::Invalid, Some("/policy"))
+    );
+    assert!(refused.cure.unwrap().contains("[[policy]]"));
+    let known: Vec<Name> = vec!["cheap".parse().unwrap(), "gpu-first".parse().unwrap()];
+    let mut spec = ServiceSpec::new("web".parse().unwrap(), "nginx".parse().unwrap());
+    assert_eq!(super::placement::judge_policy(&known, &spec, None), Ok(()));
+    spec.policy = Some("gpu-first".parse().unwrap());
+    assert_eq!(super::placement::judge_policy(&known, &spec, None), Ok(()));
+    spec.policy = Some("gone".parse().unwrap());
+    let refused = super::placement::judge_policy(&known, &spec, None).unwrap_err();
+    assert!(refused.cure.unwrap().ends_with("cheap, gpu-first"));
+    // What it has since before the settings changed stays, so that other things can be changed.
+    let mut old = fixtures::service(1, 1, "nginx", 1, Bytes::mib(64));
+    old.spec.policy.clone_from(&spec.policy);
+    assert_eq!(super::placement::judge_policy(&known, &spec, Some(&old)), Ok(()));
 }

@@ -13,19 +13,21 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::{ApiState, limits, problem};
+use super::{ApiState, limits, metrics, problem};
 
 /// Time that requests under way have to finish when the brain stops.
 const GRACE: Duration = Duration::from_secs(5);
 /// Time a client has for its handshake, and for the head of its first request.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
 
-/// Puts the layers around the routes, outermost last: request ids and problems, then panics, then rates.
+/// Puts the layers around the routes, outermost last: request ids and problems, then what is counted, then panics, then
+/// rates.
 pub(super) fn layers(routes: Router<ApiState>, state: &ApiState) -> Router<ApiState> {
     routes
         .layer(DefaultBodyLimit::max(problem::MAX_JSON))
         .layer(from_fn_with_state(state.clone(), limits::by_address))
         .layer(CatchPanicLayer::new())
+        .layer(from_fn_with_state(state.clone(), metrics::count))
         .layer(from_fn(problem::stamp))
 }
 

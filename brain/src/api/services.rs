@@ -228,6 +228,7 @@ async fn create(
 ) -> Result<(StatusCode, Json<ServiceView>), ApiError> {
     spec.validate()?;
     let id = ServiceId::random();
+    let policies = api.cluster.policies();
     let ((), state) = api
         .cluster
         .write(move |state, now| {
@@ -240,6 +241,7 @@ async fn create(
                 .cure("choose another name, or change the one there is: PUT, or berth service update"));
             }
             judge(state, &scope, &spec, None)?;
+            super::placement::judge_policy(&policies, &spec, None)?;
             let told = event(
                 &scope,
                 "created",
@@ -319,12 +321,14 @@ async fn put(
     }
     spec.validate()?;
     let fresh = ServiceId::random();
+    let policies = api.cluster.policies();
     let ((id, status), state) = api
         .cluster
         .write(move |state, now| {
             let old = state.service(scope.tenant.id, &spec.name).cloned();
             expected.check(old.as_deref(), &spec.name)?;
             judge(state, &scope, &spec, old.as_deref())?;
+            super::placement::judge_policy(&policies, &spec, old.as_deref())?;
             let Some(old) = old else {
                 let told = event(
                     &scope,

@@ -31,7 +31,9 @@ pub fn routes() -> OpenApiRouter<ApiState> {
 fn belongs(scope: &Scope, token: &TokenRecord) -> bool {
     match token.role {
         Role::Tenant { tenant } => tenant == scope.tenant.id,
-        Role::Admin => scope.caller.is_admin() && scope.tenant.name.as_str() == tenants::DEFAULT,
+        Role::Admin | Role::Metrics => {
+            scope.caller.is_admin() && scope.tenant.name.as_str() == tenants::DEFAULT
+        }
     }
 }
 
@@ -50,6 +52,15 @@ async fn list(
     all.sort_by_cached_key(|t| t.id.to_string());
     let all = all.into_iter().map(|t| (t.id.to_string(), t));
     Ok(Json(page.of(all, state.revision, |t| views::token(t))?))
+}
+
+/// A role that is not one tenant's: made by administrators, and kept with the tenant `default`.
+fn of_platform(scope: &Scope, role: Role, field: &'static str, what: &str) -> Result<Role, Problem> {
+    scope.caller.need_admin(&format!("making {what}"))?;
+    if scope.tenant.name.as_str() != tenants::DEFAULT {
+        return Err(Problem::invalid(format!("{what} is made in the tenant default")).field(field));
+    }
+    Ok(role)
 }
 
 /// Create a token
@@ -77,18 +88,17 @@ async fn create(
         );
     }
     let tenant = scope.tenant.id;
-    let role = if body.admin {
-        scope.caller.need_admin("making an administrator's token")?;
-        if scope.tenant.name.as_str() != tenants::DEFAULT {
-            return Err(
-                Problem::invalid("administrators' tokens are made in the tenant default")
-                    .field("/admin")
-                    .into(),
-            );
+    let role = match (body.admin, body.metrics) {
+        (false, false) => Role::Tenant { tenant },
+        (true, true) => {
+            return Err(Problem::invalid(
+                "an administrator's token reads metrics anyway; ask for one of the two",
+            )
+            .field("/metrics")
+            .into());
         }
-        Role::Admin
-    } else {
-        Role::Tenant { tenant }
+        (true, false) => of_platform(&scope, Role::Admin, "/admin", "an administrator's token")?,
+        (false, true) => of_platform(&scope, Role::Metrics, "/metrics", "a token for metrics")?,
     };
     let ttl_ms = body.ttl_secs.map(|secs| secs * 1_000);
     let (token, record) = new_token(role, body.note, ttl_ms, api.cluster.now().wall);

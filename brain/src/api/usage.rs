@@ -1,7 +1,7 @@
 //! Live load. A tenant sees its own containers and its private nodes; a load that is not known is absent, never zero.
 
 use axum::extract::State as Extract;
-use berth_common::api::{ContainerLoad, ExpectedLoad, NodeLoad, UsageView};
+use berth_common::api::{ContainerLoad, NodeLoad, UsageView};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -9,8 +9,6 @@ use super::auth::Caller;
 use super::problem::Json;
 use super::{ApiState, nodes, views};
 use crate::outlook::Parts;
-use crate::scheduler::forecast::{CPU, DISK, MEMORY, NETWORK, plus};
-use crate::scheduler::load::Watermarks;
 
 /// Routes of this module.
 pub fn routes() -> OpenApiRouter<ApiState> {
@@ -28,11 +26,7 @@ async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageVie
         let all = state.node_names.values().filter_map(|id| state.nodes.get(id));
         all.filter(|node| nodes::visible(&caller, node))
     };
-    // The one writer waits while the outlook is held: no longer than it takes to copy what is asked of it.
-    let parts: Vec<Option<Parts>> = {
-        let outlook = api.cluster.outlook();
-        visible().map(|node| outlook.parts(node.id)).collect()
-    };
+    let parts = api.cluster.load_parts(visible().map(|node| node.id));
     let nodes = visible()
         .zip(parts)
         .map(|(node, parts)| {
@@ -43,7 +37,7 @@ async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageVie
                 capacity: node.facts.capacity,
                 allocatable: state.allocatable(node),
                 reserved: state.taken_on(node.id).reserved,
-                expected: parts.map(expected),
+                expected: parts.map(Parts::shown),
                 age_ms: reading.as_ref().map(|reading| reading.age_ms),
                 usage: reading.map(|reading| reading.usage),
             }
@@ -67,19 +61,4 @@ async fn usage(caller: Caller, Extract(api): Extract<ApiState>) -> Json<UsageVie
         })
         .collect();
     Json(UsageView { nodes, containers })
-}
-
-/// What a node is expected to use, in the API's words.
-fn expected(parts: Parts) -> ExpectedLoad {
-    let all = plus(parts.foreign, parts.containers);
-    let high = |of: usize| all[of].high(Watermarks::default().deviations);
-    ExpectedLoad {
-        cpu: all[CPU].mean as u32,
-        cpu_high: high(CPU) as u32,
-        cpu_foreign: parts.foreign[CPU].mean as u32,
-        memory: all[MEMORY].mean as u64,
-        memory_foreign: parts.foreign[MEMORY].mean as u64,
-        disk_bps: all[DISK].mean as u64,
-        net_bps: all[NETWORK].mean as u64,
-    }
 }

@@ -25,19 +25,21 @@ pub use networks::Network;
 pub use state::{Connection, JoinTokenRecord, State, Stored};
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{Generation, NodeId, Revision};
+use berth_common::id::{Generation, Name, NodeId, Revision, ServiceId};
 use berth_common::model::UnixMillis;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::controllers::{NewEvent, Now};
+use crate::metrics::Metrics;
 use crate::outlook::{self, Watched};
+use crate::policies::{Ask, Next, PolicySettings, Verdict};
 use crate::store::{Store, StoreError};
 use crate::usage::UsageBook;
 use feed::Feed;
@@ -50,6 +52,9 @@ const FEED_ITEMS: usize = 20_000;
 const FEED_CHANGES: usize = 200_000;
 /// Log entries read back at start, so that watchers can resume over a restart.
 const RESUME_ENTRIES: u64 = 2_000;
+
+/// Nodes that are looked up in the outlook before others may have it.
+const HELD_FOR: usize = 256;
 
 /// How the cluster behaves.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +92,7 @@ type Answer = Result<(Box<dyn Any + Send>, Arc<State>), Problem>;
 enum Message {
     Write(Proposal, oneshot::Sender<Answer>),
     Report(Vec<Change>, Vec<NewEvent>),
+    Plan(BTreeSet<ServiceId>, Vec<NewEvent>),
 }
 
 struct Shared {
@@ -98,6 +104,9 @@ struct Shared {
     events: EventLog,
     usage: UsageBook,
     outlook: Watched,
+    /// Names of the policies in the settings.
+    policies: Arc<[Name]>,
+    metrics: Metrics,
     heard: RwLock<HashMap<NodeId, Arc<AtomicU64>>>,
     generations: RwLock<HashMap<NodeId, watch::Sender<Generation>>>,
     /// Ticks when what a node has to know of its neighbours may have changed.
@@ -145,6 +154,18 @@ impl Cluster {
     /// # Errors
     /// See [`ClusterError`].
     pub async fn open(store: Arc<dyn Store>, settings: ClusterSettings) -> Result<Self, ClusterError> {
+        Self::open_with(store, settings, &[]).await
+    }
+
+    /// The same with policies that services may ask for.
+    ///
+    /// # Errors
+    /// See [`ClusterError`].
+    pub async fn open_with(
+        store: Arc<dyn Store>,
+        settings: ClusterSettings,
+        policies: &[PolicySettings],
+    ) -> Result<Self, ClusterError> {
         let mut state = State::default();
         let mut after = None;
         loop {
@@ -173,7 +194,9 @@ impl Cluster {
             feed_from,
             events: EventLog::new(UnixMillis::now()),
             usage: UsageBook::default(),
-            outlook: Watched::default(),
+            outlook: Watched::with_policies(policies),
+            policies: policies.iter().map(|one| one.name.clone()).collect(),
+            metrics: Metrics::default(),
             heard: RwLock::default(),
             generations: RwLock::new(generations),
             neighbours: RwLock::default(),
@@ -317,6 +340,57 @@ impl Cluster {
     /// What nodes are expected to use now; nothing new is learned while it is held.
     pub fn outlook(&self) -> outlook::At<'_> {
         self.shared.outlook.at(self.shared.now().mono_ms)
+    }
+
+    /// What each of these nodes is expected to use, taken apart. The one writer waits while the outlook is held, so it is given back
+    /// between some hundred nodes and the next.
+    pub fn load_parts(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<Option<outlook::Parts>> {
+        let nodes: Vec<NodeId> = nodes.collect();
+        let mut parts = Vec::with_capacity(nodes.len());
+        for some in nodes.chunks(HELD_FOR) {
+            let outlook = self.outlook();
+            parts.extend(some.iter().map(|node| outlook.parts(*node)));
+        }
+        parts
+    }
+
+    /// Names of the policies that services may ask for.
+    pub fn policies(&self) -> Arc<[Name]> {
+        Arc::clone(&self.shared.policies)
+    }
+
+    /// Has these services' policies asked, for what is decided outside the writer.
+    pub fn want(&self, services: BTreeSet<ServiceId>) {
+        self.shared.outlook.want(services);
+    }
+
+    /// Comes back when a policy may have to be asked. Cancel-safe.
+    pub async fn wanted(&self) {
+        self.shared.outlook.wanted().await;
+    }
+
+    /// Which policy to ask next.
+    pub fn next_ask(&self) -> Next {
+        let (state, now) = (self.snapshot(), outlook::seconds(self.now().mono_ms));
+        self.shared.outlook.policies().next(&state, now)
+    }
+
+    /// Takes what a policy said, or why it said nothing. Gives what to tell people.
+    pub fn heard_of(&self, ask: &Ask, result: Result<(Verdict, u32), String>) -> Option<NewEvent> {
+        self.shared.metrics.asked(&ask.policy, result.is_ok());
+        let now = outlook::seconds(self.now().mono_ms);
+        self.shared.outlook.policies().finish(ask, result, now)
+    }
+
+    /// Has services planned again, since something that no change tells of is otherwise now.
+    pub async fn plan_again(&self, services: BTreeSet<ServiceId>, events: Vec<NewEvent>) {
+        // The only failure is that the writer has stopped; then there is nothing to plan any more.
+        let _ = self.queue.send(Message::Plan(services, events)).await;
+    }
+
+    /// What is counted of decisions and durations.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Takes a sample of what a node last said of its load, if it is time for one.

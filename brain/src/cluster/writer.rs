@@ -1,15 +1,16 @@
 //! The one writer: takes queued messages in batches, plans, commits, publishes, answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::ContainerId;
+use berth_common::id::{ContainerId, ServiceId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, Change, ClusterSettings, Committed, Message, Shared, State, keys};
+use crate::controllers::decisions::Tally;
 use crate::controllers::{self, Dirty, Input, NewEvent, Now};
 use crate::outlook::Watched;
 use crate::store::{Op, Outcome, Store, StoreError};
@@ -35,6 +36,9 @@ struct Batch {
     transient: Vec<Change>,
     events: Vec<NewEvent>,
     recheck: Option<(u64, Dirty)>,
+    decisions: Tally,
+    /// Services whose policies are to be asked.
+    wanted: BTreeSet<ServiceId>,
 }
 
 impl Batch {
@@ -46,6 +50,8 @@ impl Batch {
             transient: Vec::new(),
             events: Vec::new(),
             recheck: None,
+            decisions: Tally::default(),
+            wanted: BTreeSet::new(),
         }
     }
 
@@ -107,6 +113,8 @@ impl Batch {
                 }
             }
             self.events.extend(plan.events);
+            self.decisions.merge(&plan.decisions);
+            self.wanted.extend(plan.wanted);
             self.apply(plan.changes, state, &shared.outlook)?;
             // What a plan did is what it wanted: only room it freed, or new facts, are worth another look.
             self.dirty.leases = false;
@@ -150,8 +158,15 @@ pub async fn run(
         let state = Arc::clone(&shared.state.read());
         let mut batch = Batch::new(&state, std::mem::take(&mut dirty));
         let mut pending = Vec::new();
-        let result = fill(&mut batch, messages, &mut pending, &shared, &state, now)
-            .and_then(|()| batch.plan(&shared, &state, settings, now));
+        let result = fill(&mut batch, messages, &mut pending, &shared, &state, now).and_then(|()| {
+            if batch.dirty.is_empty() {
+                return Ok(());
+            }
+            let begun = Instant::now();
+            let planned = batch.plan(&shared, &state, settings, now);
+            shared.metrics.planned(begun.elapsed());
+            planned
+        });
         if let Err(error) = result {
             shared.outlook.reset(&state);
             fail(
@@ -172,7 +187,10 @@ pub async fn run(
         let (ops, mut changes): (Vec<Op>, Vec<Change>) = batch.durable.into_values().unzip();
         let durable = !ops.is_empty();
         if durable {
-            match commit(&*store, ops, &state).await {
+            let begun = Instant::now();
+            let committed = commit(&*store, ops, &state).await;
+            shared.metrics.committed(begun.elapsed(), committed.is_ok());
+            match committed {
                 Ok(()) => commits += 1,
                 Err(problem) => {
                     tracing::error!(%problem, "a write was refused");
@@ -211,7 +229,10 @@ pub async fn run(
             changes,
         };
         let visible = publish(&shared, &state, batch.working, committed);
+        shared.metrics.decided(&batch.decisions);
+        shared.outlook.want(batch.wanted);
         for event in batch.events {
+            shared.metrics.event(event.kind);
             tracing::info!(kind = event.kind, subject = %event.subject, "{}", event.text);
             shared.events.push(event, now.wall);
         }
@@ -247,6 +268,10 @@ fn fill(
                     value: Err(problem),
                 }),
             },
+            Message::Plan(services, events) => {
+                batch.dirty.services.extend(services);
+                batch.events.extend(events);
+            }
             Message::Report(changes, events) => {
                 batch.apply(changes, state, &shared.outlook)?;
                 batch.events.extend(events);

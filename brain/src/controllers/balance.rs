@@ -24,6 +24,8 @@ pub struct Decided {
     pub moves: Vec<(ContainerId, Moves)>,
     /// What to tell people.
     pub events: Vec<NewEvent>,
+    /// Services that could not move, since their policies were not heard.
+    pub wanted: BTreeSet<ServiceId>,
 }
 
 /// Looks for nodes that are too hot, and for what to do about it. `now`: seconds of any steady clock.
@@ -42,9 +44,13 @@ pub fn round(state: &State, outlook: &At<'_>, memory: &mut Memory<NodeId, Contai
         view,
         searches: HashMap::new(),
         used: BTreeSet::new(),
+        wanted: BTreeSet::new(),
     };
     let round = rebalance::plan(&mut hosts, marks, Budget::default(), memory, now, &mut room);
-    let mut decided = Decided::default();
+    let mut decided = Decided {
+        wanted: room.wanted,
+        ..Decided::default()
+    };
     for shift in round.shifts {
         let moves = Moves {
             to: shift.to,
@@ -156,12 +162,18 @@ struct Room<'a> {
     searches: HashMap<ServiceId, Search<'a>>,
     /// Services of which something moves in this round: one at a time.
     used: BTreeSet<ServiceId>,
+    /// Services whose policies were not heard.
+    wanted: BTreeSet<ServiceId>,
 }
 
 impl Room<'_> {
     fn service(&mut self, container: ContainerId) -> Option<ServiceId> {
         let record = self.state.containers.get(&container)?;
         let service = self.state.services.get(&record.service)?;
+        if self.outlook.unheard(service).is_some() {
+            self.wanted.insert(service.id);
+            return None;
+        }
         if !self.searches.contains_key(&service.id) {
             let mut request =
                 wishes::request(self.state, service, &record.spec, &BTreeSet::new(), self.outlook);

@@ -6,9 +6,11 @@
 pub mod balance;
 pub mod commands;
 mod context;
+pub mod decisions;
 mod dirty;
 pub mod endpoints;
 pub mod nodes;
+mod policy;
 mod preemption;
 mod rollout;
 mod seating;
@@ -35,6 +37,8 @@ mod placement_cases;
 #[cfg(test)]
 mod placement_sim;
 #[cfg(test)]
+mod policy_cases;
+#[cfg(test)]
 mod preemption_cases;
 #[cfg(test)]
 mod preemption_sim;
@@ -53,6 +57,7 @@ use crate::cluster::{Change, State};
 use crate::outlook;
 use crate::scheduler::preempt::Rank;
 use context::Context;
+use decisions::Tally;
 
 /// Time as plans see it: an input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,6 +127,10 @@ pub struct Plan {
     pub recheck_at_ms: Option<u64>,
     /// Services to look at then.
     pub recheck: BTreeSet<ServiceId>,
+    /// Services whose policies are to be asked, once the rest is committed: containers wait for their word.
+    pub wanted: BTreeSet<ServiceId>,
+    /// What was decided, counted.
+    pub decisions: Tally,
 }
 
 /// Fresh container ids; an input like time.

@@ -189,6 +189,10 @@ pub fn drain_waits(state: &State, outlook: &At<'_>, node: NodeId) -> Vec<String>
             continue;
         }
         let view = view.get_or_insert_with(|| View::new(state, &BTreeMap::new()).with_loads(outlook));
+        if let Some(why) = outlook.unheard(service) {
+            waits.push(format!("{name} stays: {why}"));
+            continue;
+        }
         let request = wishes::request(state, service, &container.spec, &BTreeSet::new(), outlook);
         waits.push(match Search::new(view, request).possible_for(view, Some(node)) {
             Ok(()) => format!("{name} is next"),

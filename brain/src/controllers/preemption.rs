@@ -10,6 +10,7 @@ use berth_common::id::{ContainerId, NodeId, ServiceId, TenantId};
 use berth_common::model::{Class, ContainerRecord, Reservation, RunState};
 
 use super::context::{Context, ended, label};
+use super::decisions::{Decision, Whom};
 use super::services::{Live, Pass};
 use super::wishes;
 use crate::scheduler::preempt::{Eviction, Occupants, Rank, Victim};
@@ -186,6 +187,7 @@ impl Pass<'_, '_, '_> {
             };
             let (there, here) = (sentence(self.cx, victim.tenant), sentence(self.cx, tenant));
             self.cx.container_event("preempted", victim, there.clone());
+            self.cx.plan.decisions.add(Decision::Preempted(Whom::of(theirs)));
             self.cx.container_event("preempts", container, here);
             if victim.tenant != tenant {
                 let name = |tenant| {
@@ -313,6 +315,7 @@ pub(super) fn displace(cx: &mut Context<'_, '_>) {
                 label(container)
             );
             cx.container_event("preempted", container, text.clone());
+            cx.plan.decisions.add(Decision::Preempted(Whom::BestEffort));
             cx.evict(container, &text);
         }
     }

@@ -4,6 +4,7 @@
 use berth_common::model::{ContainerRecord, RunState, UpdateOrder};
 
 use super::context::{complete, label};
+use super::decisions::{Decision, Reason};
 use super::seating::New;
 use super::services::{Live, Pass};
 use crate::cluster::Change;
@@ -34,6 +35,7 @@ impl Pass<'_, '_, '_> {
                     self.cx.node_name(node)
                 );
                 self.cx.container_event("moved", &current.record, text);
+                self.cx.plan.decisions.add(Decision::Moved(Reason::NodeLost));
                 let (replica, run) = (current.record.replica, current.record.run);
                 let endpoints = self.remove_for_successor(current);
                 self.add(New {
@@ -52,6 +54,7 @@ impl Pass<'_, '_, '_> {
                         self.cx.node_name(eviction.node)
                     );
                     self.cx.container_event("moved", &current.record, text);
+                    self.cx.plan.decisions.add(Decision::Moved(Reason::NodeLost));
                     let (replica, run) = (current.record.replica, current.record.run);
                     let endpoints = self.remove_for_successor(current);
                     return self.add(New {
@@ -62,11 +65,8 @@ impl Pass<'_, '_, '_> {
                         ..New::default()
                     });
                 }
-                if current
-                    .record
-                    .node
-                    .is_some_and(|node| self.cx.turned.contains_key(&node))
-                {
+                let turned = |node| self.cx.turned.contains_key(&node);
+                if current.record.node.is_some_and(turned) && !refusal.is_asking() {
                     let text = format!(
                         "its node {} is lost and there is no elsewhere: {refusal}",
                         self.node_name(&current)
@@ -92,6 +92,9 @@ impl Pass<'_, '_, '_> {
             return;
         }
         if flight.failing || flight.unsettled >= policy.parallel {
+            return self.keep(current);
+        }
+        if self.heard().is_err() {
             return self.keep(current);
         }
         if !stop_first && let Ok(node) = self.place(current.record.node) {
@@ -166,6 +169,7 @@ impl Pass<'_, '_, '_> {
             self.why_leave(&current)
         );
         self.cx.container_event("moved", &current.record, text);
+        self.cx.plan.decisions.add(Decision::Moved(self.reason(&current)));
         let (replica, old, run) = (current.record.replica, current.record.id, current.record.run);
         let endpoints = if idle {
             self.remove_for_successor(current)

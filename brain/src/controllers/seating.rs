@@ -4,6 +4,7 @@ use berth_common::id::{ContainerId, NodeId};
 use berth_common::model::{ContainerRecord, Endpoint, RunState, UpdateOrder};
 
 use super::context::{Context, label};
+use super::decisions::Decision;
 use super::preemption::Redeemed;
 use super::services::{Live, Pass};
 use super::wishes;
@@ -95,6 +96,7 @@ impl Pass<'_, '_, '_> {
                 one.record.node = Some(node);
                 let text = format!("placed on {}", self.cx.node_name(node));
                 self.cx.container_event("placed", &one.record, text);
+                self.cx.plan.decisions.add(Decision::Placed);
             }
             Err(refusal) => {
                 if let Some(eviction) = self.find_room() {
@@ -113,6 +115,11 @@ impl Pass<'_, '_, '_> {
     pub fn wait_for(&mut self, container: &mut ContainerRecord, refusal: &Refusal, waiting: String) {
         // Load is never the same twice: that only its numbers moved is no news, and not worth a write.
         let old = container.waiting.as_deref();
+        if refusal.is_asking() {
+            // That it is being asked is over in a moment, and what stood there before says more.
+            container.waiting.get_or_insert(waiting);
+            return;
+        }
         if refusal.may_pass() && old.is_some_and(|old| same_but_for_numbers(old, &waiting)) {
             return;
         }
@@ -167,16 +174,17 @@ impl Pass<'_, '_, '_> {
     /// A new container, placed at once where that is possible and `now` allows.
     pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
         let links = replaces.is_none().then(|| self.link_missing()).flatten();
-        let mut eviction = None;
+        let (mut eviction, mut asking) = (None, false);
         let placed = match links {
             _ if !now => Err("waits until the container it replaces has stopped".to_owned()),
             Some(why) => Err(why),
             None => self.place(None).map_err(|refusal| {
                 eviction = self.find_room();
+                asking = refusal.is_asking();
                 refusal.to_string()
             }),
         };
-        if let (true, None, Err(why)) = (now, &eviction, &placed) {
+        if let (true, None, Err(why)) = (now && !asking, &eviction, &placed) {
             self.tell_waiting(None, why);
         }
         let (node, waiting) = match placed {
@@ -234,12 +242,14 @@ impl Pass<'_, '_, '_> {
         if let Some(node) = record.node {
             let text = format!("placed on {}", self.cx.node_name(node));
             self.cx.container_event("placed", &record, text);
+            self.cx.plan.decisions.add(Decision::Placed);
         }
         self.cx.put(record);
     }
 
     /// Takes a place for a container; `leaving`: the node that another one leaves for it.
     pub fn place(&mut self, leaving: Option<NodeId>) -> Result<NodeId, Box<Refusal>> {
+        self.heard()?;
         self.prepare();
         let search = self.search.as_mut().expect("prepared just before");
         let matters = leaving.filter(|_| search.asks_who_leaves());
@@ -252,6 +262,7 @@ impl Pass<'_, '_, '_> {
             Ok(_) if search.asks_who_leaves() => self.refused.clear(),
             Ok(_) => {}
             Err(refusal) => {
+                self.cx.plan.decisions.refused(refusal);
                 // Load falls without anything being told of it.
                 if refusal.may_pass() {
                     let again = self.cx.input.now.mono_ms + BUSY_MS;
@@ -259,6 +270,9 @@ impl Pass<'_, '_, '_> {
                 }
                 self.refused.insert(matters, refusal.clone());
             }
+        }
+        if let Err(refusal) = &placed {
+            self.doubt(refusal);
         }
         placed
     }

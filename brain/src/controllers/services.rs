@@ -11,6 +11,7 @@ use berth_common::id::{ContainerId, NodeId, ServiceId};
 use berth_common::model::{ContainerRecord, ContainerSpec, RunState, ServiceRecord};
 
 use super::context::{Context, ended, failing};
+use super::decisions::{Decision, Reason};
 use super::rollout;
 use super::seating::remove;
 use crate::scheduler::{Refusal, Search, taints};
@@ -171,6 +172,7 @@ impl<'a> Pass<'_, 'a, '_> {
             } else if unwanted || self.lost(&current) || self.settled(&next.record) {
                 let text = format!("{} takes over from {}", next.record.id, current.record.id);
                 self.cx.container_event("replaced", &next.record, text);
+                self.cx.plan.decisions.add(Decision::Replaced);
                 self.remove(current);
                 current = next;
                 current.record.replaces = None;
@@ -242,6 +244,16 @@ impl<'a> Pass<'_, 'a, '_> {
         match taint {
             Some(taint) => format!("the node has the taint {taint}"),
             None => "the node is being drained".to_owned(),
+        }
+    }
+
+    /// The same, as it is counted.
+    pub fn reason(&self, one: &Live) -> Reason {
+        let node = one.record.node.and_then(|node| self.cx.node(node));
+        match self.driven_away(one) {
+            false => Reason::Load,
+            true if node.is_some_and(|node| node.draining) => Reason::Drain,
+            true => Reason::Taint,
         }
     }
 

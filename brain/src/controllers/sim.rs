@@ -134,7 +134,7 @@ impl World {
     }
 
     /// Plans as often as plans make something dirty, as the writer does.
-    fn run_plan(&mut self, dirty: &Dirty) {
+    pub fn run_plan(&mut self, dirty: &Dirty) {
         let mut dirty = self.plan_once(dirty);
         let mut rounds = 1;
         while !dirty.is_empty() {
@@ -151,6 +151,8 @@ impl World {
             format!("{:?}", self.dry_plan(dirty)),
             "equal inputs, equal plans"
         );
+        super::sim_rules::check_tally(&plan);
+        self.watched.want(plan.wanted.clone());
         self.ids += 1_000;
         if let Some(at) = plan.recheck_at_ms {
             assert!(at > self.now, "a recheck in the past would spin");

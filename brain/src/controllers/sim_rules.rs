@@ -8,6 +8,8 @@ use berth_common::model::{
     TaintEffect, Together,
 };
 
+use super::Plan;
+use super::decisions::Decision;
 use crate::cluster::State;
 use crate::scheduler::preempt::Rank;
 
@@ -276,4 +278,28 @@ pub(super) fn check_preemption(before: &State, after: &State) {
             );
         }
     }
+}
+
+/// What a plan counts is what it tells.
+pub(super) fn check_tally(plan: &Plan) {
+    let told = |kind| {
+        let of_containers = plan.events.iter().filter(|e| e.subject.starts_with("container"));
+        of_containers.filter(|e| e.kind == kind).count() as u64
+    };
+    let counted = |fits: fn(&Decision) -> bool| -> u64 {
+        let all = plan.decisions.iter().filter(|(decision, _)| fits(decision));
+        all.map(|(_, count)| count).sum()
+    };
+    assert_eq!(counted(|d| matches!(d, Decision::Placed)), told("placed"));
+    assert_eq!(counted(|d| matches!(d, Decision::Moved(_))), told("moved"));
+    assert_eq!(
+        counted(|d| matches!(d, Decision::Preempted(_))),
+        told("preempted")
+    );
+    assert_eq!(counted(|d| matches!(d, Decision::Replaced)), told("replaced"));
+    let (refused, obstacles) = (
+        counted(|d| matches!(d, Decision::Refused)),
+        counted(|d| matches!(d, Decision::Obstacle(_))),
+    );
+    assert!(obstacles >= refused, "every refusal has a kind");
 }

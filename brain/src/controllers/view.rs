@@ -84,7 +84,11 @@ pub fn service_problem(state: &State, outlook: &At<'_>, service: ServiceId) -> O
     if let Ok(want) = record.spec.container_spec() {
         let view = View::new(state, &BTreeMap::new()).with_loads(outlook);
         let request = wishes::request(state, record, &want, &BTreeSet::new(), outlook);
-        if let Err(refusal) = Search::new(&view, request).possible(&view) {
+        let possible = Search::new(&view, request).possible(&view);
+        let refused = outlook
+            .unheard(record)
+            .or_else(|| Some(possible.err()?.to_string()));
+        if let Some(refusal) = refused {
             if let Some(first) = stranded.first() {
                 let place = first.node.map_or_else(String::new, name);
                 parts.push(format!("{} on the lost node {place}: {refusal}", stranded.len()));

@@ -63,6 +63,7 @@ pub(super) fn request<'a>(
                 .iter()
                 .map(|together| companion(state, service.tenant, together))
                 .collect(),
+            verdict: outlook.verdict(service),
         },
         load: outlook.newcomer(service.id, spec),
         seed: seed(service),

@@ -1,6 +1,7 @@
 //! What a service asks of places beyond room and labels, and how a node that does not satisfy it says so (R9).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use berth_common::id::Name;
 use berth_common::model::{Architecture, DEFAULT_POOL, Reservation, Spread, Toleration};
@@ -9,6 +10,7 @@ use berth_common::units::{Bytes, Millicores};
 use super::affinity::{self, Companion, Replicas};
 use super::filter::Obstacle;
 use super::{Request, Seat, taints};
+use crate::policies::Verdict;
 
 /// What a service asks of places, as far as it can be told from its spec and the state.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +31,8 @@ pub struct Constraints<'a> {
     pub idle: Reservation,
     /// Services that it is to be near.
     pub companions: Vec<Companion<'a>>,
+    /// What its policy says of nodes, if it has one and that was heard.
+    pub verdict: Option<Arc<Verdict>>,
 }
 
 /// What a node does not satisfy.
@@ -85,6 +89,13 @@ pub enum Broken {
         /// What is idle.
         idle: Millicores,
     },
+    /// The service's policy refuses it.
+    Policy {
+        /// Which policy.
+        policy: String,
+        /// Why, in its words.
+        why: Arc<str>,
+    },
     /// As many replicas as allowed are there.
     Crowded {
         /// How many.
@@ -107,6 +118,22 @@ impl Broken {
             Self::Crowded { .. } => 6,
             Self::IdleMemory { .. } => 7,
             Self::IdleCpu { .. } => 8,
+            Self::Policy { .. } => 9,
+        }
+    }
+
+    /// The kind's name, for counting.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Pool(_) => "pool",
+            Self::Architecture { .. } => "architecture",
+            Self::Taint(_) => "taint",
+            Self::Unlabelled(_) | Self::Uneven { .. } => "spread",
+            Self::Apart { .. } => "together",
+            Self::Crowded { .. } => "max_per_node",
+            Self::IdleMemory { .. } => "idle_memory",
+            Self::IdleCpu { .. } => "idle_cpu",
+            Self::Policy { .. } => "policy",
         }
     }
 
@@ -171,6 +198,13 @@ impl Broken {
                 "{nodes} {} idle CPU (need {need} cores, most is {idle} on {on})",
                 verb("lacks", "lack")
             ),
+            Self::Policy { policy, why } => {
+                let such = if mixed { "such as " } else { "" };
+                format!(
+                    "{nodes} {} refused by policy {policy} ({such}{why})",
+                    verb("is", "are")
+                )
+            }
             Self::Crowded { here, most } => {
                 let has = verb("has", "have");
                 format!("{nodes} {has} {here} of its replicas (max_per_node {most})")
@@ -217,6 +251,13 @@ impl Told {
         }
     }
 
+    /// The names of these kinds.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        let mut names: Vec<_> = self.0.values().map(|group| group.first.name()).collect();
+        names.dedup();
+        names.into_iter()
+    }
+
     /// One part of a sentence for each kind; `count` says how many nodes.
     pub fn parts(&self, count: impl Fn(u32) -> String) -> impl Iterator<Item = String> {
         self.0.values().map(move |group| {
@@ -245,11 +286,26 @@ pub fn standing(seat: &Seat<'_>, request: &Request<'_>) -> Option<Obstacle> {
     if let Some(taint) = taint {
         return Some(Obstacle::Broken(Broken::Taint(taint.to_string())));
     }
-    affinity::standing(seat.node, asked.spread, &asked.companions).map(Obstacle::Broken)
+    let apart = affinity::standing(seat.node, asked.spread, &asked.companions);
+    apart.or_else(|| refused(seat, asked)).map(Obstacle::Broken)
+}
+
+/// What the service's policy has against the node.
+fn refused(seat: &Seat<'_>, asked: &Constraints<'_>) -> Option<Broken> {
+    let verdict = asked.verdict.as_ref()?;
+    Some(Broken::Policy {
+        policy: verdict.policy.to_string(),
+        why: verdict.refusal(seat.node.id)?.into(),
+    })
 }
 
 /// What a node's standing properties take from its score.
 pub fn reluctance(seat: &Seat<'_>, request: &Request<'_>) -> i64 {
     let asked = &request.constraints;
+    let advised = asked
+        .verdict
+        .as_ref()
+        .map_or(0, |verdict| verdict.points(seat.node.id));
     taints::reluctance(seat.node, asked.tolerations) + affinity::reluctance(seat.node, &asked.companions)
+        - advised
 }

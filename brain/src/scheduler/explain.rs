@@ -1,5 +1,7 @@
 //! Refusals: every node's obstacle, added up into one sentence with numbers (R9).
 
+mod kinds;
+
 use std::fmt;
 
 use berth_common::model::Reservation;
@@ -78,6 +80,16 @@ pub struct Refusal {
     silent: u32,
     warm_cpu: Warm,
     warm_memory: Warm,
+    /// No node was looked at, since the service's policy was not heard.
+    unheard: Option<Unheard>,
+}
+
+/// Why a policy was not heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Unheard {
+    why: String,
+    /// It is only being asked now.
+    asking: bool,
 }
 
 impl Refusal {
@@ -87,6 +99,19 @@ impl Refusal {
             asked,
             ..Self::default()
         }
+    }
+
+    /// The service's policy was not heard; `asking`: since it is only being asked now.
+    pub fn unheard(why: String, asking: bool) -> Self {
+        Self {
+            unheard: Some(Unheard { why, asking }),
+            ..Self::default()
+        }
+    }
+
+    /// Whether it is no answer yet: the service's policy is being asked.
+    pub fn is_asking(&self) -> bool {
+        self.unheard.as_ref().is_some_and(|unheard| unheard.asking)
     }
 
     /// Whether it may be otherwise as soon as load falls or is told again, with nothing else changed.
@@ -130,6 +155,9 @@ fn nodes(count: u32) -> String {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use berth_common::units::{Bytes, Millicores};
+        if let Some(unheard) = &self.unheard {
+            return f.write_str(&unheard.why);
+        }
         let verb = |count: u32, one: &str, many: &str| {
             format!("{} {}", nodes(count), if count == 1 { one } else { many })
         };

@@ -29,6 +29,8 @@ use crate::controllers::{self, balance::Decided};
 use crate::images::{BlobError, BlobStore};
 use crate::link::{LinkError, LinkServer, LinkSettings, Links};
 use crate::outlook;
+use crate::policies;
+use crate::policies::run::{Clients, PolicyError};
 use crate::scheduler::forecast::SAMPLE_SECS;
 use crate::scheduler::rebalance;
 use crate::store::StoreError;
@@ -89,6 +91,9 @@ pub enum BrainError {
     /// The agents' link.
     #[error("the agents' link")]
     Link(#[from] LinkError),
+    /// A policy of the settings.
+    #[error("a placement policy")]
+    Policy(#[from] PolicyError),
     /// TLS of the API.
     #[error("TLS of the API")]
     Tls(#[from] rustls::Error),
@@ -129,7 +134,8 @@ pub async fn run(
         lease_ms: u64::from(lease_ms),
         patience_ms: patience_ms(uptime()),
     };
-    let cluster = Cluster::open(Arc::new(store), settings).await?;
+    let clients = Clients::open(&config.policy)?;
+    let cluster = Cluster::open_with(Arc::new(store), settings, &config.policy).await?;
     first::prepare(&cluster, &dir).await?;
 
     let own = addresses::of_this_host(config.listen.ip());
@@ -182,6 +188,7 @@ pub async fn run(
     ready();
     let stop = shutdown.clone().cancelled_owned();
     let balancer = config.rebalance.then(|| tokio::spawn(balance(cluster.clone())));
+    let advisers = (!clients.is_empty()).then(|| tokio::spawn(policies::run::run(cluster.clone(), clients)));
     let collector = tokio::spawn(collect(cluster, blobs));
     let ended = shutdown.clone();
     let (served, ()) = tokio::join!(
@@ -194,6 +201,9 @@ pub async fn run(
         link.run(shutdown),
     );
     collector.abort();
+    if let Some(advisers) = advisers {
+        advisers.abort();
+    }
     if let Some(balancer) = balancer {
         balancer.abort();
     }
@@ -250,7 +260,12 @@ async fn balance(cluster: Cluster) {
         let (state, now) = (cluster.snapshot(), outlook::seconds(cluster.now().mono_ms));
         let decided = controllers::balance::round(&state, &cluster.outlook(), &mut memory, now);
         drop(state);
-        let Decided { moves, events } = decided;
+        let Decided {
+            moves,
+            events,
+            wanted,
+        } = decided;
+        cluster.want(wanted);
         if moves.is_empty() && events.is_empty() {
             continue;
         }

@@ -134,6 +134,9 @@ pub struct CreateToken {
     /// Make an administrator's token. Only administrators may.
     #[serde(default)]
     pub admin: bool,
+    /// Make a token that reads `/metrics` and nothing else. Only administrators may, in the tenant `default`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub metrics: bool,
 }
 
 /// The only time a token's secret is shown.

@@ -84,6 +84,9 @@ pub struct ServiceSpec {
     /// priority. Above what its tenant may have, only administrators give it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i32,
+    /// A policy of the brain's settings that is asked which nodes had better take its containers, and which may not; none: nobody is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Name>,
     /// When to start a container again.
     #[serde(default, deserialize_with = "strict::restart")]
     pub restart: RestartPolicy,
@@ -294,6 +297,7 @@ impl ServiceSpec {
             max_per_node: None,
             class: Class::Standard,
             priority: 0,
+            policy: None,
             restart: RestartPolicy::default(),
             stop_grace_secs: 10,
             stop_signal: None,

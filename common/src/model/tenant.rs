@@ -86,6 +86,8 @@ pub enum Role {
         /// Which.
         tenant: TenantId,
     },
+    /// Reading the brain's metrics, and nothing else.
+    Metrics,
 }
 
 /// An API token. Only a hash of its secret is kept.

@@ -318,6 +318,7 @@ pub enum TenantCommand {
     /// Make, list or revoke a tenant's API tokens
     #[command(after_help = "Examples:
   berth tenant token shop --note ci --ttl 30d     prints the token once
+  berth tenant token default --metrics            reads /metrics and nothing else: for Prometheus
   berth tenant token shop --ls
   berth tenant token shop --revoke abcdefghij234567")]
     Token {
@@ -332,11 +333,14 @@ pub enum TenantCommand {
         /// An administrator's token (tenant default only).
         #[arg(long)]
         admin: bool,
+        /// A token that reads the brain's metrics and nothing else (tenant default only).
+        #[arg(long, conflicts_with = "admin")]
+        metrics: bool,
         /// List them instead.
-        #[arg(long, conflicts_with_all = ["note", "ttl", "admin", "revoke"])]
+        #[arg(long, conflicts_with_all = ["note", "ttl", "admin", "metrics", "revoke"])]
         ls: bool,
         /// Revoke this one instead.
-        #[arg(long, value_name = "ID", conflicts_with_all = ["note", "ttl", "admin"])]
+        #[arg(long, value_name = "ID", conflicts_with_all = ["note", "ttl", "admin", "metrics"])]
         revoke: Option<TokenId>,
     },
     /// Remove a tenant

@@ -119,6 +119,9 @@ pub struct SpecArgs {
     /// Who goes first where there is not room for all, -1000 to 1000: those of lower priority make room.
     #[arg(long, allow_hyphen_values = true, help_heading = "Places")]
     pub priority: Option<i32>,
+    /// Policy of the brain's settings that is asked which nodes had better take it.
+    #[arg(long, value_name = "NAME", help_heading = "Places")]
+    pub policy: Option<Name>,
     /// Reserve neither CPU nor memory: run on what reservations leave idle, and go first (--best-effort=false to undo).
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Places")]
     pub best_effort: Option<bool>,
@@ -194,6 +197,9 @@ pub struct RemoveArgs {
     /// Be near this service no more.
     #[arg(long, value_name = "SERVICE")]
     pub together_rm: Vec<Name>,
+    /// Ask no policy any more.
+    #[arg(long, conflicts_with = "policy")]
+    pub policy_rm: bool,
     /// Publish this port no more: 8080, 53/udp.
     #[arg(long, value_name = "PORT")]
     pub publish_rm: Vec<PublishedPort>,

@@ -103,6 +103,7 @@ pub async fn tenant(session: &Session, command: TenantCommand) -> Result<(), Fai
             note,
             ttl,
             admin,
+            metrics,
             ..
         } => {
             let url = client.url(&["tenants", name.as_str(), "tokens"], &[]);
@@ -110,6 +111,7 @@ pub async fn tenant(session: &Session, command: TenantCommand) -> Result<(), Fai
                 note,
                 ttl_secs: ttl,
                 admin,
+                metrics,
             };
             let made: CreatedToken = client.call(Method::POST, url, Some(&body)).await?;
             session.note("this is shown once; keep it, for `berth login URL --token-stdin`");

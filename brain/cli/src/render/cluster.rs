@@ -158,6 +158,7 @@ pub fn tokens(style: Style, now: UnixMillis, items: &[TokenView]) -> String {
                 cell(match token.role {
                     Role::Admin => "admin",
                     Role::Tenant { .. } => "tenant",
+                    Role::Metrics => "metrics",
                 }),
                 cell(&token.note),
                 cell(token.expires_at.map_or_else(|| "never".into(), moment)),
