@@ -4,6 +4,8 @@
 //! that is committed even, so that the next of the same batch sees it; a batch that fails is told as a whole anew. Samples come from the
 //! usage book, one every ten seconds of each node.
 
+use std::collections::BTreeMap;
+
 use berth_common::id::{ContainerId, NodeId, ServiceId};
 use berth_common::model::{ContainerRecord, ContainerSpec};
 use berth_common::protocol::{ContainerUsage, NodeUsage};
@@ -11,7 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::cluster::{Change, State};
 use crate::scheduler::forecast::{
-    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told,
+    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told, minus, plus,
 };
 use crate::scheduler::load::Known;
 
@@ -26,6 +28,16 @@ pub struct Watched(Mutex<Held>);
 pub struct At<'a> {
     held: MutexGuard<'a, Held>,
     now: u32,
+    supposed: Supposed,
+}
+
+/// What would be otherwise if containers were elsewhere than they are: for questions, never for decisions.
+#[derive(Debug, Clone, Default)]
+pub struct Supposed {
+    /// Containers that the forecast does not know, or knows elsewhere.
+    containers: BTreeMap<ContainerId, Told>,
+    /// What comes to each node, and what goes from it.
+    nodes: BTreeMap<NodeId, (Loads, Loads)>,
 }
 
 fn consumer(service: ServiceId, spec: &ContainerSpec) -> Consumer<ServiceId> {
@@ -109,6 +121,7 @@ impl Watched {
         At {
             held: self.0.lock(),
             now: seconds(mono_ms),
+            supposed: Supposed::default(),
         }
     }
 }
@@ -152,13 +165,57 @@ impl At<'_> {
 
     /// What is known of a container's load.
     pub fn container(&self, container: ContainerId) -> Option<Told> {
-        self.held.container(container)
+        let supposed = self.supposed.containers.get(&container).copied();
+        supposed.or_else(|| self.held.container(container))
+    }
+
+    /// With what was supposed before.
+    #[must_use]
+    pub fn given(mut self, supposed: Supposed) -> Self {
+        self.supposed = supposed;
+        self
+    }
+
+    /// What is supposed, so that it can be given to another outlook.
+    pub fn into_supposed(self) -> Supposed {
+        self.supposed
+    }
+
+    /// Supposes a change of `before`.
+    pub fn suppose(&mut self, before: &State, change: &Change) {
+        let (id, new) = match change {
+            Change::PutContainer(record) => (record.id, Some(record)),
+            Change::DeleteContainer(id) => (*id, None),
+            _ => return,
+        };
+        let old = before.containers.get(&id).and_then(|old| old.node);
+        let node = new.and_then(|record| record.node);
+        if old == node {
+            return;
+        }
+        let newcomer = |record: &ContainerRecord| Told {
+            expected: self.newcomer(record.service, &record.spec),
+            own: None,
+        };
+        let Some(told) = self.container(id).or_else(|| new.map(newcomer)) else {
+            return;
+        };
+        self.supposed.containers.insert(id, told);
+        for (node, comes) in [(old, false), (node, true)] {
+            let Some(node) = node else { continue };
+            let (added, gone) = self.supposed.nodes.entry(node).or_default();
+            let side = if comes { added } else { gone };
+            *side = plus(*side, told.expected);
+        }
     }
 
     /// What is known of a node's load.
     pub fn known(&self, node: NodeId) -> Known {
         match self.held.node(node, self.now) {
-            Some(loads) => Known::Expected(loads),
+            Some(loads) => Known::Expected(match self.supposed.nodes.get(&node) {
+                Some((added, gone)) => minus(plus(loads, *added), *gone),
+                None => loads,
+            }),
             // One that has only just come has not had the time to say anything; it comes after all whose load is known.
             None if self.held.never_heard(node) => Known::Unwatched,
             None => Known::Silent,

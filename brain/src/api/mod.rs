@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod containers;
+mod foresight;
 pub mod install;
 pub mod limits;
 pub mod networks;
@@ -17,6 +18,7 @@ pub mod pools;
 pub mod problem;
 pub mod quota;
 pub mod registries;
+mod schedule;
 mod server;
 pub mod services;
 pub mod streams;
@@ -36,6 +38,8 @@ pub(crate) mod fixtures;
 mod lifecycle;
 #[cfg(test)]
 mod placement_cases;
+#[cfg(test)]
+mod schedule_cases;
 
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -99,6 +103,8 @@ pub struct Inner {
     pub limits: limits::Limits,
     /// Open streams.
     pub streams: streams::Streams,
+    /// Looks ahead under way.
+    looks: tokio::sync::Semaphore,
 }
 
 impl Deref for ApiState {
@@ -130,6 +136,7 @@ impl ApiState {
             settings,
             limits,
             streams: streams::Streams::default(),
+            looks: tokio::sync::Semaphore::new(schedule::LOOKS),
         }))
     }
 }
@@ -150,6 +157,7 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
         .merge(networks::routes())
         .merge(services::routes())
         .merge(containers::routes())
+        .merge(schedule::routes())
         .merge(nodes::routes())
         .merge(pools::routes())
         .merge(usage::routes())

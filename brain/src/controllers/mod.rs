@@ -8,6 +8,8 @@ pub mod commands;
 mod context;
 mod dirty;
 pub mod endpoints;
+pub mod explained;
+pub mod foreseen;
 pub mod nodes;
 mod preemption;
 mod rollout;

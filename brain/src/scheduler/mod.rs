@@ -5,6 +5,7 @@
 //! controllers'. Measured load enters as what each node and the container to place are expected to use ([`forecast`]).
 
 pub mod affinity;
+pub mod compare;
 pub mod constraints;
 pub mod explain;
 pub mod filter;
@@ -163,30 +164,10 @@ impl Search {
         let only = self.only(leaving);
         let mut best: Option<(i64, usize)> = None;
         for (index, candidate) in self.eligible.iter().enumerate() {
-            let seat = &view.seats[candidate.seat];
             if self.obstacle(view, candidate.seat, leaving).is_some() {
                 continue;
             }
-            let uneven = self
-                .distribution
-                .as_ref()
-                .map_or(0, |spread| spread.reluctance(candidate.seat, leaving));
-            // What others of its kind use counts for a best-effort container alone.
-            let lent = match self.idle == Reservation::default() {
-                true => Reservation::default(),
-                false => seat.lent,
-            };
-            let score = score::score(
-                seat.allocatable,
-                seat.taken.plus(lent),
-                self.asked.plus(self.idle),
-                candidate.replicas,
-                only == Some(candidate.seat),
-                candidate.image,
-            ) + load::points(&seat.known, &self.load, &seat.capacity, &view.marks)
-                - candidate.reluctance
-                - uneven
-                - idle::reluctance(seat, self.asked);
+            let score = self.parts(view, candidate, leaving, only).total();
             // Strictly greater: of equals the smallest node id wins.
             if best.is_none_or(|(top, _)| score > top) {
                 best = Some((score, index));
