@@ -41,7 +41,11 @@ pub fn view(
         Some(first) => {
             let why = first.why.as_deref().unwrap_or("nothing would be done about it");
             let lost = first.fate == Fate::Lost;
-            let what = if lost { "would be lost until the node is back" } else { "would wait" };
+            let what = if lost {
+                "would be lost until the node is back"
+            } else {
+                "would wait"
+            };
             format!("{} of {count} {what}: {}: {why}", without.len(), first.name)
         }
     };
@@ -96,7 +100,9 @@ fn replica(
     };
     let why = match fate {
         Fate::Waits => pair.after.and_then(|record| record.waiting.clone()),
-        Fate::Lost => pair.after.and_then(|record| problems.get(&record.service).cloned()),
+        Fate::Lost => pair
+            .after
+            .and_then(|record| problems.get(&record.service).cloned()),
         _ => None,
     };
     ForeseenReplica {

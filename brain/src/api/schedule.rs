@@ -125,7 +125,9 @@ async fn loss(
     let there: Vec<_> = there.filter(|c| caller.sees(c.tenant)).collect();
     let services: BTreeSet<ServiceId> = there.iter().map(|c| c.service).collect();
     let own: BTreeSet<ContainerId> = there.iter().map(|c| c.id).collect();
-    let pairs = services.iter().flat_map(|id| foreseen::replicas(&state, &ahead.state, *id));
+    let pairs = services
+        .iter()
+        .flat_map(|id| foreseen::replicas(&state, &ahead.state, *id));
     let pairs: Vec<_> = pairs
         .filter(|pair| pair.before.is_some_and(|old| own.contains(&old.id)))
         .collect();
@@ -185,11 +187,7 @@ fn placement(state: &State, caller: &Caller, record: &ContainerRecord, told: &Ex
         name: views::container_name(record),
         node_name: record.node.and_then(|node| name(state, node)),
         best: best.and_then(shown),
-        verdict: told.verdict(
-            record,
-            |node| shown(node).map(|name| name.to_string()),
-            visible,
-        ),
+        verdict: told.verdict(record, |node| shown(node).map(|name| name.to_string()), visible),
         asked: told.asked,
         cpu: told.load[CPU].mean as u32,
         memory: told.load[MEMORY].mean as u64,
@@ -212,7 +210,9 @@ fn fit(state: &State, told: &Explained, choice: &Choice) -> Option<NodeFit> {
         node: choice.node,
         here: false,
         best: false,
-        against: against.map(|one| one.sentence(told.asked, name.as_str())).collect(),
+        against: against
+            .map(|one| one.sentence(told.asked, name.as_str()))
+            .collect(),
         score: choice.rating.as_ref().map(score),
         free: choice.free,
         replicas: choice.replicas,

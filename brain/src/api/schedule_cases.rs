@@ -35,12 +35,14 @@ async fn a_place_is_explained_node_by_node_with_parts_that_add_up() {
     assert_eq!((&told["node_name"], &told["best"]), (&json!("h1"), &json!("h1")));
     assert_eq!(names(&told["nodes"]), ["h1", "h2", "h3"]);
     assert_eq!(
-        told["nodes"][0]["free"]["memory"],
-        told["nodes"][2]["free"]["memory"],
+        told["nodes"][0]["free"]["memory"], told["nodes"][2]["free"]["memory"],
         "itself taken away first"
     );
     assert_eq!(told["nodes"][2]["against"], json!(["is cordoned"]));
-    assert!(told["nodes"][1]["score"]["replicas"].as_i64().unwrap() < 0, "web.2 is there");
+    assert!(
+        told["nodes"][1]["score"]["replicas"].as_i64().unwrap() < 0,
+        "web.2 is there"
+    );
     for node in told["nodes"].as_array().unwrap().iter().take(2) {
         let score = node["score"].as_object().unwrap();
         let parts = score.iter().filter(|(name, _)| *name != "total");
@@ -62,7 +64,10 @@ async fn a_place_is_explained_node_by_node_with_parts_that_add_up() {
         json!(["lacks memory (need 6GiB, free is 4GiB)"])
     );
     assert!(
-        told["verdict"].as_str().unwrap().starts_with("web.5 waits: no node fits: 2 nodes lack memory"),
+        told["verdict"]
+            .as_str()
+            .unwrap()
+            .starts_with("web.5 waits: no node fits: 2 nodes lack memory"),
         "{told}"
     );
 }
@@ -79,12 +84,18 @@ async fn r6_a_tenant_reads_of_its_own_containers_and_private_nodes_alone() {
     let told = explain(&b, "shop", "web.1").await;
     assert_eq!(names(&told["nodes"]), ["h4"], "{told}");
     let text = told.to_string();
-    assert!(!text.contains("h2") && !text.contains("h3") && !text.contains("points"), "{told}");
+    assert!(
+        !text.contains("h2") && !text.contains("h3") && !text.contains("points"),
+        "{told}"
+    );
     assert!(names(&explain(&b, "admin", "web.1").await["nodes"]).contains(&"h3"));
     let path = format!("{SHOP}/containers/web.1/schedule");
     let foreign = b.call("rival", "GET", &path).await.problem();
     assert_eq!(foreign.kind, ErrorKind::NotFound);
-    let foreign = b.send("rival", "POST", &format!("{SHOP}/schedule"), web(1)).await.problem();
+    let foreign = b
+        .send("rival", "POST", &format!("{SHOP}/schedule"), web(1))
+        .await
+        .problem();
     assert_eq!(foreign.kind, ErrorKind::NotFound);
     let foreign = b.call("shop", "GET", "/v1/nodes/h1/loss").await.problem();
     assert_eq!(foreign.kind, ErrorKind::NotFound);
@@ -99,32 +110,52 @@ async fn what_if_says_what_would_be_and_changes_nothing() {
     let revision = b.api.cluster.snapshot().revision;
     let at = format!("{SHOP}/schedule");
     let told = b.ok("shop", "POST", &at, web(3)).await;
-    assert_eq!((&told["fits"], &told["verdict"]), (&json!(true), &json!("all 3 would have a place")));
+    assert_eq!(
+        (&told["fits"], &told["verdict"]),
+        (&json!(true), &json!("all 3 would have a place"))
+    );
     assert_eq!(
         told["nodes"],
         json!([{ "name": "h1", "replicas": 2, "new": 2 }, { "name": "h2", "replicas": 1, "new": 1 }])
     );
     assert_eq!(told["replicas"][0]["fate"], "new");
     let told = b.ok("shop", "POST", &at, web(5)).await;
-    assert_eq!((&told["fits"], &told["replicas"][4]["fate"]), (&json!(false), &json!("waits")));
+    assert_eq!(
+        (&told["fits"], &told["replicas"][4]["fate"]),
+        (&json!(false), &json!("waits"))
+    );
     let verdict = told["verdict"].as_str().unwrap();
-    assert!(verdict.starts_with("1 of 5 would wait: web.5: no node fits: 2 nodes lack memory"), "{verdict}");
+    assert!(
+        verdict.starts_with("1 of 5 would wait: web.5: no node fits: 2 nodes lack memory"),
+        "{verdict}"
+    );
     assert_eq!(b.api.cluster.snapshot().revision, revision);
     assert!(b.api.cluster.snapshot().services.is_empty());
 
     // The like is what really happens.
     let services = format!("{SHOP}/services");
     b.ok("shop", "POST", &services, web(3)).await;
-    let really = b.ok("shop", "GET", &format!("{SHOP}/containers"), Value::Null).await;
+    let really = b
+        .ok("shop", "GET", &format!("{SHOP}/containers"), Value::Null)
+        .await;
     assert_eq!(really["items"][0]["node_name"], "h1");
     // As the update that it would be: its own replicas count, and those that go on are told so.
     let told = b.ok("shop", "POST", &at, web(2)).await;
-    let fates: Vec<_> = told["replicas"].as_array().unwrap().iter().map(|one| &one["fate"]).collect();
+    let fates: Vec<_> = told["replicas"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["fate"])
+        .collect();
     assert_eq!(fates, ["stays", "stays", "removed"]);
     let mut other = web(3);
     other["image"] = json!("nginx:2");
     let told = b.ok("shop", "POST", &at, other).await;
-    assert_eq!((&told["fits"], &told["replicas"][0]["fate"]), (&json!(true), &json!("replaced")), "{told}");
+    assert_eq!(
+        (&told["fits"], &told["replicas"][0]["fate"]),
+        (&json!(true), &json!("replaced")),
+        "{told}"
+    );
     // Judged as if it were meant.
     let quota = json!({ "quota": { "containers": 3 } });
     b.ok("admin", "PATCH", SHOP, quota).await;
@@ -145,7 +176,10 @@ async fn who_would_be_preempted_is_told_by_name_to_its_own_tenant_alone() {
     assert_eq!(told["replicas"][0]["to"], "h1", "{told}");
     assert_eq!(told["others"], Value::Null);
     let text = told["preempted"][0].as_str().unwrap();
-    assert!(text.starts_with("preempted another tenant's container (priority 0)"), "{text}");
+    assert!(
+        text.starts_with("preempted another tenant's container (priority 0)"),
+        "{text}"
+    );
     let told = b.ok("admin", "POST", &at, db).await;
     let text = told["preempted"][0].as_str().unwrap();
     assert!(text.contains("of rival (priority 0) for db.1 of shop"), "{text}");
@@ -161,10 +195,22 @@ async fn the_loss_of_a_node_is_foreseen_container_by_container() {
     }
     b.ok("shop", "POST", &format!("{SHOP}/services"), web(3)).await;
     let told = b.ok("admin", "GET", "/v1/nodes/h1/loss", Value::Null).await;
-    let fates: Vec<_> = told["replicas"].as_array().unwrap().iter().map(|one| &one["fate"]).collect();
-    assert_eq!(fates, ["replaced", "lost"], "one fits beside the other on h2: {told}");
+    let fates: Vec<_> = told["replicas"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["fate"])
+        .collect();
+    assert_eq!(
+        fates,
+        ["replaced", "lost"],
+        "one fits beside the other on h2: {told}"
+    );
     assert_eq!(told["replicas"][0]["to"], "h2");
     let why = told["replicas"][1]["why"].as_str().unwrap();
-    assert!(why.contains("1 node lacks memory (need 6GiB, most free is 4GiB on h2)"), "{why}");
+    assert!(
+        why.contains("1 node lacks memory (need 6GiB, most free is 4GiB on h2)"),
+        "{why}"
+    );
     assert!(!b.api.cluster.snapshot().nodes.values().any(|node| node.lost));
 }

@@ -13,7 +13,7 @@ use crate::outlook::{self, seconds};
 use crate::scheduler::rebalance::Memory;
 
 /// One sample of every node: each container uses so many millicores, and on each node so much is foreign.
-fn sample(w: &World, now: u32, container: u32, foreign: &[u32]) {
+pub(super) fn sample(w: &World, now: u32, container: u32, foreign: &[u32]) {
     for (n, cpu) in foreign.iter().enumerate() {
         let usage = NodeUsage {
             cpu_foreign: Some(*cpu),

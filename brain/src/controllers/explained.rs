@@ -64,7 +64,9 @@ pub const PARTS: [(&str, fn(&Rating) -> i64); 9] = [
     ("nearness to other services", |r| r.together),
     ("taints", |r| r.taints),
     ("the image being there", |r| r.parts.image),
-    ("best-effort containers that would have to go", |r| r.parts.displaces),
+    ("best-effort containers that would have to go", |r| {
+        r.parts.displaces
+    }),
 ];
 
 impl Explained {
@@ -74,7 +76,10 @@ impl Explained {
     }
 
     fn fitting(&self) -> usize {
-        self.choices.iter().filter(|choice| choice.rating.is_some()).count()
+        self.choices
+            .iter()
+            .filter(|choice| choice.rating.is_some())
+            .count()
     }
 
     /// The outcome in words. `shown`: the name of a node, if it may be named; `open`: whether numbers of a node may be told.

@@ -117,7 +117,13 @@ impl Play<'_, '_> {
         let dirty = std::mem::take(&mut self.dirty);
         let outlook = (self.outlook)().given(self.supposed.clone());
         let (state, now) = (&self.state, self.now.mono_ms);
-        let heard = |node: NodeId| state.nodes.get(&node).is_some_and(|node| !node.lost).then_some(now);
+        let heard = |node: NodeId| {
+            state
+                .nodes
+                .get(&node)
+                .is_some_and(|node| !node.lost)
+                .then_some(now)
+        };
         let input = Input {
             state,
             dirty: &dirty,
@@ -163,12 +169,14 @@ impl Play<'_, '_> {
             }
         }
         told.retain(|_, (up, gone)| !up.is_empty() || !gone.is_empty());
-        let changes = told.into_iter().map(|(node, (containers, gone))| Change::Observed {
-            node,
-            full: false,
-            containers,
-            gone,
-        });
+        let changes = told
+            .into_iter()
+            .map(|(node, (containers, gone))| Change::Observed {
+                node,
+                full: false,
+                containers,
+                gone,
+            });
         let changes: Vec<_> = changes.collect();
         let some = !changes.is_empty();
         self.apply(changes);
@@ -250,9 +258,8 @@ fn newest(state: &State, service: ServiceId) -> BTreeMap<u32, &ContainerRecord> 
 
 /// Replicas of other services that would not go on where they are.
 pub fn disturbed<'a>(before: &'a State, after: &'a State, but: &BTreeSet<ContainerId>) -> Vec<Replica<'a>> {
-    let goes = |old: &ContainerRecord| {
-        !old.removing && after.containers.get(&old.id).is_none_or(|new| new.removing)
-    };
+    let goes =
+        |old: &ContainerRecord| !old.removing && after.containers.get(&old.id).is_none_or(|new| new.removing);
     let all = before.containers.values().map(|old| &**old);
     all.filter(|old| goes(old) && !but.contains(&old.id))
         .map(|old| Replica {
@@ -263,10 +270,7 @@ pub fn disturbed<'a>(before: &'a State, after: &'a State, but: &BTreeSet<Contain
 }
 
 /// What makes a service what `spec` says, for [`look`]; the record of it as it would be.
-pub fn of_spec(
-    old: Option<&ServiceRecord>,
-    fresh: ServiceRecord,
-) -> ServiceRecord {
+pub fn of_spec(old: Option<&ServiceRecord>, fresh: ServiceRecord) -> ServiceRecord {
     match old {
         Some(old) if old.spec == fresh.spec => old.clone(),
         Some(old) => ServiceRecord {

@@ -27,6 +27,8 @@ mod best_effort_cases;
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod explained_cases;
+#[cfg(test)]
 pub(crate) mod fixtures;
 #[cfg(test)]
 mod network_cases;

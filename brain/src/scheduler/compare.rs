@@ -178,7 +178,9 @@ impl Obstacle {
         let marks = Watermarks::default();
         let busy = |resource: &str, percent: u32, mark: f32| {
             let mark = (mark * 100.0) as u32;
-            format!("is too busy ({resource} in use would reach {percent} percent, of {mark} that a placement may leave)")
+            format!(
+                "is too busy ({resource} in use would reach {percent} percent, of {mark} that a placement may leave)"
+            )
         };
         match self {
             Self::Private => "is private to another tenant".to_owned(),
