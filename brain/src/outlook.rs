@@ -197,15 +197,16 @@ impl At<'_> {
             expected: self.newcomer(record.service, &record.spec),
             own: None,
         };
-        let Some(told) = self.container(id).or_else(|| new.map(newcomer)) else {
-            return;
-        };
-        self.supposed.containers.insert(id, told);
-        for (node, comes) in [(old, false), (node, true)] {
-            let Some(node) = node else { continue };
-            let (added, gone) = self.supposed.nodes.entry(node).or_default();
-            let side = if comes { added } else { gone };
-            *side = plus(*side, told.expected);
+        // What moves begins anew: its successor is as little known as any.
+        let (was, is) = (self.container(id), new.map(newcomer));
+        if let (Some(node), Some(was)) = (old, was) {
+            let (_, gone) = self.supposed.nodes.entry(node).or_default();
+            *gone = plus(*gone, was.expected);
+        }
+        if let (Some(node), Some(is)) = (node, is) {
+            let (added, _) = self.supposed.nodes.entry(node).or_default();
+            *added = plus(*added, is.expected);
+            self.supposed.containers.insert(id, is);
         }
     }
 

@@ -30,9 +30,24 @@ pub struct Explained {
 
 /// Compares all nodes for a container, itself taken away first; none of one whose service is gone.
 pub fn explain(state: &State, outlook: &At<'_>, container: &ContainerRecord) -> Option<Explained> {
+    compare(state, outlook, container, None)
+}
+
+/// The same for its successor, which counts as what is not known yet.
+pub(super) fn successor(state: &State, outlook: &At<'_>, container: &ContainerRecord) -> Option<Explained> {
+    let load = outlook.newcomer(container.service, &container.spec);
+    compare(state, outlook, container, Some(load))
+}
+
+fn compare(
+    state: &State,
+    outlook: &At<'_>,
+    container: &ContainerRecord,
+    load: Option<Loads>,
+) -> Option<Explained> {
     let service = state.services.get(&container.service)?;
     let mut view = View::new(state, &BTreeMap::new()).with_loads(|node| outlook.known(node));
-    let request = wishes::anew(state, service, container, outlook);
+    let mut request = wishes::anew(state, service, container, outlook);
     match (container.node, container.claim) {
         (Some(node), _) => view.release(
             node,
@@ -45,6 +60,7 @@ pub fn explain(state: &State, outlook: &At<'_>, container: &ContainerRecord) -> 
         (None, Some(node)) => view.unclaim(node, container.spec.reservation),
         (None, None) => {}
     }
+    request.load = load.unwrap_or(request.load);
     let search = Search::new(&view, &request);
     Some(Explained {
         asked: request.reservation,

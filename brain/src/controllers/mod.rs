@@ -11,6 +11,7 @@ pub mod endpoints;
 pub mod explained;
 pub mod foreseen;
 pub mod nodes;
+pub mod pack;
 mod preemption;
 mod rollout;
 mod seating;
@@ -34,6 +35,8 @@ pub(crate) mod fixtures;
 mod network_cases;
 #[cfg(test)]
 mod node_cases;
+#[cfg(test)]
+mod pack_cases;
 #[cfg(test)]
 mod placement_cases;
 #[cfg(test)]
