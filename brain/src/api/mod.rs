@@ -12,6 +12,7 @@ pub mod limits;
 pub mod networks;
 pub mod nodes;
 pub mod openapi;
+mod pack;
 mod page;
 mod placement;
 pub mod pools;
@@ -103,7 +104,7 @@ pub struct Inner {
     pub limits: limits::Limits,
     /// Open streams.
     pub streams: streams::Streams,
-    /// Looks ahead under way.
+    /// Turns of those who look ahead.
     looks: tokio::sync::Semaphore,
 }
 
@@ -159,6 +160,7 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
         .merge(containers::routes())
         .merge(schedule::routes())
         .merge(nodes::routes())
+        .merge(pack::routes())
         .merge(pools::routes())
         .merge(usage::routes())
         .merge(streams::routes());

@@ -41,25 +41,31 @@ pub(super) const LOOKS: usize = 2;
 /// How long one waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
 
-/// Plays changes forward on a copy of the state, apart from the threads that answer.
-async fn look_ahead(api: &ApiState, state: &Arc<State>, changes: Vec<Change>) -> Result<Ahead, Problem> {
+/// Does work that takes a processor for long, when its turn comes and apart from the threads that answer.
+///
+/// # Errors
+/// `rate-limited` if too many are before it.
+pub(super) async fn in_turn<T: Send + 'static>(
+    api: &ApiState,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
     let turn = tokio::time::timeout(TURN, api.looks.acquire()).await;
     let Ok(Ok(_turn)) = turn else {
-        let detail = "others are looking ahead, one after the other, and you would wait too long";
+        let detail = "others are looking ahead before you, and you would wait too long";
         return Err(Problem::new(ErrorKind::RateLimited, detail).cure("try again in a moment"));
     };
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.map_err(|_| Problem::new(ErrorKind::Internal, "looking ahead failed"))
+}
+
+/// Plays changes forward on a copy of the state.
+async fn look_ahead(api: &ApiState, state: &Arc<State>, changes: Vec<Change>) -> Result<Ahead, Problem> {
     let (cluster, state) = (api.cluster.clone(), Arc::clone(state));
     let play = move || {
-        foreseen::look(
-            &state,
-            changes,
-            cluster.now(),
-            &|| cluster.outlook(),
-            &mut ContainerId::random,
-        )
+        let (now, mut fresh) = (cluster.now(), ContainerId::random);
+        foreseen::look(&state, changes, now, &|| cluster.outlook(), &mut fresh)
     };
-    let ended = tokio::task::spawn_blocking(play).await;
-    ended.map_err(|_| Problem::new(ErrorKind::Internal, "looking ahead failed"))
+    in_turn(api, play).await
 }
 
 /// What would stand against services in the end.

@@ -214,3 +214,40 @@ async fn the_loss_of_a_node_is_foreseen_container_by_container() {
     );
     assert!(!b.api.cluster.snapshot().nodes.values().any(|node| node.lost));
 }
+
+#[tokio::test]
+async fn packing_needs_an_administrator_and_begins_only_when_it_is_meant() {
+    let b = Bench::new().await;
+    for n in 1..=3 {
+        b.join(n, NodeKind::Shared).await;
+    }
+    let at = "/v1/nodes/pack";
+    let refused = b.send("shop", "POST", at, json!({})).await.problem();
+    assert_eq!(refused.kind, ErrorKind::Forbidden);
+    for (field, bad) in [
+        ("/keep", json!({ "keep": 0 })),
+        ("/pool", json!({ "pool": "nope" })),
+    ] {
+        let refused = b.send("admin", "POST", at, bad).await.problem();
+        assert_eq!(refused.field.as_deref(), Some(field), "{refused}");
+    }
+    // What does not run yet can't move; its node stays, and the empty ones are given away.
+    b.ok("shop", "POST", &format!("{SHOP}/services"), web(1)).await;
+    let revision = b.api.cluster.snapshot().revision;
+    let dry = b.ok("admin", "POST", at, json!({ "dry_run": true })).await;
+    assert_eq!(
+        (names(&dry["freed"]), names(&dry["kept"])),
+        (vec!["h2", "h3"], vec!["h1"])
+    );
+    assert_eq!(dry["verdict"], "2 of 3 nodes can be emptied: 0 containers move");
+    assert_eq!(b.api.cluster.snapshot().revision, revision);
+    let done = b.ok("admin", "POST", at, json!({ "keep": 2 })).await;
+    assert_eq!(names(&done["freed"]), ["h2"]);
+    let node = b.ok("admin", "GET", "/v1/nodes/h2", Value::Null).await;
+    assert_eq!(
+        (&node["cordoned"], &node["draining"]),
+        (&json!(true), &json!(true))
+    );
+    let again = b.ok("admin", "POST", at, json!({ "keep": 2 })).await;
+    assert_eq!(again["verdict"], "no node can be emptied; 2 stay open");
+}

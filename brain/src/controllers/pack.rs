@@ -94,7 +94,9 @@ pub fn plan<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, ask: &Ask) -> Packe
             work += now.state.nodes.len() * (1 + now.state.containers_on(node).count());
             if work > WORK {
                 packed.cut = true;
-                packed.kept.push((node, "there were too many to look at them all".to_owned()));
+                packed
+                    .kept
+                    .push((node, "there were too many to look at them all".to_owned()));
                 continue;
             }
             match now.without(node, &replacing) {
@@ -112,7 +114,10 @@ pub fn plan<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, ask: &Ask) -> Packe
             break;
         }
     }
-    packed.freed = order.into_iter().map(|node| freed(state, &now.state, node)).collect();
+    packed.freed = order
+        .into_iter()
+        .map(|node| freed(state, &now.state, node))
+        .collect();
     packed
 }
 
@@ -128,7 +133,13 @@ fn open_nodes(state: &State, pool: &Name) -> Vec<NodeId> {
             && synced(node)
     });
     let mut open: Vec<_> = open
-        .map(|node| (reserved_percent(state, node), state.taken_on(node.id).containers, node.id))
+        .map(|node| {
+            (
+                reserved_percent(state, node),
+                state.taken_on(node.id).containers,
+                node.id,
+            )
+        })
         .collect();
     open.sort_unstable();
     open.into_iter().map(|(_, _, node)| node).collect()
@@ -149,7 +160,10 @@ fn freed(before: &State, after: &State, node: NodeId) -> Freed {
     });
     Freed {
         node,
-        reserved_percent: before.nodes.get(&node).map_or(0, |record| reserved_percent(before, record)),
+        reserved_percent: before
+            .nodes
+            .get(&node)
+            .map_or(0, |record| reserved_percent(before, record)),
         moves: moved.collect(),
     }
 }
@@ -207,11 +221,21 @@ impl Trial<'_, '_> {
         let least = own.and_then(|own| own.rating.as_ref()).map_or(0, wishes);
         let fits = |choice: &&Choice| choice.node != from && choice.rating.is_some();
         let cool = |choice: &&Choice| {
-            choice.expected.is_none_or(|with| with.cpu_high <= marks.target && with.memory_high <= marks.memory)
+            choice
+                .expected
+                .is_none_or(|with| with.cpu_high <= marks.target && with.memory_high <= marks.memory)
         };
-        let good = |choice: &&Choice| choice.rating.as_ref().is_some_and(|rating| wishes(rating) >= least);
+        let good = |choice: &&Choice| {
+            choice
+                .rating
+                .as_ref()
+                .is_some_and(|rating| wishes(rating) >= least)
+        };
         let fullest = |choice: &&Choice| {
-            let room = choice.rating.as_ref().map_or(0, |rating| rating.parts.reservation);
+            let room = choice
+                .rating
+                .as_ref()
+                .map_or(0, |rating| rating.parts.reservation);
             (room, choice.node)
         };
         let all = || told.choices.iter().filter(fits);
@@ -224,7 +248,9 @@ impl Trial<'_, '_> {
                 let others = told.choices.iter().filter(|choice| choice.node != from).count();
                 format!("{name} fits on none of the {others} other nodes")
             }
-            (Some(_), None) => format!("{name} would be nearer to its other replicas elsewhere, or farther from what it is to be with"),
+            (Some(_), None) => format!(
+                "{name} would be nearer to its other replicas elsewhere, or farther from what it is to be with"
+            ),
             (Some(_), Some(_)) => format!("{name} would make every other node too busy"),
         })
     }

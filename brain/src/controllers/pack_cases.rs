@@ -48,14 +48,23 @@ fn what_is_spread_thin_is_packed_and_serves_all_the_while() {
     for _ in 0..40 {
         w.run(1);
         for n in 1..=4 {
-            assert_eq!(w.running(service_id(n)).min(1), 1, "whoever moves serves until its successor does");
+            assert_eq!(
+                w.running(service_id(n)).min(1),
+                1,
+                "whoever moves serves until its successor does"
+            );
         }
     }
     w.run(60);
     assert_eq!(used(&w, 4), 1);
     let moved: Vec<_> = w.events.iter().filter(|event| event.kind == "moved").collect();
     assert_eq!(moved.len(), 3, "{moved:?}");
-    assert!(moved.iter().all(|event| event.text.contains("is emptied, of which 25 percent are reserved")), "{moved:?}");
+    assert!(
+        moved.iter().all(|event| event
+            .text
+            .contains("is emptied, of which 25 percent are reserved")),
+        "{moved:?}"
+    );
     assert_eq!(w.events.iter().filter(|event| event.kind == "drained").count(), 3);
     assert_eq!(plan(&w, 1).freed, []);
     quiet(&w);
@@ -69,14 +78,24 @@ fn replicas_apart_stay_apart_and_what_must_not_move_keeps_its_node() {
     let planned = plan(&w, 1);
     assert_eq!(planned.freed.len(), 1, "two replicas, two nodes: {planned:?}");
     let kept = &planned.kept;
-    assert!(kept.iter().any(|(_, why)| why.contains("nearer to its other replicas")), "{kept:?}");
+    assert!(
+        kept.iter()
+            .any(|(_, why)| why.contains("nearer to its other replicas")),
+        "{kept:?}"
+    );
     let mut still = service(2, 1, "web:1", 1, Bytes::gib(1));
     still.spec.update.order = UpdateOrder::StopFirst;
     w.commit(vec![Change::PutService(still)]);
     w.run(10);
     assert_eq!(used(&w, 3), 3);
     let planned = plan(&w, 1);
-    assert!(planned.kept.iter().any(|(_, why)| why.contains("s2.1 must stop before")), "{planned:?}");
+    assert!(
+        planned
+            .kept
+            .iter()
+            .any(|(_, why)| why.contains("s2.1 must stop before")),
+        "{planned:?}"
+    );
     assert_eq!(plan(&w, 3).freed, [], "so many are to stay");
 }
 
@@ -92,7 +111,9 @@ fn whoever_is_uncordoned_meanwhile_keeps_what_it_still_has() {
     let from = planned.freed[0].node;
     w.commit(pack::begin(&w.state, &planned.freed).unwrap());
     let number = if from == node_id(1) { 1 } else { 2 };
-    edit_node(&mut w, number, |node| (node.draining, node.cordoned) = (false, false));
+    edit_node(&mut w, number, |node| {
+        (node.draining, node.cordoned) = (false, false)
+    });
     w.run(60);
     assert!(w.state.containers.values().all(|c| c.moves.is_none()));
     assert!(w.state.moving.is_empty());
@@ -129,7 +150,11 @@ fn no_more_than_two_leave_a_node_at_a_time_and_room_is_kept_for_the_rest() {
     }
     assert!(w.state.containers_on(freed.node).next().is_none());
     assert!(freed.moves.iter().all(|(_, to)| *to == target));
-    assert!(!w.events.iter().any(|event| event.kind == "stays"), "{:?}", w.events);
+    assert!(
+        !w.events.iter().any(|event| event.kind == "stays"),
+        "{:?}",
+        w.events
+    );
 }
 
 proptest! {

@@ -26,7 +26,11 @@ const STALLED_MS: u64 = 5_000;
 
 /// The room that is kept for a container where it is to move to.
 fn kept_for(one: &Live) -> Reservation {
-    one.original.as_ref().map_or(&one.record, |old| old).spec.reservation
+    one.original
+        .as_ref()
+        .map_or(&one.record, |old| old)
+        .spec
+        .reservation
 }
 
 impl Pass<'_, '_, '_> {
@@ -165,7 +169,10 @@ impl Pass<'_, '_, '_> {
         };
         let node = match node {
             None if emptying => {
-                self.give_up(&mut current, "it no longer fits there; another place is looked for");
+                self.give_up(
+                    &mut current,
+                    "it no longer fits there; another place is looked for",
+                );
                 self.place(current.record.node).ok()
             }
             node => node,

@@ -33,6 +33,7 @@
 //! | POST `/nodes/tokens` | [`CreateJoinToken`] → [`CreatedJoinToken`] |
 //! | PATCH `/nodes/{n}` | [`UpdateNode`] → [`NodeView`] |
 //! | POST `/nodes/{n}/{cordon,uncordon,drain}` | → [`NodeView`] |
+//! | POST `/nodes/pack` | [`PackNodes`] → [`PackView`] |
 //! | GET `/nodes/{n}/loss` | → [`ForeseenView`]: what its loss would do; changes nothing |
 //! | DELETE `/nodes/{n}?force=` | → 204 |
 //! | GET `/pools`, `/pools/{p}` | → [`Listing`] of, or one [`PoolView`] |
@@ -56,7 +57,8 @@ pub use networks::{CreateNetwork, EndpointView, NetworkView, ServiceAddress};
 pub use nodes::{CreateJoinToken, CreatedJoinToken, NodeView, UpdateNode};
 pub use pools::{PoolView, PutPool};
 pub use schedule::{
-    ExpectedShares, Fate, ForeseenNode, ForeseenReplica, ForeseenView, NodeFit, PlacementView, ScoreParts,
+    ExpectedShares, Fate, ForeseenNode, ForeseenReplica, ForeseenView, KeptNode, NodeFit, PackNodes,
+    PackView, PackedMove, PackedNode, PlacementView, ScoreParts,
 };
 pub use usage::{ContainerLoad, ExpectedLoad, NodeLoad, UsageView};
 

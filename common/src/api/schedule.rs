@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::EventView;
 use crate::id::{ContainerId, Name, NodeId};
-use crate::model::Reservation;
+use crate::model::{DEFAULT_POOL, Reservation};
 
 /// A container's place, compared with all others as if it were placed now, itself taken away first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,4 +194,78 @@ pub struct ForeseenNode {
     pub replicas: u32,
     /// How many of them it does not have now.
     pub new: u32,
+}
+
+/// Empty nodes whose containers fit elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PackNodes {
+    /// The pool whose shared nodes are meant; default `default`.
+    #[serde(default = "default_pool")]
+    pub pool: Name,
+    /// So many of them stay open at least, 1 to 100,000; default 1.
+    #[serde(default = "one")]
+    pub keep: u32,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+fn default_pool() -> Name {
+    DEFAULT_POOL.parse().expect("a DNS label")
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// Nodes that are emptied, and those that are not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PackView {
+    /// In words.
+    pub verdict: String,
+    /// Nothing was done, only said.
+    pub dry_run: bool,
+    /// Nodes that are cordoned and drained, in order.
+    pub freed: Vec<PackedNode>,
+    /// Nodes that stay open, and why.
+    pub kept: Vec<KeptNode>,
+}
+
+/// A node that is emptied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PackedNode {
+    /// Its name.
+    pub name: Name,
+    /// What of it is reserved now, percent of its scarcest resource.
+    pub reserved_percent: u64,
+    /// Where its containers go.
+    pub moves: Vec<PackedMove>,
+}
+
+/// A container's move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PackedMove {
+    /// Which container.
+    pub container: ContainerId,
+    /// `service.replica`.
+    pub name: String,
+    /// Its tenant's name.
+    pub tenant_name: Name,
+    /// The node that it goes to.
+    pub to: Name,
+}
+
+/// A node that stays open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KeptNode {
+    /// Its name.
+    pub name: Name,
+    /// Why it can't be emptied.
+    pub why: String,
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use berth_common::api::{Fate, ForeseenReplica, ForeseenView, NodeFit, PlacementView, ScoreParts};
+use berth_common::api::{Fate, ForeseenReplica, ForeseenView, NodeFit, PackView, PlacementView, ScoreParts};
 
 use super::text::{clean, moment};
 use super::{Style, cell, table};
@@ -141,6 +141,42 @@ fn fate(fate: Fate) -> &'static str {
         Fate::Lost => "lost",
         Fate::Unknown => "unknown",
     }
+}
+
+/// `berth node pack`.
+pub fn packed(style: Style, view: &PackView) -> String {
+    let mut text = String::new();
+    let moves = view.freed.iter().flat_map(|node| {
+        let empty = node
+            .moves
+            .is_empty()
+            .then(|| vec![cell(&node.name), cell("-"), cell("-"), cell("-")]);
+        let moves = node.moves.iter().map(|one| {
+            vec![
+                cell(&node.name),
+                cell(&one.name),
+                cell(&one.tenant_name),
+                cell(&one.to),
+            ]
+        });
+        empty.into_iter().chain(moves)
+    });
+    let moves: Vec<_> = moves.collect();
+    if !moves.is_empty() {
+        text.push_str(&table(style, &["EMPTIED", "CONTAINER", "TENANT", "TO"], moves));
+        text.push('\n');
+    }
+    let kept = view
+        .kept
+        .iter()
+        .map(|node| vec![cell(&node.name), cell(&node.why)]);
+    let kept: Vec<_> = kept.collect();
+    if !kept.is_empty() {
+        text.push_str(&table(style, &["STAYS", "WHY"], kept));
+        text.push('\n');
+    }
+    let _ = writeln!(text, "{}", clean(&view.verdict));
+    text
 }
 
 #[cfg(test)]

@@ -406,6 +406,9 @@ fn router(seen: Seen) -> Router {
             "/nodes/{n}",
             get(move || std::future::ready(polled())).patch(|| async { axum::Json(node(0)) }),
         )
+        .route("/nodes/pack", post(|| async { axum::Json(json!({"verdict": "1 of 2 nodes are emptied: 2 containers move",
+            "dry_run": false, "freed": [{"name": "h1", "reserved_percent": 10, "moves": [{"container": ID, "name": "web.1",
+            "tenant_name": "default", "to": "h2"}]}], "kept": [{"name": "h2", "why": "1 nodes are to stay open"}]})) }))
         .route("/nodes/{n}/loss", get(|| async { axum::Json(foreseen(&json!(9))) }))
         .route("/nodes/{n}/drain", post(move || std::future::ready(count())))
         .route("/usage", get(usage))
