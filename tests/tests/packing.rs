@@ -116,7 +116,7 @@ fn what_is_spread_thin_is_explained_foreseen_and_packed_and_no_request_is_lost()
             .brain
             .items(&["ps"])
             .iter()
-            .filter(|c| c["status"] == "running")
+            .filter(|c| c["observed"]["phase"] == "running")
             .count();
         (running == 4).then_some(())
     });
