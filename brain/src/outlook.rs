@@ -5,7 +5,7 @@
 //! usage book, one every ten seconds of each node. What operators' policies said ([`Book`]) is kept beside it, since plans need both, as one
 //! view that stays as it is while they look.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use berth_common::api::ExpectedLoad;
@@ -19,7 +19,7 @@ use crate::cluster::{Change, State};
 use crate::policies::{Book, Opinion, PolicySettings, Verdict};
 use crate::scheduler::Watcher;
 use crate::scheduler::forecast::{
-    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told, plus,
+    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told, minus, plus,
 };
 use crate::scheduler::load::{Known, Watermarks};
 
@@ -40,6 +40,16 @@ pub struct At<'a> {
     held: MutexGuard<'a, Held>,
     policies: MutexGuard<'a, Book>,
     now: u32,
+    supposed: Supposed,
+}
+
+/// What would be otherwise if containers were elsewhere than they are: for questions, never for decisions.
+#[derive(Debug, Clone, Default)]
+pub struct Supposed {
+    /// Containers that the forecast does not know, or knows elsewhere.
+    containers: BTreeMap<ContainerId, Told>,
+    /// What comes to each node, and what goes from it.
+    nodes: BTreeMap<NodeId, (Loads, Loads)>,
 }
 
 fn consumer(service: ServiceId, spec: &ContainerSpec) -> Consumer<ServiceId> {
@@ -151,6 +161,7 @@ impl Watched {
             held: self.forecast.lock(),
             policies: self.policies.lock(),
             now: seconds(mono_ms),
+            supposed: Supposed::default(),
         }
     }
 }
@@ -210,7 +221,49 @@ impl At<'_> {
 
     /// What is known of a container's load.
     pub fn container(&self, container: ContainerId) -> Option<Told> {
-        self.held.container(container)
+        let supposed = self.supposed.containers.get(&container).copied();
+        supposed.or_else(|| self.held.container(container))
+    }
+
+    /// With what was supposed before.
+    #[must_use]
+    pub fn given(mut self, supposed: Supposed) -> Self {
+        self.supposed = supposed;
+        self
+    }
+
+    /// What is supposed, so that it can be given to another outlook.
+    pub fn into_supposed(self) -> Supposed {
+        self.supposed
+    }
+
+    /// Supposes a change of `before`.
+    pub fn suppose(&mut self, before: &State, change: &Change) {
+        let (id, new) = match change {
+            Change::PutContainer(record) => (record.id, Some(record)),
+            Change::DeleteContainer(id) => (*id, None),
+            _ => return,
+        };
+        let old = before.containers.get(&id).and_then(|old| old.node);
+        let node = new.and_then(|record| record.node);
+        if old == node {
+            return;
+        }
+        let newcomer = |record: &ContainerRecord| Told {
+            expected: self.newcomer(record.service, &record.spec),
+            own: None,
+        };
+        // What moves begins anew: its successor is as little known as any.
+        let (was, is) = (self.container(id), new.map(newcomer));
+        if let (Some(node), Some(was)) = (old, was) {
+            let (_, gone) = self.supposed.nodes.entry(node).or_default();
+            *gone = plus(*gone, was.expected);
+        }
+        if let (Some(node), Some(is)) = (node, is) {
+            let (added, _) = self.supposed.nodes.entry(node).or_default();
+            *added = plus(*added, is.expected);
+            self.supposed.containers.insert(id, is);
+        }
     }
 
     /// What is known of what a service's policy says.
@@ -243,7 +296,10 @@ impl At<'_> {
 impl Watcher for At<'_> {
     fn known(&self, node: NodeId) -> Known {
         match self.held.node(node, self.now) {
-            Some(loads) => Known::Expected(loads),
+            Some(loads) => Known::Expected(match self.supposed.nodes.get(&node) {
+                Some((added, gone)) => minus(plus(loads, *added), *gone),
+                None => loads,
+            }),
             // One that has only just come has not had the time to say anything.
             None if self.held.never_heard(node) => Known::Unwatched,
             None => Known::Silent,

@@ -137,7 +137,7 @@ fn set(node: NodeId) -> DesiredSet {
         service: ServiceId::from_bytes([1; 10]),
         service_name: "s".parse().unwrap(),
         replica: u32::from(n) + 1,
-        spec: spec.clone(),
+        spec: spec.clone().into(),
         run: RunState::Running,
         restarts_asked: 0,
         endpoints: vec![],

@@ -6,18 +6,21 @@
 
 pub mod auth;
 pub mod containers;
+mod foresight;
 pub mod install;
 pub mod limits;
 mod metrics;
 pub mod networks;
 pub mod nodes;
 pub mod openapi;
+mod pack;
 mod page;
 mod placement;
 pub mod pools;
 pub mod problem;
 pub mod quota;
 pub mod registries;
+mod schedule;
 mod server;
 pub mod services;
 pub mod streams;
@@ -37,6 +40,8 @@ pub(crate) mod fixtures;
 mod lifecycle;
 #[cfg(test)]
 mod placement_cases;
+#[cfg(test)]
+mod schedule_cases;
 
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -102,6 +107,8 @@ pub struct Inner {
     pub streams: streams::Streams,
     /// Who reads metrics.
     pub scrapes: metrics::Scrapes,
+    /// Turns of those who look ahead.
+    looks: tokio::sync::Semaphore,
 }
 
 impl Deref for ApiState {
@@ -134,6 +141,7 @@ impl ApiState {
             limits,
             streams: streams::Streams::default(),
             scrapes: metrics::Scrapes::default(),
+            looks: tokio::sync::Semaphore::new(schedule::LOOKS),
         }))
     }
 }
@@ -154,7 +162,9 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
         .merge(networks::routes())
         .merge(services::routes())
         .merge(containers::routes())
+        .merge(schedule::routes())
         .merge(nodes::routes())
+        .merge(pack::routes())
         .merge(pools::routes())
         .merge(usage::routes())
         .merge(streams::routes());

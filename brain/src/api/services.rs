@@ -51,7 +51,10 @@ fn find(state: &State, tenant: &TenantRecord, name: &str) -> Result<Arc<ServiceR
 }
 
 /// Whether a tenant may have this spec, in place of `replaced` if it has that.
-fn judge(
+///
+/// # Errors
+/// What stands against it.
+pub(super) fn judge(
     state: &State,
     scope: &Scope,
     spec: &ServiceSpec,
@@ -198,7 +201,7 @@ async fn list(
 }
 
 /// A new record of a spec.
-fn new_record(
+pub(super) fn new_record(
     id: ServiceId,
     tenant: TenantId,
     spec: ServiceSpec,

@@ -15,6 +15,10 @@ use super::{Connection, JoinTokenRecord, Network, State};
 
 /// A change to the cluster. Variants beginning with `Put` and `Delete` are durable, the rest lives in memory only.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "changes are moved a few times, boxes would be made a million times"
+)]
 pub enum Change {
     /// A tenant is new or changed.
     PutTenant(TenantRecord),

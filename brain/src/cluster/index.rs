@@ -43,6 +43,9 @@ impl State {
                 bound.insert(c.id);
                 self.by_node.insert(node, bound);
                 more(&mut self.taken, node, &c.spec);
+                if c.moves.is_some() && !c.removing {
+                    self.moving.insert(c.id);
+                }
             }
             None if !c.removing => {
                 self.unplaced.insert(c.id);
@@ -132,6 +135,7 @@ impl State {
         self.unplaced.remove(&old.id);
         self.successors.remove(&old.id);
         self.claiming.remove(&old.id);
+        self.moving.remove(&old.id);
         self.index_endpoints(old, false);
         if !old.removing {
             let mut now = self.tenant_taken.get(&old.tenant).copied().unwrap_or_default();

@@ -82,6 +82,8 @@ pub struct State {
     pub unplaced: OrdSet<ContainerId>,
     /// Those of them for which room is being made.
     pub claiming: OrdSet<ContainerId>,
+    /// Containers that are to move to a node that was chosen for them.
+    pub moving: OrdSet<ContainerId>,
     /// Networks.
     pub networks: OrdMap<Vni, Arc<Network>>,
     /// Networks by tenant and name.

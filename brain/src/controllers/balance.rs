@@ -55,6 +55,7 @@ pub fn round(state: &State, outlook: &At<'_>, memory: &mut Memory<NodeId, Contai
         let moves = Moves {
             to: shift.to,
             why: why(state, &shift, &marks),
+            emptying: false,
         };
         decided.moves.push((shift.container, moves));
     }
@@ -80,13 +81,13 @@ pub fn begin(state: &State, moves: Vec<(ContainerId, Moves)>) -> Vec<Change> {
 }
 
 /// What is being replaced: containers that have a successor, and services of these.
-struct Replacing {
+pub(super) struct Replacing {
     containers: BTreeSet<ContainerId>,
     services: BTreeSet<ServiceId>,
 }
 
 impl Replacing {
-    fn of(state: &State) -> Self {
+    pub(super) fn of(state: &State) -> Self {
         let all = || {
             let successors = state.successors.iter().filter_map(|id| state.containers.get(id));
             successors.filter_map(|one| Some((one.replaces?, one.service)))
@@ -141,17 +142,32 @@ fn host(
 }
 
 fn movable(state: &State, replacing: &Replacing, container: &ContainerRecord) -> bool {
-    let Some(service) = state.services.get(&container.service) else {
-        return false;
-    };
+    hindrance(state, replacing, container).is_none()
+}
+
+/// What keeps a container from moving without harm, in words that follow its name.
+pub(super) fn hindrance(
+    state: &State,
+    replacing: &Replacing,
+    container: &ContainerRecord,
+) -> Option<&'static str> {
+    let service = state.services.get(&container.service);
     let seen = state.observed.get(&container.id);
-    container.run == RunState::Running
-        && !container.removing
-        && container.moves.is_none()
-        && service.spec.update.order == UpdateOrder::StartFirst
-        && container.spec.restart.on == Restart::Always
-        && seen.is_some_and(|seen| seen.serves())
-        && !replacing.services.contains(&service.id)
+    match service {
+        None => Some("is being removed"),
+        _ if container.removing => Some("is being removed"),
+        _ if container.run != RunState::Running => Some("is stopped"),
+        _ if container.moves.is_some() => Some("is moving already"),
+        Some(service) if service.spec.update.order != UpdateOrder::StartFirst => {
+            Some("must stop before its successor may start")
+        }
+        _ if container.spec.restart.on != Restart::Always => Some("is not to be started again when it ends"),
+        _ if !seen.is_some_and(|seen| seen.serves()) => Some("does not serve where it is"),
+        Some(service) if replacing.services.contains(&service.id) => {
+            Some("waits until another of its service is replaced")
+        }
+        _ => None,
+    }
 }
 
 /// Room on the cluster's nodes, by all that stands against a placement.

@@ -147,6 +147,7 @@ fn a_move_whose_destination_is_gone_is_given_up_and_said() {
     let moves = Moves {
         to: node_id(2),
         why: "for a test".to_owned(),
+        emptying: false,
     };
     let changes = balance::begin(&w.state, vec![(one, moves)]);
     assert_eq!(changes.len(), 1);

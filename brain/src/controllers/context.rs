@@ -23,6 +23,8 @@ pub(super) struct Context<'a, 'n> {
     pub turned: BTreeMap<NodeId, bool>,
     /// Services that this plan has been through.
     pub planned: BTreeSet<ServiceId>,
+    /// How many containers this plan has begun to move away from each node.
+    departing: BTreeMap<NodeId, usize>,
     /// Who makes room for others.
     pub preemption: Preemption,
     pub(super) view: Option<View<'a>>,
@@ -42,6 +44,7 @@ impl<'a, 'n> Context<'a, 'n> {
             stopping: BTreeSet::new(),
             turned: BTreeMap::new(),
             planned: BTreeSet::new(),
+            departing: BTreeMap::new(),
             preemption: Preemption::default(),
             view: None,
             released: Vec::new(),
@@ -60,6 +63,25 @@ impl<'a, 'n> Context<'a, 'n> {
             }
             view
         })
+    }
+
+    /// A container begins to move away from its node.
+    pub fn departs(&mut self, node: Option<NodeId>) {
+        if let Some(node) = node {
+            *self.departing.entry(node).or_default() += 1;
+        }
+    }
+
+    /// How many containers are on their way from a node: being stopped, or with a successor.
+    pub fn leaving_from(&self, node: Option<NodeId>) -> usize {
+        let Some(node) = node else { return 0 };
+        let followed = |c: &ContainerRecord| {
+            let mut siblings = self.state.containers_of(c.service);
+            siblings.any(|one| one.replaces == Some(c.id) && !one.removing)
+        };
+        let on = self.state.containers_on(node);
+        let going = on.filter(|c| !self.deleted.contains(&c.id) && (c.removing || followed(c)));
+        going.count() + self.departing.get(&node).copied().unwrap_or(0)
     }
 
     pub fn fresh_id(&mut self) -> ContainerId {

@@ -9,7 +9,10 @@ mod context;
 pub mod decisions;
 mod dirty;
 pub mod endpoints;
+pub mod explained;
+pub mod foreseen;
 pub mod nodes;
+pub mod pack;
 mod policy;
 mod preemption;
 mod rollout;
@@ -27,11 +30,15 @@ mod best_effort_cases;
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod explained_cases;
+#[cfg(test)]
 pub(crate) mod fixtures;
 #[cfg(test)]
 mod network_cases;
 #[cfg(test)]
 mod node_cases;
+#[cfg(test)]
+mod pack_cases;
 #[cfg(test)]
 mod placement_cases;
 #[cfg(test)]

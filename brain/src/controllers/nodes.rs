@@ -188,6 +188,11 @@ pub fn drain_waits(state: &State, outlook: &At<'_>, node: NodeId) -> Vec<String>
             });
             continue;
         }
+        if let Some(moves) = container.moves.as_ref().filter(|moves| moves.emptying) {
+            let to = state.nodes.get(&moves.to).map_or("", |node| node.name.as_str());
+            waits.push(format!("{name} waits for its turn to move to {to}"));
+            continue;
+        }
         let view = view.get_or_insert_with(|| View::new(state, &BTreeMap::new()).with_loads(outlook));
         if let Some(why) = outlook.unheard(service) {
             waits.push(format!("{name} stays: {why}"));

@@ -10,7 +10,7 @@ use super::sim::World;
 use crate::cluster::Change;
 
 #[derive(Debug, Clone)]
-enum Act {
+pub(super) enum Act {
     Put(u64, u32, u64, Wish),
     Wish(u64, Wish),
     Scale(u64, u32),
@@ -26,7 +26,7 @@ enum Act {
 
 /// What a service asks for, in numbers that [`wish`] makes words of.
 #[derive(Debug, Clone)]
-struct Wish {
+pub(super) struct Wish {
     spread: u8,
     together: u8,
     most: u8,
@@ -62,7 +62,7 @@ fn wishes() -> impl Strategy<Value = Wish> {
         )
 }
 
-fn acts() -> impl Strategy<Value = Act> {
+pub(super) fn acts() -> impl Strategy<Value = Act> {
     let s = 1u64..5;
     let n = 1u64..6;
     prop_oneof![
@@ -118,7 +118,7 @@ fn wish(w: &mut World, n: u64, wish: &Wish) {
     });
 }
 
-fn pool(w: &mut World, percent: u32) {
+pub(super) fn pool(w: &mut World, percent: u32) {
     w.commit(vec![Change::PutPool(PoolRecord {
         name: "gpu".parse().unwrap(),
         overcommit: Overcommit {
@@ -130,7 +130,7 @@ fn pool(w: &mut World, percent: u32) {
     })]);
 }
 
-fn perform(w: &mut World, act: &Act) {
+pub(super) fn perform(w: &mut World, act: &Act) {
     match act {
         Act::Put(n, replicas, gib, asked) => {
             if w.state.services.contains_key(&service_id(*n)) {

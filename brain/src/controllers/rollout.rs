@@ -1,13 +1,14 @@
 //! Rollouts: the one step that a slot may take (update, leave a draining node, replace what a lost node holds), and when a
 //! replacement has proven itself.
 
-use berth_common::model::{ContainerRecord, RunState, UpdateOrder};
+use berth_common::model::{ContainerRecord, Moves, Reservation, RunState, UpdateOrder};
 
 use super::context::{complete, label};
 use super::decisions::{Decision, Reason};
 use super::seating::New;
 use super::services::{Live, Pass};
 use crate::cluster::Change;
+use crate::scheduler::rebalance::Budget;
 
 /// Replacements of one service that are under way.
 #[derive(Debug, Default)]
@@ -23,6 +24,15 @@ const LOOK_AGAIN_MS: u64 = 1_000;
 
 /// Delay before a rollout that found no room looks again, milliseconds.
 const STALLED_MS: u64 = 5_000;
+
+/// The room that is kept for a container where it is to move to.
+fn kept_for(one: &Live) -> Reservation {
+    one.original
+        .as_ref()
+        .map_or(&one.record, |old| old)
+        .spec
+        .reservation
+}
 
 impl Pass<'_, '_, '_> {
     /// Replaces a container of a lost node, if there is an elsewhere; if not, it may still come back with its node.
@@ -147,14 +157,32 @@ impl Pass<'_, '_, '_> {
         let idle = self.idle(&current);
         let busy = !idle && (flight.failing || flight.unsettled > 0);
         let chosen = current.record.moves.as_ref().map(|moves| moves.to);
+        let emptying = current.record.moves.as_ref().is_some_and(|moves| moves.emptying);
+        if emptying && (busy || self.cx.leaving_from(current.record.node) >= Budget::default().a_node) {
+            // Its turn comes, and its room is kept.
+            return self.keep(current);
+        }
+        if let Some(to) = chosen {
+            self.cx.view().unclaim(to, kept_for(&current));
+        }
         let node = match chosen {
             _ if busy => None,
             Some(to) => self.take(to).then_some(to),
             None => self.place(current.record.node).ok(),
         };
+        let node = match node {
+            None if emptying => {
+                self.give_up(
+                    &mut current,
+                    "it no longer fits there; another place is looked for",
+                );
+                self.place(current.record.node).ok()
+            }
+            node => node,
+        };
         let Some(node) = node else {
             // What was decided for the load of a moment is not kept for another.
-            if chosen.is_some() {
+            if chosen.is_some() && !emptying {
                 self.give_up(
                     &mut current,
                     "it no longer fits there, or others of its service are being replaced",
@@ -171,6 +199,7 @@ impl Pass<'_, '_, '_> {
         self.cx.container_event("moved", &current.record, text);
         self.cx.plan.decisions.add(Decision::Moved(self.reason(&current)));
         let (replica, old, run) = (current.record.replica, current.record.id, current.record.run);
+        self.cx.departs(current.record.node);
         let endpoints = if idle {
             self.remove_for_successor(current)
         } else {
@@ -186,6 +215,13 @@ impl Pass<'_, '_, '_> {
             ..New::default()
         });
         flight.unsettled += 1;
+    }
+
+    /// Forgets a move that was not begun, and the room that was kept for it.
+    pub fn forget_move(&mut self, current: &mut Live) -> Option<Moves> {
+        let moves = current.record.moves.take()?;
+        self.cx.view().unclaim(moves.to, kept_for(current));
+        Some(moves)
     }
 
     /// Gives up a move that was decided for the sake of load.

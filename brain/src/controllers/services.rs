@@ -155,6 +155,14 @@ impl<'a> Pass<'_, 'a, '_> {
         for one in [&mut slot.current, &mut slot.next].into_iter().flatten() {
             self.pass_on(one);
         }
+        if let Some(current) = &mut slot.current
+            && slot.next.is_none()
+            && current.record.moves.as_ref().is_some_and(|moves| moves.emptying)
+            && !self.driven_away(current)
+        {
+            // Its node is not to be emptied after all.
+            self.forget_move(current);
+        }
         if let Some(next) = slot.next.take() {
             let Some(mut current) = slot.current.take() else {
                 return;
@@ -221,7 +229,7 @@ impl<'a> Pass<'_, 'a, '_> {
 
     /// Its node is being emptied, or no longer wants it, or it had better be elsewhere.
     pub fn leaving(&self, one: &Live) -> bool {
-        one.record.moves.is_some() || self.driven_away(one)
+        one.record.moves.as_ref().is_some_and(|moves| !moves.emptying) || self.driven_away(one)
     }
 
     /// Its node is being emptied, or no longer wants it.
@@ -234,13 +242,13 @@ impl<'a> Pass<'_, 'a, '_> {
 
     /// Why it must leave its node, in words.
     pub fn why_leave(&self, one: &Live) -> String {
+        if let Some(moves) = &one.record.moves {
+            return moves.why.clone();
+        }
         let node = one.record.node.and_then(|node| self.cx.node(node));
         let taint = node
             .filter(|node| !node.draining)
             .and_then(|node| taints::drives_away(node, &self.service.spec.tolerations));
-        if let (false, Some(moves)) = (self.driven_away(one), &one.record.moves) {
-            return moves.why.clone();
-        }
         match taint {
             Some(taint) => format!("the node has the taint {taint}"),
             None => "the node is being drained".to_owned(),

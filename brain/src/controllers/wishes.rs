@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash as _, Hasher as _};
 
-use berth_common::id::{ContainerId, TenantId};
+use berth_common::id::{ContainerId, NodeId, TenantId};
 use berth_common::model::{ContainerRecord, ContainerSpec, ServiceRecord, Together};
 
 use crate::cluster::State;
@@ -75,6 +75,31 @@ fn seed(service: &ServiceRecord) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     (service.id, service.generation).hash(&mut hasher);
     hasher.finish()
+}
+
+/// What `container` asks of nodes, as if it were nowhere yet.
+pub(super) fn anew<'a>(
+    state: &'a State,
+    service: &'a ServiceRecord,
+    container: &ContainerRecord,
+    outlook: &At<'_>,
+) -> Request<'a> {
+    let gone = BTreeSet::from([container.id]);
+    let mut request = request(state, service, &container.spec, &gone, outlook);
+    if let Some(told) = outlook.container(container.id) {
+        request.load = told.expected;
+    }
+    let fewer = |counts: &mut BTreeMap<NodeId, u32>, node: Option<NodeId>| {
+        if let Some(count) = node.and_then(|node| counts.get_mut(&node)) {
+            *count = count.saturating_sub(1);
+        }
+    };
+    if !container.removing {
+        fewer(&mut request.replicas, container.node);
+    }
+    let present = &mut request.constraints.replicas.present;
+    fewer(present, container.node.or(container.claim));
+    request
 }
 
 /// Where a service's replicas are.

@@ -146,6 +146,11 @@ impl Broken {
         }
     }
 
+    /// What is wrong with one node, in words that follow its name.
+    pub fn of_one(&self, name: &str) -> String {
+        self.sentence("", true, false, name).trim_start().to_owned()
+    }
+
     /// What is wrong with `nodes`, of which this is the first; `mixed` if others of them have another reason of this kind.
     fn sentence(&self, nodes: &str, one: bool, mixed: bool, on: &str) -> String {
         let verb = |single: &'static str, plural: &'static str| if one { single } else { plural };

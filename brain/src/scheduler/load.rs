@@ -44,6 +44,11 @@ impl Watermarks {
         self.cpu(load, capacity) <= share && self.memory(load, capacity) <= self.memory
     }
 
+    /// The shares of CPU and of memory that are used at most, but for a chance of about one in a thousand.
+    pub fn shares(&self, load: &Loads, capacity: &[f32; RESOURCES]) -> (f32, f32) {
+        (self.cpu(load, capacity), self.memory(load, capacity))
+    }
+
     /// The share of CPU that is used at most, but for a chance of about one in a thousand.
     fn cpu(&self, load: &Loads, capacity: &[f32; RESOURCES]) -> f32 {
         load[CPU].high(self.deviations) / capacity[CPU].max(1.0)

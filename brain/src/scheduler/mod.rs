@@ -6,6 +6,7 @@
 
 pub mod affinity;
 mod candidates;
+pub mod compare;
 pub mod constraints;
 pub mod explain;
 pub mod filter;
@@ -192,32 +193,10 @@ impl<'a> Search<'a> {
         if !self.allows(view, candidate.seat, leaving) {
             return None;
         }
-        let seat = &view.seats[candidate.seat];
-        let asked = &self.request;
-        let idle = asked.constraints.idle;
-        let spread = self.distribution.as_ref();
-        let uneven = spread.map_or(0, |spread| {
-            spread.reluctance(&view.seats, candidate.seat, leaving)
-        });
-        // What others of its kind use counts for a best-effort container alone.
-        let lent = match idle == Reservation::default() {
-            true => Reservation::default(),
-            false => seat.lent,
-        };
-        let score = score::score(
-            seat.allocatable,
-            seat.taken.plus(lent),
-            asked.reservation.plus(idle),
-            candidate.replicas,
-            only == Some(candidate.seat),
-            candidate.image,
-        ) + load::points(seat.known(), &asked.load, &seat.capacity, &view.marks)
-            - candidate.reluctance
-            - uneven
-            - idle::reluctance(seat, asked.reservation);
+        let parts = self.parts(view, candidate, leaving, only);
         Some(Fit {
-            score,
-            good: candidate.replicas == 0 && candidate.reluctance == 0 && uneven == 0,
+            score: parts.total(),
+            good: candidate.replicas == 0 && parts.standing == 0 && parts.spread == 0,
         })
     }
 

@@ -26,32 +26,83 @@ fn permille(part: u64, whole: u64) -> i64 {
     share.min(1000) as i64
 }
 
-/// How good a node would be; more is better. Replicas of the same service keep apart first of all, then the node
+/// How good a node would be, by what makes it so; more is better, and what speaks against it is negative. The node is chosen by the sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// How little and how evenly it would be reserved, −250 to 1,000.
+    pub reservation: i64,
+    /// Replicas of the same service that it has.
+    pub replicas: i64,
+    /// It alone has replicas of the service.
+    pub alone: i64,
+    /// It is known to have the image.
+    pub image: i64,
+    /// How far from overload it would stay.
+    pub load: i64,
+    /// Its softer taints, and companions that are asked for and not near.
+    pub standing: i64,
+    /// Its domain has more replicas than the emptiest one.
+    pub spread: i64,
+    /// Best-effort containers would have to go.
+    pub displaces: i64,
+}
+
+impl Parts {
+    /// The score.
+    #[inline]
+    pub const fn total(&self) -> i64 {
+        self.reservation
+            + self.replicas
+            + self.alone
+            + self.image
+            + self.load
+            + self.standing
+            + self.spread
+            + self.displaces
+    }
+}
+
+/// The parts that reservations, replicas and the image make: replicas of the same service keep apart first of all, then the node
 /// that would be least and most evenly reserved wins. `all_here`: no other node has any of its replicas.
 #[inline]
-pub fn score(
+pub fn parts(
     allocatable: Reservation,
     taken: Reservation,
     asked: Reservation,
     replicas_here: u32,
     all_here: bool,
     image_here: bool,
-) -> i64 {
+) -> Parts {
     let after = taken.plus(asked);
     let cpu = permille(u64::from(after.cpu.0), u64::from(allocatable.cpu.0));
     let memory = permille(after.memory.0, allocatable.memory.0);
     let disk = permille(after.disk.0, allocatable.disk.0);
     let least = 1000 - (cpu + memory + disk) / 3;
     let uneven = cpu.max(memory).max(disk) - cpu.min(memory).min(disk);
-    let image = if image_here { IMAGE_HERE } else { 0 };
-    let alone = if all_here { ALL_HERE } else { 0 };
-    least - uneven / 4 + image - i64::from(replicas_here) * REPLICA_HERE - alone
+    Parts {
+        reservation: least - uneven / 4,
+        replicas: -i64::from(replicas_here) * REPLICA_HERE,
+        alone: if all_here { -ALL_HERE } else { 0 },
+        image: if image_here { IMAGE_HERE } else { 0 },
+        ..Parts::default()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use berth_common::units::{Bytes, Millicores};
+
+    fn score(
+        whole: Reservation,
+        taken: Reservation,
+        asked: Reservation,
+        replicas: u32,
+        all: bool,
+        image: bool,
+    ) -> i64 {
+        parts(whole, taken, asked, replicas, all, image).total()
+    }
 
     fn r(cpu: u32, memory: u64, disk: u64) -> Reservation {
         Reservation {

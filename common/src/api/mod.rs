@@ -19,6 +19,8 @@
 //! | GET `/tenants/{t}/containers?service=&node=` | → [`Listing`] of [`ContainerView`] |
 //! | GET `/tenants/{t}/containers/{c}` | → [`ContainerView`]; `{c}` is an id, an unambiguous beginning of one, or `service.replica` |
 //! | POST `/tenants/{t}/containers/{c}/{stop,start,restart}` | → [`ContainerView`] |
+//! | GET `/tenants/{t}/containers/{c}/schedule` | → [`PlacementView`]: why it is where it is, or waits |
+//! | POST `/tenants/{t}/schedule` | `ServiceSpec` → [`ForeseenView`]: where it would run; changes nothing |
 //! | GET `/tenants/{t}/containers/{c}/logs?follow&tail&since` | → NDJSON of `LogLine` |
 //! | GET `/tenants/{t}/containers/{c}/exec` | WebSocket: first text message an `ExecSpec`, then `ExecUp`/`ExecDown` as text |
 //! | GET `/tenants/{t}/images` | → [`Listing`] of [`ImageView`] |
@@ -31,6 +33,8 @@
 //! | POST `/nodes/tokens` | [`CreateJoinToken`] → [`CreatedJoinToken`] |
 //! | PATCH `/nodes/{n}` | [`UpdateNode`] → [`NodeView`] |
 //! | POST `/nodes/{n}/{cordon,uncordon,drain}` | → [`NodeView`] |
+//! | POST `/nodes/pack` | [`PackNodes`] → [`PackView`] |
+//! | GET `/nodes/{n}/loss` | → [`ForeseenView`]: what its loss would do; changes nothing |
 //! | DELETE `/nodes/{n}?force=` | → 204 |
 //! | GET `/pools`, `/pools/{p}` | → [`Listing`] of, or one [`PoolView`] |
 //! | PUT, DELETE `/pools/{p}` | [`PutPool`] → [`PoolView`] |
@@ -45,12 +49,17 @@ mod check;
 mod networks;
 mod nodes;
 mod pools;
+mod schedule;
 mod usage;
 
 pub use check::{CheckEvent, CheckNetworks, Finding, HopView, NodePath, PairCheck, Trace};
 pub use networks::{CreateNetwork, EndpointView, NetworkView, ServiceAddress};
 pub use nodes::{CreateJoinToken, CreatedJoinToken, NodeView, UpdateNode};
 pub use pools::{PoolView, PutPool};
+pub use schedule::{
+    ExpectedShares, Fate, ForeseenNode, ForeseenReplica, ForeseenView, KeptNode, NodeFit, PackNodes,
+    PackView, PackedMove, PackedNode, PlacementView, ScoreParts,
+};
 pub use usage::{ContainerLoad, ExpectedLoad, NodeLoad, UsageView};
 
 use std::collections::BTreeMap;

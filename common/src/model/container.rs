@@ -171,7 +171,7 @@ pub struct ContainerRecord {
     pub revision: Revision,
 }
 
-/// A move that was decided for the sake of a node's load.
+/// A move that was decided with its destination: for the sake of a node's load, or to empty it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Moves {
@@ -179,6 +179,9 @@ pub struct Moves {
     pub to: NodeId,
     /// Why, with numbers.
     pub why: String,
+    /// Its node is being emptied: it waits for its turn, room is kept for it, and where that is no more another place is as good.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emptying: bool,
 }
 
 /// Where a container is in its life, as its agent sees it. It moves forward, except from `backoff` to `creating`.

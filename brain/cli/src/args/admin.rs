@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::id::{Name, TokenId};
-use berth_common::model::{ImageRef, Taint, Toleration};
+use berth_common::model::{DEFAULT_POOL, ImageRef, Taint, Toleration};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand};
 
@@ -142,6 +142,32 @@ Examples:
         timeout: Option<u64>,
         /// Don't wait.
         #[arg(short, long)]
+        detach: bool,
+    },
+    /// Empty nodes whose containers fit on others, and wait until they are
+    #[command(
+        after_help = "The emptiest first; replicas that are apart stay apart, no node gets too busy, and each successor starts before what it
+replaces stops. Emptied nodes stay cordoned: `berth node uncordon` has them take containers again.
+
+Examples:
+  berth node pack --dry-run
+  berth node pack --pool batch --keep 3"
+    )]
+    Pack {
+        /// The pool whose shared nodes are meant.
+        #[arg(long, default_value = DEFAULT_POOL)]
+        pool: Name,
+        /// So many of them stay open at least.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        keep: u32,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// Wait at most so long; draining goes on afterwards.
+        #[arg(long, value_parser = value::duration, conflicts_with = "dry_run")]
+        timeout: Option<u64>,
+        /// Don't wait.
+        #[arg(short, long, conflicts_with = "dry_run")]
         detach: bool,
     },
     /// Remove a node for good

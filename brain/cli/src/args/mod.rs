@@ -2,6 +2,7 @@
 
 mod admin;
 mod health;
+mod schedule;
 mod service;
 pub mod value;
 
@@ -12,6 +13,7 @@ pub use admin::{
     ContextCommand, ImageCommand, LoginArgs, NetworkCommand, NodeChanges, NodeCommand, OvercommitArgs,
     PoolCommand, QuotaArgs, TenantCommand,
 };
+pub use schedule::{ScheduleCommand, WhatIfArgs};
 pub use service::{ExecArgs, LogsArgs, RemoveArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
 
 /// Run containers on your nodes.
@@ -135,6 +137,9 @@ pub enum Command {
     /// List nodes, let hosts join, empty and remove nodes
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Explain why containers are where they are, and foresee where they would be
+    #[command(subcommand, visible_alias = "sched")]
+    Schedule(ScheduleCommand),
     /// List, make, change and remove pools of nodes
     #[command(subcommand)]
     Pool(PoolCommand),

@@ -10,6 +10,7 @@ mod network;
 mod node;
 mod pool;
 mod progress;
+mod schedule;
 mod service;
 mod tenant;
 mod wait;
@@ -181,6 +182,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Network(command) => network::network(&session, command).await,
         Command::Node(command) => node::node(&session, command).await,
         Command::Pool(command) => pool::pool(&session, command).await,
+        Command::Schedule(command) => schedule::schedule(&session, command).await,
         Command::Top { once } => live::top(&session, once).await,
         Command::Events { follow, limit } => live::events(&session, follow, limit).await,
         Command::Image(command) => image::image(&session, command).await,

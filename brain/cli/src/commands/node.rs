@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use berth_common::api::{CreateJoinToken, CreatedJoinToken, NodeView, UpdateNode};
+use berth_common::api::{CreateJoinToken, CreatedJoinToken, NodeView, PackNodes, PackView, UpdateNode};
 use berth_common::model::NodeRecord;
 use reqwest::Method;
 
@@ -70,6 +70,22 @@ pub async fn node(session: &Session, command: NodeCommand) -> Result<(), Failure
             timeout,
             detach,
         } => drain(session, &client, &node, timeout, detach).await,
+        NodeCommand::Pack {
+            pool,
+            keep,
+            dry_run,
+            timeout,
+            detach,
+        } => {
+            let body = PackNodes { pool, keep, dry_run };
+            let url = client.url(&["nodes", "pack"], &[]);
+            let view: PackView = client.call(Method::POST, url, Some(&body)).await?;
+            session.show(&view, |style, _| render::schedule::packed(style, &view))?;
+            if dry_run || detach {
+                return Ok(());
+            }
+            emptied(session, &client, &view, timeout).await
+        }
         NodeCommand::Rm { node, force } => {
             let url = client.url(&["nodes", &node], &[("force", force.to_string())]);
             session.remove(&client, url, &node).await
@@ -138,11 +154,40 @@ async fn drain(
     timeout: Option<u64>,
     detach: bool,
 ) -> Result<(), Failure> {
-    let begun = Instant::now();
-    let mut view: NodeView = client.post(client.url(&["nodes", node, "drain"], &[])).await?;
+    let view: NodeView = client.post(client.url(&["nodes", node, "drain"], &[])).await?;
     if detach {
         return session.done(&view, &format!("{}: drains", view.record.name));
     }
+    let view = until_empty(session, client, view, Instant::now(), timeout).await?;
+    session.done(&view, &format!("{}: empty", view.record.name))
+}
+
+/// Waits until all nodes that are emptied are empty.
+async fn emptied(
+    session: &Session,
+    client: &Client,
+    packed: &PackView,
+    timeout: Option<u64>,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    for node in &packed.freed {
+        let url = client.url(&["nodes", node.name.as_str()], &[]);
+        let view = until_empty(session, client, client.get(url).await?, begun, timeout).await?;
+        session.note(&format!("{}: empty", view.record.name));
+    }
+    Ok(())
+}
+
+/// Waits until nothing is left on a node, which is being drained, and says meanwhile what is.
+async fn until_empty(
+    session: &Session,
+    client: &Client,
+    mut view: NodeView,
+    begun: Instant,
+    timeout: Option<u64>,
+) -> Result<NodeView, Failure> {
+    let name = view.record.name.to_string();
+    let node = name.as_str();
     let line = Line::new(session.global.quiet);
     let mut most = view.taken.containers;
     while view.taken.containers > 0 {
@@ -171,6 +216,5 @@ async fn drain(
         tokio::time::sleep(Duration::from_millis(500)).await;
         view = client.get(client.url(&["nodes", node], &[])).await?;
     }
-    drop(line);
-    session.done(&view, &format!("{}: empty", view.record.name))
+    Ok(view)
 }

@@ -62,7 +62,11 @@ fn with_flags(wanted: &mut ServiceSpec, args: &SpecArgs, command: &[String]) -> 
         .map_err(|detail| Failure::usage(detail, "`berth run --help` lists the options with their units"))
 }
 
-fn specs_of(path: &Path) -> Result<Vec<ServiceSpec>, Failure> {
+/// The services of a file.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn specs_of(path: &Path) -> Result<Vec<ServiceSpec>, Failure> {
     spec::parse(&read_text(path)?).map_err(|why| {
         Failure::usage(
             format!("{}: {why}", path.display()),

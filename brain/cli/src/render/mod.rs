@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod cluster;
+pub mod schedule;
 pub mod service;
 pub mod text;
 pub mod usage;

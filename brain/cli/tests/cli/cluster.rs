@@ -221,3 +221,32 @@ fn a_node_changes_only_where_it_is_asked_to() {
         assert!(ran.code == 2 && ran.err.contains(named), "{ran:?}");
     }
 }
+
+#[test]
+fn packing_shows_its_plan_and_waits_until_nodes_are_empty() {
+    let fake = Fake::start();
+    // The fake counts its answers from the drain on.
+    fake.run(&["node", "drain", "h1", "-d"]);
+    let ran = fake.run(&["node", "pack", "--keep", "1"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.out.contains("h1        web.1       default   h2\n"),
+        "{ran:?}"
+    );
+    assert!(
+        ran.out.ends_with("1 of 2 nodes are emptied: 2 containers move\n"),
+        "{ran:?}"
+    );
+    assert!(ran.err.contains("h1: empty"), "{ran:?}");
+    let seen = fake.seen.lock().unwrap();
+    let (_, body) = seen
+        .iter()
+        .find(|(line, _)| line == "POST /v1/nodes/pack")
+        .unwrap();
+    assert_eq!(
+        *body,
+        serde_json::json!({"pool": "default", "keep": 1, "dry_run": false})
+    );
+    drop(seen);
+    assert_eq!(fake.run(&["node", "pack", "--keep", "0"]).code, 2);
+}

@@ -279,6 +279,20 @@ async fn exec(upgrade: WebSocketUpgrade) -> Response {
     })
 }
 
+fn placement() -> Value {
+    let free = json!({"cpu": 1500, "memory": 1 << 30, "disk": 0});
+    json!({"container": ID, "name": "web.1", "node_name": "h1", "best": "h1", "verdict": "web.1 is on h1", "asked": free,
+        "cpu": 100, "memory": 1, "events": [], "nodes": [{"node": ID, "name": "h1", "here": true, "best": true,
+        "score": berth_common::api::ScoreParts { total: 7, load: 7, ..Default::default() }, "free": free, "replicas": 0}]})
+}
+
+/// What is foreseen of so many replicas: more than three find no place.
+fn foreseen(replicas: &Value) -> Value {
+    let fits = replicas.as_u64().unwrap() <= 3;
+    json!({"verdict": if fits { "all would have a place" } else { "1 would wait: no node fits" }, "fits": fits,
+        "replicas": [{"name": "web.1", "fate": "new", "to": "h1"}], "nodes": [{"name": "h1", "replicas": 1, "new": 1}]})
+}
+
 fn network() -> Value {
     json!({"name": "back", "tenant_name": "default", "vni": 7, "cidr": "10.20.0.0/16", "cidr6": "fd00:7::/64",
         "gateway": "10.20.0.1", "endpoints": 2, "nodes": ["h1", "h2"], "services": ["web"],
@@ -358,6 +372,14 @@ fn router(seen: Seen) -> Router {
             post(|| async { axum::Json(container("web", 1)) }),
         )
         .route("/containers/{c}/logs", get(logs))
+        .route(
+            "/containers/{c}/schedule",
+            get(|| async { axum::Json(placement()) }),
+        )
+        .route(
+            "/schedule",
+            post(|body: axum::Json<Value>| async move { axum::Json(foreseen(&body["replicas"])) }),
+        )
         .route("/containers/{c}/exec", get(exec))
         .route(
             "/networks",
@@ -384,6 +406,10 @@ fn router(seen: Seen) -> Router {
             "/nodes/{n}",
             get(move || std::future::ready(polled())).patch(|| async { axum::Json(node(0)) }),
         )
+        .route("/nodes/pack", post(|| async { axum::Json(json!({"verdict": "1 of 2 nodes are emptied: 2 containers move",
+            "dry_run": false, "freed": [{"name": "h1", "reserved_percent": 10, "moves": [{"container": ID, "name": "web.1",
+            "tenant_name": "default", "to": "h2"}]}], "kept": [{"name": "h2", "why": "1 nodes are to stay open"}]})) }))
+        .route("/nodes/{n}/loss", get(|| async { axum::Json(foreseen(&json!(9))) }))
         .route("/nodes/{n}/drain", post(move || std::future::ready(count())))
         .route("/usage", get(usage))
         .route("/events", get(|| async {

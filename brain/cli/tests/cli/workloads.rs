@@ -195,3 +195,46 @@ fn a_target_is_a_service_or_else_a_container() {
     assert_eq!(fake.run(&["stop", "web.1"]).out, "web.1: stops\n");
     assert_eq!(fake.run(&["stop", "aaaa"]).out, "web.1: stops\n");
 }
+
+#[test]
+fn a_place_is_explained_and_others_are_foreseen_with_an_exit_code() {
+    let fake = Fake::start();
+    let ran = fake.run(&["schedule", "explain", "web.1"]);
+    assert!(
+        ran.code == 0 && ran.out.ends_with("\n\nweb.1 is on h1\n"),
+        "{ran:?}"
+    );
+    assert!(
+        ran.out.contains("*   h1     7       7      1.5        1GiB"),
+        "{ran:?}"
+    );
+    let ran = fake.run(&["schedule", "explain", "web.1", "-o", "json"]);
+    assert_eq!(ran.json()["nodes"][0]["score"]["load"], 7);
+    let file = fake.home.path().join("web.yaml");
+    std::fs::write(&file, "name: web\nimage: nginx\nreplicas: 2\n").unwrap();
+    let file = file.to_str().unwrap();
+    let ran = fake.run(&["schedule", "what-if", "-f", file]);
+    assert!(
+        ran.code == 0 && ran.out.ends_with("all would have a place\n"),
+        "{ran:?}"
+    );
+    let ran = fake.run(&["sched", "what-if", "-f", file, "--replicas", "4", "-o", "json"]);
+    assert_eq!(
+        (ran.code, &ran.json()[0]["fits"]),
+        (4, &serde_json::json!(false)),
+        "{ran:?}"
+    );
+    let (line, body) = fake.seen.lock().unwrap().last().unwrap().clone();
+    assert_eq!(
+        (line.as_str(), &body["replicas"]),
+        ("POST /v1/tenants/default/schedule", &serde_json::json!(4))
+    );
+    let ran = fake.run(&["schedule", "what-if", "--without", "h1"]);
+    assert!(ran.code == 4 && ran.err.contains("1 would wait"), "{ran:?}");
+    for wrong in [
+        &["schedule", "what-if"][..],
+        &["schedule", "what-if", "--without", "h1", "--replicas", "2"],
+    ] {
+        assert_eq!(fake.run(wrong).code, 2, "{wrong:?}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Packing and its questions, with everything there is of berth: four hosts on which little runs, of which two are emptied while all that runs
+//! goes on serving.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use berth_tests::fleet::Fleet;
+use berth_tests::hammer::Hammer;
+use berth_tests::host::Host;
+use berth_tests::operator::Operator as _;
+use berth_tests::process::eventually;
+use serde_json::Value;
+
+/// Lets these nodes alone take new containers.
+fn open(f: &Fleet, names: &[&str]) {
+    for name in ["h1", "h2", "h3", "h4"] {
+        let verb = if names.contains(&name) {
+            "uncordon"
+        } else {
+            "cordon"
+        };
+        f.brain.berth(&["node", verb, name]);
+    }
+}
+
+fn containers(f: &Fleet, node: &str) -> u64 {
+    let shown = f.brain.json(&["node", "inspect", node]);
+    shown["taken"]["containers"].as_u64().expect("a number")
+}
+
+fn names(list: &Value) -> Vec<String> {
+    let list = list.as_array().expect("a list").iter();
+    list.map(|one| one["name"].as_str().expect("a name").to_owned())
+        .collect()
+}
+
+#[test]
+fn what_is_spread_thin_is_explained_foreseen_and_packed_and_no_request_is_lost() {
+    let f = Fleet::of_machines(4);
+    let world = Host::new("world");
+    f.lan.attach(&world, "eth0", 200);
+    open(&f, &["h1", "h2"]);
+    let script = "trap 'sleep 4; exit 0' TERM; httpd -p 80 -h /www; while true; do sleep 0.2; done";
+    let small = ["--cpus", "0.1", "--memory", "16MiB", "--disk", "8MiB"];
+    let mut args = vec![
+        "run",
+        "example:1",
+        "--name",
+        "web",
+        "--replicas",
+        "2",
+        "-d",
+        "-p",
+        "8080:80",
+    ];
+    args.extend(small);
+    args.extend([
+        "--health-tcp",
+        "80",
+        "--stop-grace",
+        "10s",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    f.brain.berth(&args);
+    f.brain.wait_running(2, 60);
+    for name in ["h3", "h4"] {
+        open(&f, &[name]);
+        f.brain
+            .run_sleepers(&format!("quiet-{name}"), 1, &["--cpus", "0.1"]);
+    }
+    f.brain.wait_running(4, 60);
+    open(&f, &["h1", "h2", "h3", "h4"]);
+    for name in ["h1", "h2", "h3", "h4"] {
+        assert_eq!(containers(&f, name), 1, "{:?}", f.brain.items(&["ps"]));
+    }
+
+    // Every node is compared, and what would be if one were lost is told.
+    let told = f.brain.json(&["schedule", "explain", "web.1"]);
+    let here = told["node_name"].as_str().expect("a node").to_owned();
+    let nodes = told["nodes"].as_array().expect("nodes");
+    assert_eq!(nodes.len(), 4, "{told:#}");
+    assert!(
+        nodes.iter().all(|node| node["score"]["total"].is_i64()),
+        "{told:#}"
+    );
+    assert_eq!(nodes.iter().filter(|node| node["here"] == true).count(), 1);
+    assert!(
+        told["events"]
+            .as_array()
+            .expect("events")
+            .iter()
+            .any(|event| event["kind"] == "placed")
+    );
+    eprintln!("{}", f.brain.berth(&["schedule", "explain", "web.1"]));
+    let lost = f.brain.json(&["schedule", "what-if", "--without", &here]);
+    assert_eq!(
+        (&lost["fits"], &lost["replicas"][0]["fate"]),
+        (&Value::from(true), &Value::from("replaced")),
+        "{lost:#}"
+    );
+
+    let at: SocketAddr = format!("{}:8080", f.lan.address(11)).parse().expect("address");
+    let hammer = Hammer::new(&world.space(), at);
+    let dry = f.brain.json(&["node", "pack", "--dry-run"]);
+    let freed = names(&dry["freed"]);
+    assert_eq!(freed.len(), 2, "the replicas of web stay apart: {dry:#}");
+    eprintln!("{}", f.brain.berth(&["node", "pack", "--timeout", "2m"]));
+    for name in &freed {
+        assert_eq!(containers(&f, name), 0);
+    }
+    let up = eventually(Duration::from_secs(30), || {
+        let running = f
+            .brain
+            .items(&["ps"])
+            .iter()
+            .filter(|c| c["observed"]["phase"] == "running")
+            .count();
+        (running == 4).then_some(())
+    });
+    assert!(up.is_some(), "{:?}", f.brain.items(&["ps"]));
+    hammer.lost_nothing("while nodes are emptied");
+    let events = f.brain.items(&["events"]);
+    let moved: Vec<_> = events.iter().filter(|event| event["kind"] == "moved").collect();
+    assert_eq!(moved.len(), 2, "{events:?}");
+    assert!(moved.iter().all(|event| {
+        event["text"]
+            .as_str()
+            .expect("text")
+            .contains("is emptied, of which")
+    }));
+    let again = f.brain.json(&["node", "pack", "--dry-run"]);
+    assert_eq!(names(&again["freed"]), Vec::<String>::new(), "{again:#}");
+}
