@@ -216,7 +216,7 @@ fn resident_mib() -> u64 {
 /// A host with a hundred containers, one in ten of which is hot.
 fn host(n: u64) -> Host<u64, u64> {
     use berth_brain::scheduler::forecast::{Loads, plus};
-    let share = if n % 10 == 0 { 150 } else { 60 };
+    let share = if n.is_multiple_of(10) { 150 } else { 60 };
     let containers: Vec<_> = (0..100)
         .map(|at| {
             let mut load = Loads::default();

@@ -163,7 +163,7 @@ pub fn observe(state: &mut State) {
             seen.phase = Phase::Running;
             seen.pid = Some(4_711);
             seen.started_at = Some(UnixMillis(1));
-            seen.limits = Some(container.spec.limits.clone());
+            seen.limits = Some(container.spec.limits);
             seen
         });
         let change = Change::Observed {
@@ -184,12 +184,12 @@ pub fn outlook(state: &State) -> Watched {
     for round in 0..90 {
         for (n, id) in (0..).zip(state.nodes.keys()) {
             // Ninety samples of a hundred nodes tell enough, and the last five of all others: none of them is young any more.
-            if n % 100 != 0 && round < 85 {
+            if !n.is_multiple_of(100) && round < 85 {
                 continue;
             }
             let containers: Vec<_> = state.containers_on(*id).map(|one| one.id).collect();
             let capacity = state.nodes[id].facts.capacity.cpu.0 as f32;
-            let share = if n % 100 == 0 { 1.1 } else { 0.5 };
+            let share = if n.is_multiple_of(100) { 1.1 } else { 0.5 };
             let each = capacity * share / containers.len().max(1) as f32;
             let used = |id: ContainerId| (id, [Some(each), Some(100e6), Some(1e5), Some(1e5)]);
             let samples = (
