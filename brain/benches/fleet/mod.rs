@@ -182,7 +182,7 @@ pub fn outlook(state: &State) -> Watched {
     let watched = Watched::default();
     watched.reset(state);
     for round in 0..90 {
-        for (n, id) in (0..).zip(state.nodes.keys()) {
+        for (n, id) in (0_u64..).zip(state.nodes.keys()) {
             // Ninety samples of a hundred nodes tell enough, and the last five of all others: none of them is young any more.
             if !n.is_multiple_of(100) && round < 85 {
                 continue;
