@@ -70,8 +70,11 @@ fn compare(
     })
 }
 
+/// What a part is called, and how it is read.
+type Part = (&'static str, fn(&Rating) -> i64);
+
 /// The named parts of a rating, in the order in which they are told.
-pub const PARTS: [(&str, fn(&Rating) -> i64); 9] = [
+pub const PARTS: [Part; 9] = [
     ("room in reservations", |r| r.parts.reservation),
     ("load", |r| r.parts.load),
     ("replicas that are there already", |r| r.parts.replicas),
