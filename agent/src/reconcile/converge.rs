@@ -29,7 +29,7 @@ pub(super) fn container(n: u8) -> DesiredContainer {
         service: ServiceId::from_bytes([1; 10]),
         service_name: "s".parse().unwrap(),
         replica: 1,
-        spec: spec.container_spec().unwrap(),
+        spec: spec.container_spec().unwrap().into(),
         run: RunState::Running,
         restarts_asked: 0,
         endpoints: vec![],
@@ -203,7 +203,7 @@ impl World {
             let running = seen.and_then(|s| s.runtime.as_ref()).is_some_and(|r| {
                 let running = matches!(r.task, TaskState::Running { .. });
                 // One that rests is changed when it is started next.
-                assert!(!running || r.spec == want.spec);
+                assert!(!running || r.spec == *want.spec);
                 running
             });
             let rests = seen.is_some_and(|s| s.memory.rest == Some(Rest::Policy));
@@ -271,8 +271,8 @@ fn restart_policies_are_kept() {
         (Restart::Always, 3, Some(0), false),
     ] {
         let mut want = container(1);
-        want.spec.restart.on = on;
-        want.spec.restart.max_restarts = max;
+        std::sync::Arc::make_mut(&mut want.spec).restart.on = on;
+        std::sync::Arc::make_mut(&mut want.spec).restart.max_restarts = max;
         let mut world = World::new(set(1, vec![want]));
         world.settle_down();
         world.end(id(1), code);
@@ -304,11 +304,13 @@ fn a_restart_is_done_once_and_is_no_crash() {
 fn limits_change_live_and_other_changes_recreate() {
     let mut world = World::new(set(1, vec![container(1)]));
     world.settle_down();
-    world.desired.containers[0].spec.limits.memory = Bytes::mib(64);
+    std::sync::Arc::make_mut(&mut world.desired.containers[0].spec)
+        .limits
+        .memory = Bytes::mib(64);
     world.settle_down();
     world.assert_converged();
     assert_eq!(world.started[&id(1)], 1, "no restart");
-    world.desired.containers[0].spec.command = Some(vec!["other".into()]);
+    std::sync::Arc::make_mut(&mut world.desired.containers[0].spec).command = Some(vec!["other".into()]);
     world.settle_down();
     world.assert_converged();
     assert_eq!(world.started[&id(1)], 2);
@@ -356,8 +358,8 @@ fn what_is_unhealthy_is_stopped_only_where_that_starts_it_again() {
         (Restart::Always, false, false),
     ] {
         let mut want = container(1);
-        want.spec.restart.on = on;
-        want.spec.health = Some(HealthCheck {
+        std::sync::Arc::make_mut(&mut want.spec).restart.on = on;
+        std::sync::Arc::make_mut(&mut want.spec).health = Some(HealthCheck {
             tcp: Some(80),
             restart,
             ..HealthCheck::default()
@@ -393,7 +395,9 @@ fn a_full_layer_stops_the_container_until_its_limit_is_raised() {
         "disk limit 1GiB exceeded"
     );
     assert_eq!(world.started[&id(1)], 1);
-    world.desired.containers[0].spec.limits.disk = Bytes::gib(2);
+    std::sync::Arc::make_mut(&mut world.desired.containers[0].spec)
+        .limits
+        .disk = Bytes::gib(2);
     world.settle_down();
     assert_eq!(world.started[&id(1)], 2);
 }
@@ -427,7 +431,7 @@ proptest! {
                 (2, Some(at)) => world.desired.containers[at].run = RunState::Stopped,
                 (3, Some(at)) => world.desired.containers[at].run = RunState::Running,
                 (4, Some(at)) => world.desired.containers[at].restarts_asked += 1,
-                (5, Some(at)) => world.desired.containers[at].spec.limits.pids = 100 + u32::from(n),
+                (5, Some(at)) => std::sync::Arc::make_mut(&mut world.desired.containers[at].spec).limits.pids = 100 + u32::from(n),
                 (6, _) => world.end(id(n), (seed % 3) as i32),
                 _ => {}
             }

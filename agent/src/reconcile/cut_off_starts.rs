@@ -11,8 +11,8 @@ use crate::container::runtime::{RuntimeContainer, TaskExit, TaskState};
 /// A world whose first start failed with the runtime; the list afterwards shows how its process ended.
 fn cut_off(on: Restart, max_restarts: Option<u32>, exit: impl FnOnce(UnixMillis) -> TaskExit) -> World {
     let mut want = container(1);
-    want.spec.restart.on = on;
-    want.spec.restart.max_restarts = max_restarts;
+    std::sync::Arc::make_mut(&mut want.spec).restart.on = on;
+    std::sync::Arc::make_mut(&mut want.spec).restart.max_restarts = max_restarts;
     let mut world = World::new(set(1, vec![want]));
     while world.round(&mut |step| matches!(step, Step::Start { .. })) {}
     assert!(world.started.is_empty());
@@ -126,7 +126,7 @@ fn a_run_that_was_seen_counts_although_its_note_was_lost() {
     // Seen by the start's own answer, and by a list after the answer was lost.
     for by_list in [false, true] {
         let mut want = container(1);
-        want.spec.restart.on = Restart::Never;
+        std::sync::Arc::make_mut(&mut want.spec).restart.on = Restart::Never;
         let mut world = World::new(set(1, vec![want]));
         if by_list {
             while world.round(&mut |step| matches!(step, Step::Start { .. })) {}

@@ -98,7 +98,7 @@ async fn r3_a_killed_agent_adopts_and_starts_nothing_twice() {
 /// A container that is checked every tenth of a second.
 fn checked(n: u8, restart: bool) -> DesiredUpdate {
     let mut container = container(n);
-    container.spec.health = Some(HealthCheck {
+    std::sync::Arc::make_mut(&mut container.spec).health = Some(HealthCheck {
         tcp: Some(80),
         interval_ms: 100,
         retries: 1,
@@ -106,7 +106,7 @@ fn checked(n: u8, restart: bool) -> DesiredUpdate {
         restart,
         ..HealthCheck::default()
     });
-    container.spec.restart.delay_ms = 10;
+    std::sync::Arc::make_mut(&mut container.spec).restart.delay_ms = 10;
     DesiredUpdate::Full {
         set: set(1, vec![container]),
     }
@@ -372,7 +372,7 @@ async fn a_start_that_died_with_the_runtime_is_no_run() {
     );
     let (handle, board, _task) = rig.agent();
     let mut once = container(1);
-    once.spec.restart.on = Restart::Never;
+    std::sync::Arc::make_mut(&mut once.spec).restart.on = Restart::Never;
     handle
         .order(DesiredUpdate::Full {
             set: set(1, vec![once]),
@@ -392,7 +392,7 @@ async fn an_exit_whose_answer_was_lost_still_counts() {
     let rig = Rig::new();
     let (handle, board, _task) = rig.agent();
     let mut once = container(1);
-    once.spec.restart.on = Restart::Never;
+    std::sync::Arc::make_mut(&mut once.spec).restart.on = Restart::Never;
     handle
         .order(DesiredUpdate::Full {
             set: set(1, vec![once]),

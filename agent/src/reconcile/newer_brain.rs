@@ -52,7 +52,7 @@ fn an_unknown_run_state_stops_nothing_that_runs() {
     want.run = RunState::Unknown;
     // It could not be started again afterwards.
     want.restarts_asked += 1;
-    want.spec.command = Some(vec!["other".into()]);
+    std::sync::Arc::make_mut(&mut want.spec).command = Some(vec!["other".into()]);
     world.settle_down();
     assert!(runs(&world));
     let (phase, reason) = shown(&world);
@@ -70,7 +70,7 @@ fn r1_limits_stay_in_force_in_an_unknown_run_state() {
     world.settle_down();
     let want = &mut world.desired.containers[0];
     want.run = RunState::Unknown;
-    want.spec.limits.memory = Bytes::mib(64);
+    std::sync::Arc::make_mut(&mut want.spec).limits.memory = Bytes::mib(64);
     world.settle_down();
     assert_eq!(
         world.observed.containers[&id(1)].limits.unwrap().memory,
@@ -95,7 +95,7 @@ fn an_unknown_run_state_still_lets_it_be_removed() {
 #[test]
 fn an_unknown_restart_policy_starts_nothing_again_and_says_so() {
     let mut want = container(1);
-    want.spec.restart.on = Restart::Unknown;
+    std::sync::Arc::make_mut(&mut want.spec).restart.on = Restart::Unknown;
     let mut world = World::new(set(1, vec![want]));
     world.settle_down();
     assert_eq!(world.started[&id(1)], 1);
@@ -128,7 +128,7 @@ fn r3_what_only_says_where_it_is_to_be_makes_nothing_anew() {
     let mut world = World::new(set(1, vec![container(1)]));
     world.settle_down();
     // As after an upgrade: what was kept of the container was written when its pool was not known.
-    world.desired.containers[0].spec.pool = Some("batch".parse().unwrap());
+    std::sync::Arc::make_mut(&mut world.desired.containers[0].spec).pool = Some("batch".parse().unwrap());
     world.settle_down();
     assert!(runs(&world) && world.started[&id(1)] == 1, "started again");
 }

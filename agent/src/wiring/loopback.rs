@@ -203,7 +203,7 @@ fn set(generation: u64, ids: &[u8]) -> DesiredSet {
                 service: ServiceId::from_bytes([1; 10]),
                 service_name: "s".parse().unwrap(),
                 replica: u32::from(*n),
-                spec: spec.container_spec().unwrap(),
+                spec: spec.container_spec().unwrap().into(),
                 run: RunState::Running,
                 restarts_asked: 0,
                 endpoints: vec![],

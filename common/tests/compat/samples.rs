@@ -1,5 +1,7 @@
 //! The values behind the recorded messages: every field set, and set to something that is not its default.
 
+use std::sync::Arc;
+
 use std::collections::BTreeMap;
 
 use berth_common::error::{ErrorKind, Problem};
@@ -157,7 +159,7 @@ pub fn desired_container() -> DesiredContainer {
         service: ServiceId::from_bytes([3; 10]),
         service_name: "web".parse().unwrap(),
         replica: 1,
-        spec: spec(),
+        spec: spec().into(),
         run: RunState::Stopped,
         restarts_asked: 2,
         endpoints: Vec::new(),
@@ -167,7 +169,7 @@ pub fn desired_container() -> DesiredContainer {
 /// Of a brain that knows networks.
 pub fn on_networks() -> DesiredUpdate {
     let mut container = desired_container();
-    container.spec.networks = vec!["back".parse().unwrap()];
+    Arc::make_mut(&mut container.spec).networks = vec!["back".parse().unwrap()];
     container.endpoints = vec![endpoint()];
     DesiredUpdate::Full {
         set: DesiredSet {
@@ -342,8 +344,8 @@ pub fn usage() -> UsageReport {
 /// One that uses what others leave, in a pool.
 pub fn best_effort() -> DesiredUpdate {
     let mut container = desired_container();
-    container.spec.pool = Some("batch".parse().unwrap());
-    container.spec.class = Class::BestEffort;
+    Arc::make_mut(&mut container.spec).pool = Some("batch".parse().unwrap());
+    Arc::make_mut(&mut container.spec).class = Class::BestEffort;
     DesiredUpdate::Full {
         set: DesiredSet {
             node: node(),
@@ -359,7 +361,7 @@ pub fn checked() -> (DesiredUpdate, ObservedContainer) {
     let DesiredUpdate::Full { mut set } = full() else {
         unreachable!()
     };
-    set.containers[0].spec.health = Some(HealthCheck {
+    Arc::make_mut(&mut set.containers[0].spec).health = Some(HealthCheck {
         http: Some(HttpCheck {
             port: 8080,
             path: "/ready".to_owned(),
@@ -372,7 +374,7 @@ pub fn checked() -> (DesiredUpdate, ObservedContainer) {
         start_period_ms: 20_000,
         restart: false,
     });
-    let spec = &mut set.containers[0].spec;
+    let spec = Arc::make_mut(&mut set.containers[0].spec);
     spec.ingress_from = Some(vec!["front".parse().unwrap()]);
     spec.bandwidth = Bandwidth {
         inward: Some(Bytes::mib(5)),
