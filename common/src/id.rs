@@ -94,6 +94,12 @@ macro_rules! typed_id {
             pub fn random() -> Self {
                 Self(rand::random())
             }
+
+            /// 64 of its bits, for what is to differ from id to id.
+            pub const fn bits(self) -> u64 {
+                let [_, _, a, b, c, d, e, f, g, h] = self.0;
+                u64::from_be_bytes([a, b, c, d, e, f, g, h])
+            }
         }
 
         impl fmt::Display for $name {

@@ -136,6 +136,19 @@ impl Brain {
         self.berth(&args);
     }
 
+    /// A service that is asked, at port 8080: checked web servers that go on answering for some seconds once they are told to end. `more`:
+    /// further options of `berth run`; `work`: what their shells do besides.
+    pub fn run_servers(&self, name: &str, replicas: usize, more: &[&str], work: &str) {
+        let script = format!("trap 'sleep 4; exit 0' TERM; httpd -p 80 -h /www; {work}");
+        let replicas = replicas.to_string();
+        let mut args = vec!["run", "example:1", "--name", name, "--replicas", &replicas, "-d"];
+        args.extend(["-p", "8080:80", "--health-tcp", "80", "--stop-grace", "10s"]);
+        args.extend(["--memory", "16MiB", "--disk", "8MiB"]);
+        args.extend(more);
+        args.extend(["--", "sh", "-c", &script]);
+        self.berth(&args);
+    }
+
     /// Loads the example image as `example:1` for the default tenant.
     pub fn load_example(&self) {
         self.load_example_for("default");
@@ -154,6 +167,11 @@ impl Brain {
             "example:1",
         ]);
     }
+}
+
+/// Whether a container of a listing runs, and is healthy where that is checked.
+pub fn serves(container: &serde_json::Value) -> bool {
+    container["status"] == "running" || container["status"] == "healthy"
 }
 
 /// Folder within an agent's with the machine that it sees, if it is to see one of its own.

@@ -7,6 +7,7 @@ pub mod answer;
 pub mod bench;
 pub mod cluster;
 pub mod containerd;
+pub mod crowd;
 pub mod fleet;
 pub mod hammer;
 pub mod host;

@@ -1,69 +1,23 @@
 //! A crowd of simulated agents, with the real protocol, reconciler and ledger, on one real brain that is killed under them.
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use berth_tests::cluster::Brain;
+use berth_tests::crowd::{assert_r4, ready, spawn, tokens};
 use berth_tests::operator::Operator as _;
-use berth_tests::process::{Process, eventually};
-use berth_tests::program;
+use berth_tests::process::eventually;
 
 const AGENTS: usize = 40;
 const REPLICAS: usize = 120;
-
-fn ready(brain: &Brain) -> usize {
-    let nodes = brain.items(&["node", "ls"]);
-    nodes.iter().filter(|node| node["state"] == "ready").count()
-}
-
-/// What is reserved on a node never exceeds what is allocatable there.
-fn assert_r4(brain: &Brain) {
-    for node in brain.items(&["node", "ls"]) {
-        for resource in ["cpu", "memory", "disk"] {
-            let number = |part: &serde_json::Value| part[resource].as_u64().expect("a number");
-            let reserved = number(&node["taken"]["reserved"]);
-            let allocatable = number(&node["allocatable"]);
-            assert!(
-                reserved <= allocatable,
-                "R4: {reserved} > {allocatable} {resource} on {}",
-                node["name"]
-            );
-        }
-    }
-}
 
 #[test]
 fn r4_a_crowd_comes_back_to_a_killed_brain_whole_and_nothing_is_doubled() {
     let dir = tempfile::tempdir().expect("folder");
     let mut brain = Brain::start(&dir.path().join("brain"));
-    let tokens: String = (0..AGENTS)
-        .map(|_| {
-            format!(
-                "{}\n",
-                brain.json(&["node", "token"])["token"].as_str().expect("token")
-            )
-        })
-        .collect();
-    std::fs::write(dir.path().join("tokens"), tokens).expect("tokens");
-    let mut command = Command::new(program("agent-sim"));
-    command
-        .args([
-            "--agents",
-            &AGENTS.to_string(),
-            "--cpu",
-            "2",
-            "--memory",
-            "4GiB",
-            "--disk",
-            "64GiB",
-        ])
-        .arg("--dir")
-        .arg(dir.path().join("sim"))
-        .arg("--tokens")
-        .arg(dir.path().join("tokens"))
-        .stdin(Stdio::null());
-    let sim = Process::spawn(command, &dir.path().join("sim.log"));
+    let tokens = tokens(&brain, AGENTS);
+    let sizes = ["--cpu", "2", "--memory", "4GiB", "--disk", "64GiB"];
+    let sim = spawn(dir.path(), AGENTS, &tokens, &sizes);
     let all = |brain: &Brain, what: &str| {
         let all = eventually(Duration::from_secs(60), || (ready(brain) == AGENTS).then_some(()));
         assert!(

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use berth_tests::cluster::serves;
 use berth_tests::fleet::Fleet;
 use berth_tests::hammer::{Hammer, page};
 use berth_tests::host::Host;
@@ -61,10 +62,7 @@ fn used(node: &Value) -> u64 {
 fn places(f: &Fleet, service: &str) -> BTreeMap<String, usize> {
     let mut places = BTreeMap::new();
     for container in f.brain.items(&["ps"]) {
-        let up = ["running", "healthy"]
-            .map(Value::from)
-            .contains(&container["status"]);
-        let of = container["service_name"] == service && up;
+        let of = container["service_name"] == service && serves(&container);
         if let (true, Some(node)) = (of, container["node_name"].as_str()) {
             *places.entry(node.to_owned()).or_default() += 1;
         }
@@ -116,40 +114,8 @@ fn placements_avoid_a_hog_an_overloaded_host_cools_and_no_request_is_lost_meanwh
     for name in ["h2", "h3", "h4"] {
         f.brain.berth(&["node", "cordon", name]);
     }
-    // One that ends well: it answers what it was asked before it goes.
-    let burn = "trap 'sleep 4; exit 0' TERM; httpd -p 80 -h /www; while true; do :; done";
-    let mut args = vec![
-        "run",
-        "example:1",
-        "--name",
-        "burn",
-        "--replicas",
-        "6",
-        "-d",
-        "-p",
-        "8080:80",
-    ];
-    args.extend([
-        "--cpus",
-        "0.165",
-        "--reserve-cpu",
-        "0.1",
-        "--memory",
-        "16MiB",
-        "--disk",
-        "8MiB",
-    ]);
-    args.extend([
-        "--health-tcp",
-        "80",
-        "--stop-grace",
-        "10s",
-        "--",
-        "sh",
-        "-c",
-        burn,
-    ]);
-    f.brain.berth(&args);
+    let small = ["--cpus", "0.165", "--reserve-cpu", "0.1"];
+    f.brain.run_servers("burn", 6, &small, "while true; do :; done");
     let up = eventually(Duration::from_secs(60), || {
         (places(&f, "burn").get("h1") == Some(&6)).then_some(())
     });

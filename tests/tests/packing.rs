@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use berth_tests::cluster::serves;
 use berth_tests::fleet::Fleet;
 use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
@@ -36,47 +37,17 @@ fn name_of(container: &Value) -> String {
     container["name"].as_str().expect("a name").to_owned()
 }
 
-/// It runs, and is healthy where that is checked.
-fn serves(container: &Value) -> bool {
-    ["running", "healthy"]
-        .map(Value::from)
-        .contains(&container["status"])
-}
-
 #[test]
 fn what_is_spread_thin_is_explained_foreseen_and_packed_and_every_replica_serves_meanwhile() {
     let f = Fleet::of_machines(4);
     open(&f, &["h1", "h2"]);
-    let script = "trap 'sleep 4; exit 0' TERM; httpd -p 80 -h /www; while true; do sleep 0.2; done";
-    let small = ["--cpus", "0.1", "--memory", "16MiB", "--disk", "8MiB"];
-    let mut args = vec![
-        "run",
-        "example:1",
-        "--name",
-        "web",
-        "--replicas",
-        "2",
-        "-d",
-        "-p",
-        "8080:80",
-    ];
-    args.extend(small);
-    args.extend([
-        "--health-tcp",
-        "80",
-        "--stop-grace",
-        "10s",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ]);
-    f.brain.berth(&args);
+    let small = ["--cpus", "0.1"];
+    f.brain
+        .run_servers("web", 2, &small, "while true; do sleep 0.2; done");
     f.brain.wait_running(2, 60);
     for name in ["h3", "h4"] {
         open(&f, &[name]);
-        f.brain
-            .run_sleepers(&format!("quiet-{name}"), 1, &["--cpus", "0.1"]);
+        f.brain.run_sleepers(&format!("quiet-{name}"), 1, &small);
     }
     f.brain.wait_running(4, 60);
     open(&f, &["h1", "h2", "h3", "h4"]);

@@ -6,9 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use berth_tests::cluster::{Brain, free_port};
+use berth_tests::crowd;
 use berth_tests::operator::Operator as _;
 use berth_tests::process::{Process, eventually};
-use berth_tests::{program, root};
+use berth_tests::root;
 use serde_json::Value;
 
 const AGENTS: usize = 3;
@@ -54,25 +55,6 @@ fn python(dir: &Path, script: &str, arguments: &[&str]) -> Process {
     let mut command = Command::new("python3");
     command.arg(&file).args(arguments);
     Process::spawn(command, &dir.join("policy.log"))
-}
-
-fn simulated(brain: &Brain, dir: &Path) -> Process {
-    let token = |_| {
-        format!(
-            "{}\n",
-            brain.json(&["node", "token"])["token"].as_str().expect("token")
-        )
-    };
-    let tokens: String = (0..AGENTS).map(token).collect();
-    std::fs::write(dir.join("tokens"), tokens).expect("tokens");
-    let mut command = Command::new(program("agent-sim"));
-    command
-        .args(["--agents", &AGENTS.to_string(), "--cpu", "4", "--memory", "4GiB"])
-        .args(["--disk", "64GiB", "--dir"])
-        .arg(dir.join("sim"))
-        .arg("--tokens")
-        .arg(dir.join("tokens"));
-    Process::spawn(command, &dir.join("sim.log"))
 }
 
 /// Makes a service of one replica that asks for a policy.
@@ -135,16 +117,6 @@ fn events(brain: &Brain, kind: &str, policy: &str) -> usize {
         .count()
 }
 
-fn assert_r4(brain: &Brain) {
-    for node in brain.items(&["node", "ls"]) {
-        let amount = |of: &Value| of["memory"].as_u64().expect("memory");
-        assert!(
-            amount(&node["taken"]["reserved"]) <= amount(&node["allocatable"]),
-            "R4: {node}"
-        );
-    }
-}
-
 #[test]
 fn r4_policies_choose_are_missed_and_lie_and_everything_goes_on() {
     let dir = tempfile::tempdir().expect("folder");
@@ -159,7 +131,9 @@ fn r4_policies_choose_are_missed_and_lie_and_everything_goes_on() {
     );
     let address = format!("127.0.0.1:{}", free_port());
     let brain = Brain::start_with(&dir.path().join("brain"), None, &address, &settings);
-    let sim = simulated(&brain, dir.path());
+    let tokens = crowd::tokens(&brain, AGENTS);
+    let sizes = ["--cpu", "4", "--memory", "4GiB", "--disk", "64GiB"];
+    let sim = crowd::spawn(dir.path(), AGENTS, &tokens, &sizes);
     let names = eventually(PATIENCE, || {
         let nodes = brain.items(&["node", "ls"]);
         let ready = nodes.iter().filter(|node| node["state"] == "ready");
@@ -225,6 +199,6 @@ fn r4_policies_choose_are_missed_and_lie_and_everything_goes_on() {
     let honest = python(dir.path(), LIAR, &[&port, "token"]);
     place(&brain, "e");
     assert_eq!(events(&brain, "policy-back", "strict"), 1, "{}", honest.output());
-    assert_r4(&brain);
+    crowd::assert_r4(&brain);
     drop(sim);
 }

@@ -105,24 +105,19 @@ pub fn verify(state: &State, token: &str, now: UnixMillis) -> Result<Arc<TokenRe
 pub struct Caller {
     /// The token's id.
     pub token: TokenId,
-    /// What it may do.
-    pub role: Role,
+    /// The one tenant it may see; none for administrators, who see all.
+    tenant: Option<TenantId>,
 }
 
 impl Caller {
     /// Whether it is an administrator's.
     pub const fn is_admin(&self) -> bool {
-        matches!(self.role, Role::Admin)
+        self.tenant.is_none()
     }
 
     /// The one tenant it may see; none for administrators, who see all.
     pub const fn only_tenant(&self) -> Option<TenantId> {
-        match self.role {
-            Role::Admin => None,
-            Role::Tenant { tenant } => Some(tenant),
-            // No such caller is ever made; if one were, nothing would be its own.
-            Role::Metrics => Some(TenantId::from_bytes([0; 10])),
-        }
+        self.tenant
     }
 
     /// Whether it may see what belongs to `tenant`.
@@ -213,15 +208,19 @@ impl FromRequestParts<ApiState> for Caller {
             return Ok(known.clone());
         }
         let record = admitted(parts, api)?;
-        if record.role == Role::Metrics {
-            return Err(ApiError(
-                Problem::new(ErrorKind::Forbidden, "this token reads /metrics and nothing else")
-                    .cure("use a tenant's or an administrator's token"),
-            ));
-        }
+        let tenant = match record.role {
+            Role::Admin => None,
+            Role::Tenant { tenant } => Some(tenant),
+            Role::Metrics => {
+                return Err(ApiError(
+                    Problem::new(ErrorKind::Forbidden, "this token reads /metrics and nothing else")
+                        .cure("use a tenant's or an administrator's token"),
+                ));
+            }
+        };
         let caller = Self {
             token: record.id,
-            role: record.role,
+            tenant,
         };
         parts.extensions.insert(caller.clone());
         Ok(caller)

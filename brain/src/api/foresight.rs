@@ -9,6 +9,7 @@ use berth_common::api::{Fate, ForeseenNode, ForeseenReplica, ForeseenView};
 use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
 
 use super::auth::Caller;
+use super::views::node_name;
 use crate::cluster::State;
 use crate::controllers::foreseen::{self, Ahead, Replica};
 
@@ -71,10 +72,6 @@ pub fn view(
     }
 }
 
-fn name(state: &State, node: Option<NodeId>) -> Option<Name> {
-    state.nodes.get(&node?).map(|record| record.name.clone())
-}
-
 fn replica(
     before: &State,
     ahead: &Ahead,
@@ -108,8 +105,8 @@ fn replica(
     ForeseenReplica {
         name: pair.name(),
         fate,
-        from: name(before, from),
-        to: name(state, to),
+        from: from.and_then(|node| node_name(before, node)),
+        to: to.and_then(|node| node_name(state, node)),
         why,
     }
 }
@@ -127,7 +124,7 @@ fn nodes(pairs: &[Replica<'_>], state: &State) -> Vec<ForeseenNode> {
         *new += u32::from(is_new);
     }
     let told = counts.into_iter().filter_map(|(node, (replicas, new))| {
-        let name = name(state, Some(node))?;
+        let name = node_name(state, node)?;
         Some(ForeseenNode { name, replicas, new })
     });
     let mut told: Vec<ForeseenNode> = told.collect();

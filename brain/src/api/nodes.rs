@@ -144,7 +144,8 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
     };
     if labels.contains_key(NODE_LABEL) {
         let detail = format!("the label {NODE_LABEL} is every node's own: its value is the node's name");
-        return Err(Problem::invalid(detail).field("/labels"));
+        let problem = Problem::invalid(detail).field("/labels");
+        return Err(problem.cure("give what you mean another key"));
     }
     if labels.len() <= 64 && labels.iter().all(ok) {
         return Ok(());

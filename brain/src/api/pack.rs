@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::extract::State as Extract;
 use berth_common::api::{KeptNode, PackNodes, PackView, PackedMove, PackedNode};
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{Name, NodeId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::AdminOnly;
 use super::problem::Json;
+use super::views::node_name;
 use super::{Answer, ApiState, pools, schedule, views};
 use crate::cluster::State;
 use crate::controllers::NewEvent;
@@ -44,7 +44,10 @@ async fn pack_nodes(
         keep: body.keep as usize,
     };
     let (cluster, held) = (api.cluster.clone(), Arc::clone(&state));
-    let packed = schedule::in_turn(&api, move || pack::plan(&held, &|| cluster.outlook(), &ask)).await?;
+    let now = cluster.now();
+    let packed =
+        schedule::in_turn(&api, move || pack::plan(&held, &|| cluster.outlook_at(now), &ask)).await?;
+    api.cluster.want(packed.wanted.clone());
     let view = shown(&state, &packed, body.dry_run);
     if !body.dry_run && !packed.freed.is_empty() {
         let freed = packed.freed;
@@ -66,15 +69,11 @@ fn told(state: &State, freed: &[Freed]) -> Vec<NewEvent> {
         Some(NewEvent {
             kind: "draining",
             tenant: None,
-            subject: format!("node {}", name(state, one.node)?),
+            subject: format!("node {}", node_name(state, one.node)?),
             text: format!("it is emptied: its {} containers fit on others", one.moves.len()),
         })
     });
     told.collect()
-}
-
-fn name(state: &State, node: NodeId) -> Option<Name> {
-    state.nodes.get(&node).map(|record| record.name.clone())
 }
 
 fn shown(state: &State, packed: &Packed, dry_run: bool) -> PackView {
@@ -85,21 +84,21 @@ fn shown(state: &State, packed: &Packed, dry_run: bool) -> PackView {
                 container: *id,
                 name: views::container_name(record),
                 tenant_name: views::tenant_name(state, record.tenant),
-                to: name(state, *to)?,
+                to: node_name(state, *to)?,
             })
         });
         moves.collect()
     };
     let freed = packed.freed.iter().filter_map(|one| {
         Some(PackedNode {
-            name: name(state, one.node)?,
+            name: node_name(state, one.node)?,
             reserved_percent: one.reserved_percent,
             moves: moves(one),
         })
     });
     let kept = packed.kept.iter().filter_map(|(node, why)| {
         Some(KeptNode {
-            name: name(state, *node)?,
+            name: node_name(state, *node)?,
             why: why.clone(),
         })
     });

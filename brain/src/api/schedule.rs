@@ -10,20 +10,22 @@ use std::time::Duration;
 use axum::extract::{Path, State as Extract};
 use berth_common::api::{ExpectedShares, ForeseenView, NodeFit, PlacementView, ScoreParts};
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
+use berth_common::id::{ContainerId, NodeId, ServiceId};
 use berth_common::model::{ContainerRecord, ServiceSpec};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Caller, Scope};
 use super::problem::Json;
+use super::views::node_name;
 use super::{Answer, ApiState, containers, foresight, nodes, services, views};
 use crate::cluster::{Change, State};
 use crate::controllers::explained::{self, Explained};
 use crate::controllers::foreseen::{self, Ahead};
 use crate::controllers::view;
-use crate::scheduler::compare::{Choice, Expected, Rating};
+use crate::scheduler::compare::{Choice, Expected};
 use crate::scheduler::forecast::{CPU, MEMORY};
+use crate::scheduler::score::Parts;
 
 /// Most events that are told of one container.
 const EVENTS: usize = 10;
@@ -55,7 +57,10 @@ pub(super) async fn in_turn<T: Send + 'static>(
         return Err(Problem::new(ErrorKind::RateLimited, detail).cure("try again in a moment"));
     };
     let ended = tokio::task::spawn_blocking(work).await;
-    ended.map_err(|_| Problem::new(ErrorKind::Internal, "looking ahead failed"))
+    ended.map_err(|_| {
+        Problem::new(ErrorKind::Internal, "looking ahead failed")
+            .cure("the brain's log says why; please report it")
+    })
 }
 
 /// Plays changes forward on a copy of the state.
@@ -63,7 +68,7 @@ async fn look_ahead(api: &ApiState, state: &Arc<State>, changes: Vec<Change>) ->
     let (cluster, state) = (api.cluster.clone(), Arc::clone(state));
     let play = move || {
         let (now, mut fresh) = (cluster.now(), ContainerId::random);
-        foreseen::look(&state, changes, now, &|| cluster.outlook(), &mut fresh)
+        foreseen::look(&state, changes, now, &|| cluster.outlook_at(now), &mut fresh)
     };
     in_turn(api, play).await
 }
@@ -143,10 +148,6 @@ async fn loss(
     Ok(Json(view))
 }
 
-fn name(state: &State, node: NodeId) -> Option<Name> {
-    state.nodes.get(&node).map(|record| record.name.clone())
-}
-
 /// Explain why a container is where it is, or why it waits
 #[utoipa::path(get, path = "/tenants/{tenant}/containers/{container}/schedule", tag = "containers", operation_id = "explainPlacement",
     params(("tenant" = String, Path, description = "The tenant's name"), ("container" = String, Path, description = "Id, beginning of one, or service.replica")),
@@ -162,6 +163,9 @@ async fn explain(
         true => None,
         false => explained::explain(&state, &api.cluster.outlook(), &record),
     };
+    if told.as_ref().is_some_and(|told| told.unheard) {
+        api.cluster.want(BTreeSet::from([record.service]));
+    }
     let told = told.ok_or_else(|| {
         let detail = format!("container {} is being removed", views::container_name(&record));
         Problem::new(ErrorKind::Precondition, detail).cure("berth ps shows the one that takes over")
@@ -184,14 +188,14 @@ fn placement(state: &State, caller: &Caller, record: &ContainerRecord, told: &Ex
     // Where its own containers are a tenant sees anyhow.
     let shown = |node: NodeId| {
         let known = visible(node) || record.node == Some(node);
-        known.then(|| name(state, node)).flatten()
+        known.then(|| node_name(state, node)).flatten()
     };
     let best = told.best().map(|best| best.node);
     let seen = told.choices.iter().filter(|choice| visible(choice.node));
     PlacementView {
         container: record.id,
         name: views::container_name(record),
-        node_name: record.node.and_then(|node| name(state, node)),
+        node_name: record.node.and_then(|node| node_name(state, node)),
         best: best.and_then(shown),
         verdict: told.verdict(record, |node| shown(node).map(|name| name.to_string()), visible),
         asked: told.asked,
@@ -210,7 +214,7 @@ fn placement(state: &State, caller: &Caller, record: &ContainerRecord, told: &Ex
 }
 
 fn fit(state: &State, told: &Explained, choice: &Choice) -> Option<NodeFit> {
-    let name = name(state, choice.node)?;
+    let name = node_name(state, choice.node)?;
     let against = choice.against.iter();
     Some(NodeFit {
         node: choice.node,
@@ -227,8 +231,7 @@ fn fit(state: &State, told: &Explained, choice: &Choice) -> Option<NodeFit> {
     })
 }
 
-fn score(rating: &Rating) -> ScoreParts {
-    let parts = &rating.parts;
+fn score(parts: &Parts) -> ScoreParts {
     ScoreParts {
         total: parts.total(),
         reservation: parts.reservation,
@@ -236,8 +239,9 @@ fn score(rating: &Rating) -> ScoreParts {
         replicas: parts.replicas,
         alone: parts.alone,
         spread: parts.spread,
-        together: rating.together,
-        taints: rating.taints,
+        together: parts.together,
+        taints: parts.taints,
+        policy: parts.policy,
         image: parts.image,
         displaces: parts.displaces,
     }

@@ -18,6 +18,11 @@ pub fn tenant_name(state: &State, tenant: TenantId) -> Name {
     }
 }
 
+/// A node's name; none of one that is no more.
+pub fn node_name(state: &State, node: NodeId) -> Option<Name> {
+    state.nodes.get(&node).map(|record| record.name.clone())
+}
+
 /// How a node stands.
 pub fn node_state(state: &State, node: &NodeRecord, silent_ms: Option<u64>) -> NodeState {
     if node.lost {

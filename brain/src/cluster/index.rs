@@ -8,6 +8,7 @@ use std::sync::Arc;
 use berth_common::id::NodeId;
 use berth_common::model::{ContainerRecord, ContainerSpec, NodeRecord, Taken};
 use imbl::OrdMap;
+use imbl::ordmap::Entry;
 
 use super::State;
 
@@ -25,6 +26,10 @@ fn more(taken: &mut OrdMap<NodeId, Taken>, node: NodeId, spec: &ContainerSpec) {
     now.lent = now.lent.plus(spec.idle_use());
     now.containers += 1;
     taken.insert(node, now);
+}
+
+fn labels(node: &NodeRecord) -> impl Iterator<Item = (&String, &String, NodeId)> {
+    node.labels.iter().map(|(key, value)| (key, value, node.id))
 }
 
 impl State {
@@ -81,38 +86,31 @@ impl State {
 
     /// A node's labels are no longer those of `old` but those of `new`.
     pub(super) fn relabel(&mut self, old: Option<&NodeRecord>, new: Option<&NodeRecord>) {
-        let (before, after) = (old.map(|node| &node.labels), new.map(|node| &node.labels));
-        if before == after {
+        if old.map(|node| &node.labels) == new.map(|node| &node.labels) {
             return;
         }
-        for (node, (key, value)) in old
-            .iter()
-            .flat_map(|node| node.labels.iter().map(|label| (node.id, label)))
-        {
-            let mut values = self.labelled.get(key).cloned().unwrap_or_default();
-            let mut nodes = values.get(value).cloned().unwrap_or_default();
-            nodes.remove(&node);
-            if nodes.is_empty() {
-                values.remove(value);
-            } else {
-                values.insert(value.clone(), nodes);
-            }
-            if values.is_empty() {
-                self.labelled.remove(key);
-            } else {
-                self.labelled.insert(key.clone(), values);
+        for (key, value, node) in old.into_iter().flat_map(labels) {
+            if let Entry::Occupied(mut values) = self.labelled.entry(key.clone()) {
+                let nodes = values.get_mut().entry(value.clone()).or_default();
+                nodes.remove(&node);
+                if nodes.is_empty() {
+                    values.get_mut().remove(value);
+                }
+                if values.get().is_empty() {
+                    values.remove();
+                }
             }
         }
-        for (node, (key, value)) in new
-            .iter()
-            .flat_map(|node| node.labels.iter().map(|label| (node.id, label)))
-        {
-            let mut values = self.labelled.get(key).cloned().unwrap_or_default();
-            let mut nodes = values.get(value).cloned().unwrap_or_default();
-            nodes.insert(node);
-            values.insert(value.clone(), nodes);
-            self.labelled.insert(key.clone(), values);
+        for (key, value, node) in new.into_iter().flat_map(labels) {
+            let values = self.labelled.entry(key.clone()).or_default();
+            values.entry(value.clone()).or_default().insert(node);
         }
+    }
+
+    /// Whether a container has a successor that is to stay.
+    pub fn is_followed(&self, container: &ContainerRecord) -> bool {
+        let mut siblings = self.containers_of(container.service);
+        siblings.any(|one| one.replaces == Some(container.id) && !one.removing)
     }
 
     /// Takes a container out of every index; its record stays.

@@ -339,7 +339,12 @@ impl Cluster {
 
     /// What nodes are expected to use now; nothing new is learned while it is held.
     pub fn outlook(&self) -> outlook::At<'_> {
-        self.shared.outlook.at(self.shared.now().mono_ms)
+        self.outlook_at(self.now())
+    }
+
+    /// The same at a given time: what is looked at bit by bit is to have one.
+    pub fn outlook_at(&self, now: Now) -> outlook::At<'_> {
+        self.shared.outlook.at(now.mono_ms)
     }
 
     /// What each of these nodes is expected to use, taken apart. The one writer waits while the outlook is held, so it is given back

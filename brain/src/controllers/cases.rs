@@ -74,6 +74,7 @@ pub(super) fn on(world: &World, n: u64) -> usize {
 /// A converged cluster is left alone. The numbers in a waiting reason may lag: they are renewed when room comes free,
 /// not whenever somebody else takes some.
 pub(super) fn quiet(world: &World) {
+    super::sim_rules::check_indexes(&world.state);
     let plan = world.dry_plan(&Dirty::everything());
     for change in plan.changes {
         let Change::PutContainer(new) = &change else {

@@ -75,12 +75,8 @@ impl<'a, 'n> Context<'a, 'n> {
     /// How many containers are on their way from a node: being stopped, or with a successor.
     pub fn leaving_from(&self, node: Option<NodeId>) -> usize {
         let Some(node) = node else { return 0 };
-        let followed = |c: &ContainerRecord| {
-            let mut siblings = self.state.containers_of(c.service);
-            siblings.any(|one| one.replaces == Some(c.id) && !one.removing)
-        };
         let on = self.state.containers_on(node);
-        let going = on.filter(|c| !self.deleted.contains(&c.id) && (c.removing || followed(c)));
+        let going = on.filter(|c| !self.deleted.contains(&c.id) && (c.removing || self.state.is_followed(c)));
         going.count() + self.departing.get(&node).copied().unwrap_or(0)
     }
 

@@ -11,9 +11,10 @@ use super::context::label;
 use super::wishes;
 use crate::cluster::State;
 use crate::outlook::At;
-use crate::scheduler::compare::{Choice, Rating};
+use crate::scheduler::compare::Choice;
 use crate::scheduler::forecast::Loads;
-use crate::scheduler::{Footprint, Search, View};
+use crate::scheduler::score::Parts;
+use crate::scheduler::{Footprint, Request, Search, View};
 
 /// A container's place, explained.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Explained {
     pub choices: Vec<Choice>,
     /// Why no node fits.
     pub refusal: Option<String>,
+    /// Its service's policy was not heard: the comparison lacks its word.
+    pub unheard: bool,
 }
 
 /// Compares all nodes for a container, itself taken away first; none of one whose service is gone.
@@ -45,9 +48,31 @@ fn compare(
     container: &ContainerRecord,
     load: Option<Loads>,
 ) -> Option<Explained> {
+    let (view, mut request) = as_if_nowhere(state, outlook, container)?;
+    request.load = load.unwrap_or(request.load);
+    let (asked, load) = (request.reservation, request.load);
+    let search = Search::new(&view, request);
+    let service = state.services.get(&container.service)?;
+    let refusal = || search.possible(&view).err().map(|refusal| refusal.to_string());
+    let unheard = outlook.unheard(service);
+    Some(Explained {
+        asked,
+        load,
+        choices: search.compare(&view),
+        unheard: unheard.is_some(),
+        refusal: unheard.or_else(refusal),
+    })
+}
+
+/// All nodes as they would be without a container, and what it asks of them; none if its service is gone.
+pub(super) fn as_if_nowhere<'a>(
+    state: &'a State,
+    outlook: &'a At<'_>,
+    container: &ContainerRecord,
+) -> Option<(View<'a>, Request<'a>)> {
     let service = state.services.get(&container.service)?;
     let mut view = View::new(state, &BTreeMap::new()).with_loads(outlook);
-    let mut request = wishes::anew(state, service, container, outlook);
+    let request = wishes::anew(state, service, container, outlook);
     match (container.node, container.claim) {
         (Some(node), _) => view.release(
             node,
@@ -60,39 +85,31 @@ fn compare(
         (None, Some(node)) => view.unclaim(node, container.spec.reservation),
         (None, None) => {}
     }
-    request.load = load.unwrap_or(request.load);
-    let (asked, load) = (request.reservation, request.load);
-    let search = Search::new(&view, request);
-    Some(Explained {
-        asked,
-        load,
-        choices: search.compare(&view),
-        refusal: search.possible(&view).err().map(|refusal| refusal.to_string()),
-    })
+    Some((view, request))
 }
 
 /// A part of a rating.
-pub type PartOf = fn(&Rating) -> i64;
+pub type PartOf = fn(&Parts) -> i64;
 
 /// The named parts of a rating, in the order in which they are told.
-pub const PARTS: [(&str, PartOf); 9] = [
-    ("room in reservations", |r| r.parts.reservation),
-    ("load", |r| r.parts.load),
-    ("replicas that are there already", |r| r.parts.replicas),
-    ("being the only node with its replicas", |r| r.parts.alone),
-    ("an even spread", |r| r.parts.spread),
+pub const PARTS: [(&str, PartOf); 10] = [
+    ("room in reservations", |r| r.reservation),
+    ("load", |r| r.load),
+    ("replicas that are there already", |r| r.replicas),
+    ("being the only node with its replicas", |r| r.alone),
+    ("an even spread", |r| r.spread),
     ("nearness to other services", |r| r.together),
     ("taints", |r| r.taints),
-    ("the image being there", |r| r.parts.image),
-    ("best-effort containers that would have to go", |r| {
-        r.parts.displaces
-    }),
+    ("its policy", |r| r.policy),
+    ("the image being there", |r| r.image),
+    ("best-effort containers that would have to go", |r| r.displaces),
 ];
 
 impl Explained {
     /// Where it would be placed now.
     pub fn best(&self) -> Option<&Choice> {
-        self.choices.first().filter(|choice| choice.rating.is_some())
+        let best = self.choices.first().filter(|choice| choice.rating.is_some());
+        best.filter(|_| !self.unheard)
     }
 
     fn fitting(&self) -> usize {
@@ -160,7 +177,7 @@ fn over(better: &Choice, worse: &Choice, name: &str) -> String {
     let (Some(better), Some(worse)) = (&better.rating, &worse.rating) else {
         return format!("the only one, as {name} can't take it");
     };
-    let ahead = better.parts.total() - worse.parts.total();
+    let ahead = better.total() - worse.total();
     let most = PARTS.iter().map(|(what, of)| (of(better) - of(worse), what));
     match most.max_by_key(|(by, _)| *by) {
         Some((by, what)) if ahead > 0 && by > 0 => {

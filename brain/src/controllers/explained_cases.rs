@@ -1,21 +1,19 @@
 //! Explanations are what is decided, and what is foreseen happens.
 
-use std::collections::BTreeMap;
-
 use berth_common::model::{NodeKind, UnixMillis};
 use berth_common::units::Bytes;
 use proptest::prelude::*;
 
+use super::Now;
 use super::balance_cases::sample;
 use super::cases::{edit_node, put, world};
-use super::explained::{PARTS, explain};
+use super::explained::{PARTS, as_if_nowhere, explain};
 use super::fixtures::{container_id, node, service, service_id, tenant_id};
 use super::foreseen::{self, Ahead};
 use super::placement_sim::{Act, acts, perform, pool};
 use super::sim::World;
-use super::{Now, wishes};
 use crate::cluster::Change;
-use crate::scheduler::{self, Footprint, View};
+use crate::scheduler;
 
 fn look(w: &World, changes: Vec<Change>) -> Ahead {
     let now = Now {
@@ -38,21 +36,7 @@ fn check_explanations(w: &World) {
             continue;
         };
         assert_eq!(told.choices.len(), w.state.nodes.len());
-        let service = &w.state.services[&container.service];
-        let request = wishes::anew(&w.state, service, container, &outlook);
-        let mut view = View::new(&w.state, &BTreeMap::new()).with_loads(&outlook);
-        match (container.node, container.claim) {
-            (Some(node), _) => view.release(
-                node,
-                &Footprint {
-                    reserved: container.spec.reservation,
-                    idle: container.spec.idle_use(),
-                    load: request.load,
-                },
-            ),
-            (None, Some(node)) => view.unclaim(node, container.spec.reservation),
-            (None, None) => {}
-        }
+        let (view, request) = as_if_nowhere(&w.state, &outlook, container).unwrap();
         let placed = scheduler::place(&mut view.clone(), request.clone());
         assert_eq!(told.best().map(|best| best.node), placed.as_ref().ok().copied());
         assert_eq!(told.refusal, placed.err().map(|refusal| refusal.to_string()));
@@ -63,7 +47,7 @@ fn check_explanations(w: &World) {
             assert_eq!(choice.against.is_empty(), fits, "{choice:?}");
             if let Some(rating) = &choice.rating {
                 let sum: i64 = PARTS.iter().map(|(_, of)| of(rating)).sum();
-                assert_eq!(sum, rating.parts.total(), "{rating:?}");
+                assert_eq!(sum, rating.total(), "{rating:?}");
                 assert!(sum <= last, "the best come first");
                 last = sum;
             }

@@ -2,9 +2,12 @@
 
 use berth_common::id::{ContainerId, NodeId, Revision, ServiceId, TenantId};
 use berth_common::model::{
-    Capacity, NodeFacts, NodeKind, NodeRecord, RunState, ServiceRecord, ServiceSpec, UnixMillis,
+    Capacity, NodeFacts, NodeKind, NodeRecord, RunState, ServiceRecord, ServiceSpec, TenantRecord, UnixMillis,
 };
 use berth_common::units::{Bytes, Millicores};
+
+use crate::api::tenants::new_tenant;
+use crate::policies::{OnFailure, PolicySettings};
 
 fn raw(kind: u8, n: u64) -> [u8; 10] {
     let mut raw = [kind; 10];
@@ -22,6 +25,23 @@ pub(crate) fn service_id(n: u64) -> ServiceId {
 }
 pub(crate) fn container_id(n: u64) -> ContainerId {
     ContainerId::from_bytes(raw(4, n))
+}
+
+/// A tenant.
+pub(crate) fn tenant(n: u64) -> TenantRecord {
+    new_tenant(tenant_id(n), format!("t{n}").parse().unwrap(), UnixMillis(0))
+}
+
+/// A policy p, at an address that nobody has.
+pub(crate) fn policy(on_failure: OnFailure) -> PolicySettings {
+    PolicySettings {
+        name: "p".parse().unwrap(),
+        url: "http://127.0.0.1:1/".to_owned(),
+        timeout_ms: 300,
+        on_failure,
+        token_file: None,
+        ca_file: None,
+    }
 }
 
 /// A node record with so many cores and GiB.

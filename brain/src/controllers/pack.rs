@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{ContainerId, Name, NodeId};
+use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
 use berth_common::model::{ContainerRecord, Moves, NodeKind, NodeRecord};
 
 use super::balance::{Replacing, hindrance};
@@ -15,8 +15,9 @@ use super::context::label;
 use super::explained;
 use crate::cluster::{Change, State};
 use crate::outlook::{At, Supposed};
-use crate::scheduler::compare::{Choice, Rating};
+use crate::scheduler::compare::Choice;
 use crate::scheduler::load::Watermarks;
+use crate::scheduler::score::Parts;
 
 /// Nodes that are compared at most, all containers together: some seconds' work.
 const WORK: usize = 20_000_000;
@@ -50,6 +51,28 @@ pub struct Packed {
     pub kept: Vec<(NodeId, String)>,
     /// There were too many to look at them all.
     pub cut: bool,
+    /// Services that keep a node since their policies were not heard: they are to be asked.
+    pub wanted: BTreeSet<ServiceId>,
+}
+
+/// What keeps containers where they are.
+struct Held {
+    replacing: Replacing,
+    /// Services whose policies were not heard, and why.
+    unheard: BTreeMap<ServiceId, String>,
+}
+
+/// Why a node can't be emptied.
+struct Kept {
+    why: String,
+    /// The service whose policy is to be asked first.
+    asks: Option<ServiceId>,
+}
+
+impl From<String> for Kept {
+    fn from(why: String) -> Self {
+        Self { why, asks: None }
+    }
 }
 
 /// The cluster as it would be with what is planned so far.
@@ -69,9 +92,18 @@ impl Clone for Trial<'_, '_> {
     }
 }
 
-/// What can be emptied. Equal inputs give equal plans. `outlook` is taken anew for each container and given back.
+/// What can be emptied. Equal inputs give equal plans. `outlook` is taken anew for each container and given back, so that nobody waits
+/// for it as long as this takes; what agents report meanwhile is part of the inputs.
 pub fn plan<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, ask: &Ask) -> Packed {
     let replacing = Replacing::of(state);
+    let unheard = {
+        let outlook = outlook();
+        let services = state.services.values();
+        services
+            .filter_map(|service| Some((service.id, outlook.unheard(service)?)))
+            .collect()
+    };
+    let held = Held { replacing, unheard };
     let mut now = Trial {
         state: state.clone(),
         supposed: Supposed::default(),
@@ -99,14 +131,17 @@ pub fn plan<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, ask: &Ask) -> Packe
                     .push((node, "there were too many to look at them all".to_owned()));
                 continue;
             }
-            match now.without(node, &replacing) {
+            match now.without(node, &held) {
                 Ok(next) => {
                     now = next;
                     order.push(node);
                     left -= 1;
                     again = true;
                 }
-                Err(why) => packed.kept.push((node, why)),
+                Err(Kept { why, asks }) => {
+                    packed.kept.push((node, why));
+                    packed.wanted.extend(asks);
+                }
             }
         }
         // What moved elsewhere may have made another one the emptiest.
@@ -170,7 +205,7 @@ fn freed(before: &State, after: &State, node: NodeId) -> Freed {
 
 impl Trial<'_, '_> {
     /// The same with a node emptied and closed.
-    fn without(&self, node: NodeId, replacing: &Replacing) -> Result<Self, String> {
+    fn without(&self, node: NodeId, held: &Held) -> Result<Self, Kept> {
         let mut trial = self.clone();
         let mut there: Vec<_> = self.state.containers_on(node).cloned().collect();
         there.retain(|c| !c.removing);
@@ -179,11 +214,16 @@ impl Trial<'_, '_> {
             let held = c.spec.reservation;
             (Reverse((held.memory, held.cpu)), c.id)
         });
-        if let Some((one, why)) = there
-            .iter()
-            .find_map(|c| Some((c, hindrance(&self.state, replacing, c)?)))
-        {
-            return Err(format!("{} {why}", label(one)));
+        for container in &there {
+            if let Some(why) = hindrance(&self.state, &held.replacing, container) {
+                return Err(format!("{} {why}", label(container)).into());
+            }
+            if let Some(why) = held.unheard.get(&container.service) {
+                return Err(Kept {
+                    why: format!("{} {why}", label(container)),
+                    asks: Some(container.service),
+                });
+            }
         }
         for container in &there {
             let to = trial.destination(container, node)?;
@@ -232,10 +272,7 @@ impl Trial<'_, '_> {
                 .is_some_and(|rating| wishes(rating) >= least)
         };
         let fullest = |choice: &&Choice| {
-            let room = choice
-                .rating
-                .as_ref()
-                .map_or(0, |rating| rating.parts.reservation);
+            let room = choice.rating.as_ref().map_or(0, |parts| parts.reservation);
             (room, choice.node)
         };
         let all = || told.choices.iter().filter(fits);
@@ -257,9 +294,14 @@ impl Trial<'_, '_> {
 }
 
 /// What of a rating is not room: what somebody asked for, and replicas that keep apart.
-fn wishes(rating: &Rating) -> i64 {
-    let parts = &rating.parts;
-    parts.replicas + parts.alone + parts.standing + parts.spread + parts.displaces
+fn wishes(parts: &Parts) -> i64 {
+    parts.replicas
+        + parts.alone
+        + parts.taints
+        + parts.together
+        + parts.policy
+        + parts.spread
+        + parts.displaces
 }
 
 /// The changes that empty these nodes, of what is still as it was; none if one of the nodes is not.

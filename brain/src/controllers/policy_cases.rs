@@ -3,29 +3,24 @@
 
 use std::collections::BTreeMap;
 
-use berth_common::model::{Spread, UpdateOrder};
+use berth_common::model::{ContainerRecord, Moves, Spread, UpdateOrder};
 
 use super::balance_cases::sample;
 use super::cases::{edit, edit_node, image, on, put, quiet, world};
-use super::fixtures::{node_id, service_id};
+use super::explained::{PARTS, explain};
+use super::fixtures::{node_id, policy, service_id};
 use super::sim::World;
 use super::view::service_problem;
-use super::{Dirty, balance};
+use super::{Dirty, balance, pack};
+use crate::cluster::Change;
 use crate::outlook::{Watched, seconds};
-use crate::policies::{Ask, OnFailure, PolicySettings, Verdict, Word};
+use crate::policies::{Ask, OnFailure, Verdict, Word};
 use crate::scheduler::rebalance::Memory;
 
 /// Nodes of so many GiB, and one policy.
 fn with_policy(nodes: u64, gib: u64, on_failure: OnFailure) -> World {
     let mut w = world(nodes, gib);
-    w.watched = Watched::with_policies(&[PolicySettings {
-        name: "p".parse().unwrap(),
-        url: "http://127.0.0.1:1/".to_owned(),
-        timeout_ms: 300,
-        on_failure,
-        token_file: None,
-        ca_file: None,
-    }]);
+    w.watched = Watched::with_policies(&[policy(on_failure)]);
     w
 }
 
@@ -313,4 +308,97 @@ fn a_hot_node_gives_nothing_away_to_where_the_policy_refuses_it() {
     rounds(&mut w, 1);
     w.run(20);
     assert_eq!((on(&w, 2), told(&w, "moved")), (1, 1));
+}
+
+#[test]
+fn what_a_policy_says_is_a_part_of_the_score_and_what_it_has_not_said_is_told() {
+    let mut w = with_policy(3, 8, OnFailure::Wait);
+    put(&mut w, 1, "web:1", 1, 1);
+    w.run(6);
+    wants_policy(&mut w, 1);
+    let web = |w: &World| w.state.containers_of(service_id(1)).next().unwrap().clone();
+    let told = explain(&w.state, &w.watched.at(w.now), &web(&w)).unwrap();
+    assert!(told.unheard && told.best().is_none());
+    assert_eq!(told.refusal.as_deref(), Some("asks policy p"));
+    w.watched.want([service_id(1)].into());
+    assert!(say(&mut w, &[(2, Word::Points(1_500)), (3, refused("no gpu"))]));
+    let told = explain(&w.state, &w.watched.at(w.now), &web(&w)).unwrap();
+    assert_eq!(told.best().unwrap().node, node_id(2));
+    let mut fit = 0;
+    for rating in told.choices.iter().filter_map(|choice| choice.rating.as_ref()) {
+        let sum: i64 = PARTS.iter().map(|(_, of)| of(rating)).sum();
+        assert_eq!(sum, rating.total(), "{rating:?}");
+        fit += 1;
+    }
+    assert_eq!(fit, 2, "{told:?}");
+    assert_eq!(told.best().unwrap().rating.unwrap().policy, 1_500);
+}
+
+#[test]
+fn a_pack_asks_first_and_follows_what_is_said() {
+    let mut w = with_policy(2, 8, OnFailure::Wait);
+    put(&mut w, 1, "web:1", 1, 1);
+    put(&mut w, 2, "web:1", 1, 2);
+    w.run(6);
+    assert_eq!((on(&w, 1), on(&w, 2)), (1, 1));
+    wants_policy(&mut w, 1);
+    let plan = |w: &World| {
+        let ask = pack::Ask {
+            pool: "default".parse().unwrap(),
+            keep: 1,
+        };
+        pack::plan(&w.state, &|| w.watched.at(w.now), &ask)
+    };
+    edit(&mut w, 2, |s| s.spec.update.order = UpdateOrder::StopFirst);
+    let planned = plan(&w);
+    assert_eq!((planned.freed.len(), planned.wanted.len()), (0, 1));
+    assert!(
+        planned.kept.iter().any(|(_, why)| why == "s1.1 asks policy p"),
+        "{planned:?}"
+    );
+    w.watched.want(planned.wanted);
+    assert!(say(&mut w, &[(2, good())]));
+    let planned = plan(&w);
+    assert_eq!(planned.freed.len(), 1, "{planned:?}");
+    w.commit(pack::begin(&w.state, &planned.freed).unwrap());
+    w.run(40);
+    assert_eq!((on(&w, 1), on(&w, 2), w.running(service_id(1))), (0, 2, 1));
+    // Emptied once more when its word is over: what is on it waits for it, and keeps what was chosen.
+    w.run(60);
+    for n in 1..=2 {
+        edit_node(&mut w, n, |node| (node.cordoned, node.draining) = (false, false));
+    }
+    edit(&mut w, 2, |s| s.spec.update.order = UpdateOrder::StartFirst);
+    w.watched.want([service_id(1)].into());
+    assert!(say(&mut w, &[(1, good())]));
+    let chosen = web_moves_to(&w, 1);
+    w.run(61);
+    w.commit(chosen);
+    w.run(20);
+    let places = |w: &World| -> Vec<_> {
+        let all = w.state.containers_of(service_id(1)).filter(|c| !c.removing);
+        all.map(|c| c.node).collect()
+    };
+    assert_eq!(places(&w), [Some(node_id(2))], "nothing moves without it");
+    assert_eq!(told(&w, "stays"), 0, "and nothing is given up");
+    assert!(say(&mut w, &[(1, good())]));
+    w.run(40);
+    assert_eq!(places(&w), [Some(node_id(1))]);
+}
+
+/// The changes that drain h2, its first service's container being meant for h1.
+fn web_moves_to(w: &World, n: u64) -> Vec<Change> {
+    let mut node = (*w.state.nodes[&node_id(2)]).clone();
+    (node.cordoned, node.draining) = (true, true);
+    let web = w.state.containers_of(service_id(1)).next().unwrap();
+    let moves = Moves {
+        to: node_id(n),
+        why: "it is emptied".to_owned(),
+        emptying: true,
+    };
+    let web = ContainerRecord {
+        moves: Some(moves),
+        ..(**web).clone()
+    };
+    vec![Change::PutNode(node), Change::PutContainer(web)]
 }

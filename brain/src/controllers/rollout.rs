@@ -162,6 +162,9 @@ impl Pass<'_, '_, '_> {
             // Its turn comes, and its room is kept.
             return self.keep(current);
         }
+        if !busy && self.heard().is_err() {
+            return self.keep(current);
+        }
         if let Some(to) = chosen {
             self.cx.view().unclaim(to, kept_for(&current));
         }

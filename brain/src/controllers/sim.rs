@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{ContainerId, Generation, NodeId, Revision, ServiceId};
+use berth_common::id::{ContainerId, Generation, NodeId, ServiceId};
 use berth_common::model::{
     Endpoint, ExitInfo, Health, HealthState, NodeKind, NodeRecord, ObservedContainer, Phase, Restart,
-    RunState, ServiceRecord, TenantRecord, UnixMillis,
+    RunState, ServiceRecord, UnixMillis,
 };
 
-use super::fixtures::{container_id, tenant_id};
+use super::fixtures::{container_id, tenant};
 use super::{Dirty, Input, NewEvent, Now, Plan, plan};
 use crate::allocate::QUARANTINE_MS;
 use crate::cluster::{Change, Connection, State};
@@ -61,16 +61,7 @@ impl World {
             given_back: BTreeMap::new(),
         };
         for n in 1..=2 {
-            world.commit(vec![Change::PutTenant(TenantRecord {
-                id: tenant_id(n),
-                name: format!("t{n}").parse().unwrap(),
-                quota: Default::default(),
-                cpu_weight: 100,
-                privileged: false,
-                max_priority: 0,
-                created_at: UnixMillis(0),
-                revision: Revision(0),
-            })]);
+            world.commit(vec![Change::PutTenant(tenant(n))]);
         }
         world
     }

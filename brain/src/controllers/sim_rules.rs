@@ -10,8 +10,33 @@ use berth_common::model::{
 
 use super::Plan;
 use super::decisions::Decision;
-use crate::cluster::State;
+use crate::cluster::{Change, State};
 use crate::scheduler::preempt::Rank;
+
+/// Checks that every index is what follows from the records.
+pub(super) fn check_indexes(state: &State) {
+    let mut anew = State::default();
+    let nodes = state.nodes.values().map(|one| Change::PutNode((**one).clone()));
+    let services = state
+        .services
+        .values()
+        .map(|one| Change::PutService((**one).clone()));
+    let containers = state
+        .containers
+        .values()
+        .map(|one| Change::PutContainer((**one).clone()));
+    anew.apply(nodes.chain(services).chain(containers).collect(), state.revision);
+    assert_eq!(state.labelled, anew.labelled);
+    assert_eq!(state.successors, anew.successors);
+    assert_eq!(state.moving, anew.moving);
+    assert_eq!(
+        (&state.unplaced, &state.claiming),
+        (&anew.unplaced, &anew.claiming)
+    );
+    for id in state.nodes.keys() {
+        assert_eq!(state.taken_on(*id), anew.taken_on(*id));
+    }
+}
 
 /// Checks every container that has got its node between two states.
 pub(super) fn check_seated(before: &State, after: &State) {

@@ -1,7 +1,6 @@
 //! What a service's next container asks of nodes: its spec joined with where its own replicas and other services are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash as _, Hasher as _};
 
 use berth_common::id::{ContainerId, NodeId, TenantId};
 use berth_common::model::{ContainerRecord, ContainerSpec, ServiceRecord, Together};
@@ -66,15 +65,9 @@ pub(super) fn request<'a>(
             verdict: outlook.verdict(service),
         },
         load: outlook.newcomer(service.id, spec),
-        seed: seed(service),
+        // Ids are random: another way through many nodes for each service.
+        seed: service.id.bits(),
     }
-}
-
-/// Another way for each service, and for each of its generations.
-fn seed(service: &ServiceRecord) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    (service.id, service.generation).hash(&mut hasher);
-    hasher.finish()
 }
 
 /// What `container` asks of nodes, as if it were nowhere yet.

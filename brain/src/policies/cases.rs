@@ -3,23 +3,12 @@
 use std::sync::Arc;
 
 use berth_common::id::Revision;
-use berth_common::model::{NodeKind, TenantRecord, UnixMillis};
+use berth_common::model::NodeKind;
 use berth_common::units::Bytes;
 
 use super::*;
 use crate::cluster::{Change, State};
-use crate::controllers::fixtures::{node, node_id, service, service_id, tenant_id};
-
-fn settings(on_failure: OnFailure) -> PolicySettings {
-    PolicySettings {
-        name: "p".parse().unwrap(),
-        url: "http://127.0.0.1:1/".to_owned(),
-        timeout_ms: 300,
-        on_failure,
-        token_file: None,
-        ca_file: None,
-    }
-}
+use crate::controllers::fixtures::{node, node_id, policy, service, service_id, tenant, tenant_id};
 
 /// Services 1 to `n` that all ask for policy p.
 fn state(n: u64) -> State {
@@ -51,7 +40,7 @@ fn fails(book: &mut Book, ask: &Ask, now: u32) -> Option<&'static str> {
 
 #[test]
 fn a_verdict_counts_for_its_generation_and_its_time() {
-    let (mut book, mut s) = (Book::new(&[settings(OnFailure::Wait)]), state(1));
+    let (mut book, mut s) = (Book::new(&[policy(OnFailure::Wait)]), state(1));
     let id = service_id(1);
     let Opinion::Unasked(why) = book.opinion(&s.services[&id], 10) else {
         panic!("nothing was heard")
@@ -74,7 +63,7 @@ fn a_verdict_counts_for_its_generation_and_its_time() {
 
 #[test]
 fn a_dead_policy_is_tried_now_and_then_and_told_once() {
-    let (mut book, s) = (Book::new(&[settings(OnFailure::Ignore)]), state(20));
+    let (mut book, s) = (Book::new(&[policy(OnFailure::Ignore)]), state(20));
     book.want((1..=20).map(service_id));
     let first: Vec<Ask> = std::iter::from_fn(|| ask(&mut book, &s, 0)).collect();
     assert_eq!(first.len(), 8, "so many at a time");
@@ -100,7 +89,7 @@ fn a_dead_policy_is_tried_now_and_then_and_told_once() {
 
 #[test]
 fn who_is_to_wait_is_told_why_and_when_it_is_worth_asking_again() {
-    let (mut book, s) = (Book::new(&[settings(OnFailure::Wait)]), state(2));
+    let (mut book, s) = (Book::new(&[policy(OnFailure::Wait)]), state(2));
     let waits = |book: &Book, n, now| match book.opinion(&s.services[&service_id(n)], now) {
         Opinion::Waits { why, again } => (why, again),
         other => panic!("{other:?}"),
@@ -126,7 +115,7 @@ fn who_is_to_wait_is_told_why_and_when_it_is_worth_asking_again() {
 
 #[test]
 fn what_is_kept_has_a_bound() {
-    let (mut book, s) = (Book::new(&[settings(OnFailure::Ignore)]), state(300));
+    let (mut book, s) = (Book::new(&[policy(OnFailure::Ignore)]), state(300));
     let large = Verdict::new(
         "p".parse().unwrap(),
         (1..=10_000).map(|n| (node_id(n), Word::Points(1))).collect(),
@@ -145,18 +134,7 @@ fn what_is_kept_has_a_bound() {
 #[test]
 fn r6_questions_hold_no_secrets_and_no_nodes_of_others() {
     let mut s = state(0);
-    let tenant = |n: u64| {
-        Change::PutTenant(TenantRecord {
-            id: tenant_id(n),
-            name: format!("t{n}").parse().unwrap(),
-            quota: Default::default(),
-            cpu_weight: 100,
-            privileged: false,
-            max_priority: 0,
-            created_at: UnixMillis(0),
-            revision: Revision(0),
-        })
-    };
+    let tenant = |n| Change::PutTenant(tenant(n));
     let private = |n| NodeKind::Private { tenant: tenant_id(n) };
     let mut elsewhere = node(4, NodeKind::Shared, 4, 8);
     elsewhere.pool = "batch".parse().unwrap();

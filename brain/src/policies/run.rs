@@ -22,7 +22,9 @@ use crate::outlook::Parts;
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// A file that its settings name.
-    #[error("reading {path} for policy {policy}")]
+    #[error(
+        "policy {policy}: {path} can't be read; make it readable to the brain, or correct its name in the settings"
+    )]
     File {
         /// Whose.
         policy: Name,
@@ -33,7 +35,7 @@ pub enum PolicyError {
         source: io::Error,
     },
     /// What such a file holds.
-    #[error("{path} of policy {policy} {why}")]
+    #[error("policy {policy}: {path} {why}")]
     Content {
         /// Whose.
         policy: Name,
@@ -122,7 +124,7 @@ impl Client {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|_| {
                 wrong(
                     path,
-                    "holds no token: only printable characters may be in one".to_owned(),
+                    "holds no token: write one line of printable characters into it".to_owned(),
                 )
             })?;
             value.set_sensitive(true);
@@ -132,10 +134,13 @@ impl Client {
         if let Some(path) = &settings.ca_file {
             let pem = read(policy, path)?;
             let ca = berth_common::identity::parse_cert("it", &pem)
-                .map_err(|error| wrong(path, format!("holds no certificate: {error}")))?;
-            roots
-                .add(ca)
-                .map_err(|error| wrong(path, format!("holds no authority: {error}")))?;
+                .map_err(|error| wrong(path, format!("holds no certificate in PEM form: {error}")))?;
+            roots.add(ca).map_err(|error| {
+                wrong(
+                    path,
+                    format!("holds a certificate that is no authority's: {error}"),
+                )
+            })?;
         }
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()

@@ -48,25 +48,25 @@ const MOST: usize = 64;
 /// What is wrong with these, and what would do.
 pub fn fault(all: &[PolicySettings]) -> Option<String> {
     if all.len() > MOST {
-        return Some(format!("{} policies; at most {MOST}", all.len()));
+        return Some(format!("{} policies are too many: at most {MOST}", all.len()));
     }
     all.iter().enumerate().find_map(|(at, one)| {
         let name = &one.name;
         if all[..at].iter().any(|other| other.name == *name) {
-            return Some(format!("{name} is there twice"));
+            return Some(format!("there are two of the name {name}; rename one of them"));
         }
         if !(10..=10_000).contains(&one.timeout_ms) {
             return Some(format!("timeout_ms of {name} must be from 10 to 10000"));
         }
         let Ok(url) = reqwest::Url::parse(&one.url) else {
             return Some(format!(
-                "url of {name} is none, as \"http://127.0.0.1:9000/place\""
+                "url of {name} is not a URL; write it as in \"http://127.0.0.1:9000/place\""
             ));
         };
         match (url.scheme(), &one.ca_file) {
             ("http", None) | ("https", Some(_)) => None,
-            ("http", Some(_)) => Some(format!("{name} has a ca_file and no https in its url")),
-            ("https", None) => Some(format!("{name} needs a ca_file, since its url begins with https")),
+            ("http", Some(_)) => Some(format!("{name} has a ca_file, which is for https; its url begins with http: change one of the two")),
+            ("https", None) => Some(format!("{name} needs a ca_file, the certificate of the authority that signed its own, since its url begins with https")),
             _ => Some(format!("url of {name} must begin with http:// or https://")),
         }
     })

@@ -3,13 +3,14 @@
 //! The best of a random sample of 20 is on average among the best twentieth of all, and looking at more changes little (Mitzenmacher, "The
 //! power of two choices in randomized load balancing", 1996; Sparrow and Kubernetes' `percentageOfNodesToScore` live on it). A search goes
 //! through the nodes in an order of its own, keeps those that stand the checks which placements don't change, and goes round these.
-//! Nodes that lack room are no loss: it goes on until it has enough that have it, through all of them if need be, so that a refusal is as
-//! sure as if every node had been looked at.
+//! Nodes that lack room are no loss: it goes on until it has enough that have it, and if none has through all of them, so that a refusal
+//! is as sure as if every node had been looked at.
 
 use std::collections::BTreeSet;
 
 use berth_common::id::NodeId;
 
+use super::score::Parts;
 use super::{Refusal, Request, View, constraints, filter};
 
 /// Nodes up to which all of them are looked at each time.
@@ -20,7 +21,7 @@ const SAMPLE: std::ops::RangeInclusive<usize> = 20..=64;
 const SCORED: usize = 160_000;
 /// Of these, so many at least have nothing against them: no replica of the service, no more even place elsewhere.
 pub const GOOD: usize = 4;
-/// So many are looked at in search of the latter.
+/// So many are looked at in search of these and those; then one that fits is enough.
 pub const FAR: usize = 512;
 /// How many nodes that stand the checks a search adds for each placement, so that many replicas are not crowded on the few that it knows.
 const MORE: usize = 6;
@@ -33,8 +34,8 @@ pub struct Candidate {
     pub seat: usize,
     pub replicas: u32,
     pub image: bool,
-    /// What its standing properties take from its score.
-    pub reluctance: i64,
+    /// The parts of its score that placements don't change.
+    pub standing: Parts,
 }
 
 /// A way through all nodes that passes each once: one after the other, or in an order that has nothing to do with theirs.
@@ -111,7 +112,8 @@ pub struct Candidates {
 impl Candidates {
     /// Of the nodes of `view`; `all`: look at all of them, however many there are.
     pub fn new(view: &View<'_>, request: &Request<'_>, all: bool) -> Self {
-        let all = all || view.seats.len() <= ALL;
+        // A policy was asked about every node, and may like a few of them only.
+        let all = all || view.seats.len() <= ALL || request.constraints.verdict.is_some();
         let seed = (!all).then_some(request.seed);
         let mut made = Self {
             all,
@@ -234,7 +236,7 @@ pub fn candidate(view: &View<'_>, request: &Request<'_>, at: usize) -> Candidate
         seat: at,
         replicas: request.replicas.get(&seat.node.id).copied().unwrap_or(0),
         image: request.image_on.contains(&seat.node.id),
-        reluctance: constraints::reluctance(seat, request),
+        standing: constraints::parts(seat, request),
     }
 }
 

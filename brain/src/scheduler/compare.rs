@@ -1,7 +1,7 @@
 //! Comparing: what stands against each node for one container, how good each of the others would be, and by what.
 //!
 //! The very checks and points by which [`Search`] chooses, told instead of decided: the first of those that fit is the node that
-//! [`Search::place`] takes, but in clusters so large that it looks at some of the nodes only: there it is one of the first. Refuses to choose, and to word anything but what stands against a node.
+//! [`Search::place`] takes, but in clusters so large that it looks at some of the nodes only: there that is one of the first. Refuses to choose, and to word anything but what stands against a node.
 
 use std::cmp::Reverse;
 
@@ -13,7 +13,7 @@ use super::filter::{self, Obstacle};
 use super::forecast::{CPU, plus};
 use super::load::{self, Known, Watermarks};
 use super::score::{self, Parts};
-use super::{Candidate, Search, View, affinity, candidates, idle, taints};
+use super::{Candidate, Search, View, candidates, idle};
 
 /// One node, compared with the others.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,24 +23,13 @@ pub struct Choice {
     /// What stands against it; nothing: it can take the container.
     pub against: Vec<Obstacle>,
     /// How good it would be; none where something stands against it.
-    pub rating: Option<Rating>,
+    pub rating: Option<Parts>,
     /// What is free there.
     pub free: Reservation,
     /// Replicas of the service that it has.
     pub replicas: u32,
     /// What would be in use there with the container; none where nothing is known of its load.
     pub expected: Option<Expected>,
-}
-
-/// How good a node would be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rating {
-    /// Part by part.
-    pub parts: Parts,
-    /// Of `standing`, softer taints.
-    pub taints: i64,
-    /// Of `standing`, companions that are not near.
-    pub together: i64,
 }
 
 /// What would be in use on a node, as shares of what it has.
@@ -88,7 +77,9 @@ impl Search<'_> {
         );
         Parts {
             load: load::points(seat.known(), &asked.load, &seat.capacity, &view.marks),
-            standing: -candidate.reluctance,
+            taints: candidate.standing.taints,
+            together: candidate.standing.together,
+            policy: candidate.standing.policy,
             spread: -uneven,
             displaces: -idle::reluctance(seat, asked.reservation),
             ..parts
@@ -105,11 +96,9 @@ impl Search<'_> {
                 true => against = self.obstacles(view, at),
                 false => against.extend(self.short_of(view, at)),
             }
-            let candidate = || candidates::candidate(view, request, at);
-            let rating = against.is_empty().then(|| Rating {
-                parts: self.parts(view, &candidate(), None, only),
-                taints: -taints::reluctance(seat.node, request.constraints.tolerations),
-                together: -affinity::reluctance(seat.node, &request.constraints.companions),
+            let rating = against.is_empty().then(|| {
+                let candidate = candidates::candidate(view, request, at);
+                self.parts(view, &candidate, None, only)
             });
             Choice {
                 node: seat.node.id,
@@ -123,7 +112,7 @@ impl Search<'_> {
         let mut choices: Vec<Choice> = choices.collect();
         // Stable: of equals the smallest node id comes first, as where one is chosen.
         choices.sort_by_key(|choice| match &choice.rating {
-            Some(rating) => (false, Reverse(rating.parts.total())),
+            Some(parts) => (false, Reverse(parts.total())),
             None => (true, Reverse(0)),
         });
         choices

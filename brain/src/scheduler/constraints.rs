@@ -9,6 +9,7 @@ use berth_common::units::{Bytes, Millicores};
 
 use super::affinity::{self, Companion, Replicas};
 use super::filter::Obstacle;
+use super::score::Parts;
 use super::{Request, Seat, taints};
 use crate::policies::Verdict;
 
@@ -304,13 +305,14 @@ fn refused(seat: &Seat<'_>, asked: &Constraints<'_>) -> Option<Broken> {
     })
 }
 
-/// What a node's standing properties take from its score.
-pub fn reluctance(seat: &Seat<'_>, request: &Request<'_>) -> i64 {
+/// The parts of a node's score that placements don't change.
+pub fn parts(seat: &Seat<'_>, request: &Request<'_>) -> Parts {
     let asked = &request.constraints;
-    let advised = asked
-        .verdict
-        .as_ref()
-        .map_or(0, |verdict| verdict.points(seat.node.id));
-    taints::reluctance(seat.node, asked.tolerations) + affinity::reluctance(seat.node, &asked.companions)
-        - advised
+    let verdict = asked.verdict.as_ref();
+    Parts {
+        taints: -taints::reluctance(seat.node, asked.tolerations),
+        together: -affinity::reluctance(seat.node, &asked.companions),
+        policy: verdict.map_or(0, |verdict| verdict.points(seat.node.id)),
+        ..Parts::default()
+    }
 }

@@ -68,13 +68,6 @@ pub struct Search<'a> {
     distribution: Option<Distribution>,
 }
 
-/// How good a node would be.
-struct Fit {
-    score: i64,
-    /// Nothing is against it that is not against all.
-    good: bool,
-}
-
 /// The best of the candidates looked at so far.
 #[derive(Default)]
 struct Best {
@@ -88,14 +81,9 @@ struct Best {
 }
 
 impl Best {
-    /// Whether more would hardly be better.
+    /// Whether more would hardly be better than these, of which `fit` had better have room.
     const fn is_enough(&self, fit: usize) -> bool {
-        self.fit >= fit && (self.good >= GOOD || self.looked >= FAR)
-    }
-
-    /// Whether those not found yet are worth the search.
-    const fn wants_more(&self) -> bool {
-        self.found.is_none() || (self.good < GOOD && self.looked < FAR)
+        self.fit >= fit && self.good >= GOOD || self.found.is_some() && self.looked >= FAR
     }
 }
 
@@ -182,24 +170,6 @@ impl<'a> Search<'a> {
         seats.next().filter(|_| seats.next().is_none())
     }
 
-    /// How good a candidate is, if it fits.
-    fn fit(
-        &self,
-        view: &View<'_>,
-        candidate: &Candidate,
-        leaving: Option<usize>,
-        only: Option<usize>,
-    ) -> Option<Fit> {
-        if !self.allows(view, candidate.seat, leaving) {
-            return None;
-        }
-        let parts = self.parts(view, candidate, leaving, only);
-        Some(Fit {
-            score: parts.total(),
-            good: candidate.replicas == 0 && parts.standing == 0 && parts.spread == 0,
-        })
-    }
-
     /// The best of enough candidates, by its place among those found.
     fn best(&mut self, view: &View<'_>, leaving: Option<usize>) -> Option<usize> {
         let mut best = Best {
@@ -216,9 +186,9 @@ impl<'a> Search<'a> {
             }
         }
         self.candidates.turn_by(best.looked);
-        // Not enough of those has room and nothing against it: on through the rest.
+        // Too few of those have room and nothing against them: on through the rest.
         let mut looked = known;
-        while !all && best.wants_more() {
+        while !all && !best.is_enough(enough) {
             self.candidates.discover(view, &self.request, looked + wanted);
             let more = looked..self.candidates.found.len();
             if more.is_empty() {
@@ -233,13 +203,15 @@ impl<'a> Search<'a> {
     fn look(&self, view: &View<'_>, index: usize, leaving: Option<usize>, best: &mut Best) {
         let candidate = &self.candidates.found[index];
         best.looked += 1;
-        let Some(fit) = self.fit(view, candidate, leaving, best.only) else {
+        if !self.allows(view, candidate.seat, leaving) {
             return;
-        };
+        }
+        let parts = self.parts(view, candidate, leaving, best.only);
         best.fit += 1;
-        best.good += usize::from(fit.good);
+        let hindered = parts.taints != 0 || parts.together != 0 || parts.spread != 0;
+        best.good += usize::from(candidate.replicas == 0 && !hindered);
         // Of equals the smallest node id wins.
-        let rank = (fit.score, Reverse(candidate.seat));
+        let rank = (parts.total(), Reverse(candidate.seat));
         if best.found.is_none_or(|(top, _)| rank > top) {
             best.found = Some((rank, index));
         }

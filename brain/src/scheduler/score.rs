@@ -39,8 +39,12 @@ pub struct Parts {
     pub image: i64,
     /// How far from overload it would stay.
     pub load: i64,
-    /// Its softer taints, and companions that are asked for and not near.
-    pub standing: i64,
+    /// Its softer taints.
+    pub taints: i64,
+    /// Companions that are asked for and not near.
+    pub together: i64,
+    /// What the service's policy says of it; more than nothing where it is liked.
+    pub policy: i64,
     /// Its domain has more replicas than the emptiest one.
     pub spread: i64,
     /// Best-effort containers would have to go.
@@ -56,7 +60,9 @@ impl Parts {
             + self.alone
             + self.image
             + self.load
-            + self.standing
+            + self.taints
+            + self.together
+            + self.policy
             + self.spread
             + self.displaces
     }

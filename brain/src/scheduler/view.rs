@@ -83,9 +83,7 @@ impl<'a> View<'a> {
         // What is to move there, and has no successor there yet.
         let moving = state.moving.iter().filter_map(|id| state.containers.get(id));
         for (moves, container) in moving.filter_map(|c| Some((c.moves.as_ref()?, c))) {
-            let mut siblings = state.containers_of(container.service);
-            let followed = siblings.any(|one| one.replaces == Some(container.id) && !one.removing);
-            if let (false, Some(at)) = (followed, view.find(moves.to)) {
+            if let (false, Some(at)) = (state.is_followed(container), view.find(moves.to)) {
                 let seat = &mut view.seats[at];
                 seat.claimed = seat.claimed.plus(container.spec.reservation);
             }

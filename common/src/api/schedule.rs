@@ -81,6 +81,9 @@ pub struct ScoreParts {
     pub together: i64,
     /// Taints that would rather have no new containers.
     pub taints: i64,
+    /// What the service's policy says of it.
+    #[serde(default)]
+    pub policy: i64,
     /// It has the image already.
     pub image: i64,
     /// Best-effort containers would have to go.
@@ -89,7 +92,7 @@ pub struct ScoreParts {
 
 impl ScoreParts {
     /// Every part with its name.
-    pub const fn parts(&self) -> [(&'static str, i64); 9] {
+    pub const fn parts(&self) -> [(&'static str, i64); 10] {
         [
             ("reservation", self.reservation),
             ("load", self.load),
@@ -98,6 +101,7 @@ impl ScoreParts {
             ("spread", self.spread),
             ("together", self.together),
             ("taints", self.taints),
+            ("policy", self.policy),
             ("image", self.image),
             ("displaces", self.displaces),
         ]

@@ -1,20 +1,18 @@
 //! Many agents on one brain: real protocol over real QUIC, fakes below.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{cpu_seconds, rss_mib};
 use crate::cluster::Brain;
+use crate::crowd::ready;
 use crate::operator::Operator as _;
 use crate::process::{Process, eventually};
-use crate::program;
 
 /// A brain with so many simulated agents, all of them connected.
 fn crowd(dir: &std::path::Path, agents: usize) -> anyhow::Result<(Brain, Process)> {
     let brain = Brain::start(&dir.join("brain"));
     let (client, base, token) = brain.http()?;
     let runtime = tokio::runtime::Handle::current();
-    let tokens = dir.join("tokens");
     let mut lines = String::new();
     for _ in 0..agents {
         let answer = client
@@ -26,30 +24,17 @@ fn crowd(dir: &std::path::Path, agents: usize) -> anyhow::Result<(Brain, Process
         lines.push_str(value["token"].as_str().unwrap_or_default());
         lines.push('\n');
     }
-    std::fs::write(&tokens, lines)?;
-    let mut command = Command::new(program("agent-sim"));
-    command
-        .args(["--agents", &agents.to_string(), "--dir"])
-        .arg(dir.join("sim"))
-        .arg("--tokens")
-        .arg(&tokens);
-    command.stdin(Stdio::null());
-    let sim = Process::spawn(command, &dir.join("sim.log"));
+    let sim = crate::crowd::spawn(dir, agents, &lines, &[]);
     let up = eventually(Duration::from_secs(180), || {
-        (connected(&brain) == agents).then_some(())
+        (ready(&brain) == agents).then_some(())
     });
     anyhow::ensure!(
         up.is_some(),
         "only {} of {agents} joined\n{}",
-        connected(&brain),
+        ready(&brain),
         sim.output()
     );
     Ok((brain, sim))
-}
-
-fn connected(brain: &Brain) -> usize {
-    let nodes = brain.items(&["node", "ls"]);
-    nodes.iter().filter(|n| n["state"] == "ready").count()
 }
 
 /// One call that asks for so many containers: until it is answered, placed and committed, and until all of them run.
@@ -150,13 +135,13 @@ pub fn run(agents: usize, each: usize, span: Duration) -> anyhow::Result<()> {
     let up = began.elapsed();
     let mut half = None;
     let back = eventually(Duration::from_secs(60), || {
-        let count = connected(&brain);
+        let count = ready(&brain);
         if half.is_none() && count * 2 >= agents {
             half = Some(began.elapsed());
         }
         (count == agents).then_some(())
     });
-    anyhow::ensure!(back.is_some(), "only {} came back", connected(&brain));
+    anyhow::ensure!(back.is_some(), "only {} came back", ready(&brain));
     println!(
         "agents: after kill -9 of the brain its API was back in {:.1} s, half of {agents} agents were connected in {:.1} s, \
          all in {:.1} s; CPU meanwhile: brain {:.1} s, simulator {:.1} s (it has one core)",
