@@ -239,9 +239,9 @@ fn score(parts: &Parts) -> ScoreParts {
         replicas: parts.replicas,
         alone: parts.alone,
         spread: parts.spread,
-        together: parts.together,
-        taints: parts.taints,
-        policy: parts.policy,
+        together: parts.standing.together,
+        taints: parts.standing.taints,
+        policy: parts.standing.policy,
         image: parts.image,
         displaces: parts.displaces,
     }

@@ -98,9 +98,9 @@ pub const PARTS: [(&str, PartOf); 10] = [
     ("replicas that are there already", |r| r.replicas),
     ("being the only node with its replicas", |r| r.alone),
     ("an even spread", |r| r.spread),
-    ("nearness to other services", |r| r.together),
-    ("taints", |r| r.taints),
-    ("its policy", |r| r.policy),
+    ("nearness to other services", |r| r.standing.together),
+    ("taints", |r| r.standing.taints),
+    ("its policy", |r| r.standing.policy),
     ("the image being there", |r| r.image),
     ("best-effort containers that would have to go", |r| r.displaces),
 ];

@@ -295,13 +295,7 @@ impl Trial<'_, '_> {
 
 /// What of a rating is not room: what somebody asked for, and replicas that keep apart.
 fn wishes(parts: &Parts) -> i64 {
-    parts.replicas
-        + parts.alone
-        + parts.taints
-        + parts.together
-        + parts.policy
-        + parts.spread
-        + parts.displaces
+    parts.replicas + parts.alone + parts.standing.total() + parts.spread + parts.displaces
 }
 
 /// The changes that empty these nodes, of what is still as it was; none if one of the nodes is not.

@@ -331,7 +331,7 @@ fn what_a_policy_says_is_a_part_of_the_score_and_what_it_has_not_said_is_told() 
         fit += 1;
     }
     assert_eq!(fit, 2, "{told:?}");
-    assert_eq!(told.best().unwrap().rating.unwrap().policy, 1_500);
+    assert_eq!(told.best().unwrap().rating.unwrap().standing.policy, 1_500);
 }
 
 #[test]

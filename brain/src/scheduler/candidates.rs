@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use berth_common::id::NodeId;
 
-use super::score::Parts;
+use super::score::Standing;
 use super::{Refusal, Request, View, constraints, filter};
 
 /// Nodes up to which all of them are looked at each time.
@@ -35,7 +35,7 @@ pub struct Candidate {
     pub replicas: u32,
     pub image: bool,
     /// The parts of its score that placements don't change.
-    pub standing: Parts,
+    pub standing: Standing,
 }
 
 /// A way through all nodes that passes each once: one after the other, or in an order that has nothing to do with theirs.
@@ -236,7 +236,7 @@ pub fn candidate(view: &View<'_>, request: &Request<'_>, at: usize) -> Candidate
         seat: at,
         replicas: request.replicas.get(&seat.node.id).copied().unwrap_or(0),
         image: request.image_on.contains(&seat.node.id),
-        standing: constraints::parts(seat, request),
+        standing: constraints::standing_parts(seat, request),
     }
 }
 

@@ -77,9 +77,7 @@ impl Search<'_> {
         );
         Parts {
             load: load::points(seat.known(), &asked.load, &seat.capacity, &view.marks),
-            taints: candidate.standing.taints,
-            together: candidate.standing.together,
-            policy: candidate.standing.policy,
+            standing: candidate.standing,
             spread: -uneven,
             displaces: -idle::reluctance(seat, asked.reservation),
             ..parts

@@ -9,7 +9,7 @@ use berth_common::units::{Bytes, Millicores};
 
 use super::affinity::{self, Companion, Replicas};
 use super::filter::Obstacle;
-use super::score::Parts;
+use super::score::Standing;
 use super::{Request, Seat, taints};
 use crate::policies::Verdict;
 
@@ -306,13 +306,12 @@ fn refused(seat: &Seat<'_>, asked: &Constraints<'_>) -> Option<Broken> {
 }
 
 /// The parts of a node's score that placements don't change.
-pub fn parts(seat: &Seat<'_>, request: &Request<'_>) -> Parts {
+pub fn standing_parts(seat: &Seat<'_>, request: &Request<'_>) -> Standing {
     let asked = &request.constraints;
     let verdict = asked.verdict.as_ref();
-    Parts {
+    Standing {
         taints: -taints::reluctance(seat.node, asked.tolerations),
         together: -affinity::reluctance(seat.node, &asked.companions),
         policy: verdict.map_or(0, |verdict| verdict.points(seat.node.id)),
-        ..Parts::default()
     }
 }

@@ -26,6 +26,25 @@ fn permille(part: u64, whole: u64) -> i64 {
     share.min(1000) as i64
 }
 
+/// The parts of a node's score that placements don't change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Its softer taints.
+    pub taints: i64,
+    /// Companions that are asked for and not near.
+    pub together: i64,
+    /// What the service's policy says of it; more than nothing where it is liked.
+    pub policy: i64,
+}
+
+impl Standing {
+    /// Their sum.
+    #[inline]
+    pub const fn total(&self) -> i64 {
+        self.taints + self.together + self.policy
+    }
+}
+
 /// How good a node would be, by what makes it so; more is better, and what speaks against it is negative. The node is chosen by the sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Parts {
@@ -39,12 +58,8 @@ pub struct Parts {
     pub image: i64,
     /// How far from overload it would stay.
     pub load: i64,
-    /// Its softer taints.
-    pub taints: i64,
-    /// Companions that are asked for and not near.
-    pub together: i64,
-    /// What the service's policy says of it; more than nothing where it is liked.
-    pub policy: i64,
+    /// What placements don't change.
+    pub standing: Standing,
     /// Its domain has more replicas than the emptiest one.
     pub spread: i64,
     /// Best-effort containers would have to go.
@@ -60,9 +75,7 @@ impl Parts {
             + self.alone
             + self.image
             + self.load
-            + self.taints
-            + self.together
-            + self.policy
+            + self.standing.total()
             + self.spread
             + self.displaces
     }
