@@ -19,9 +19,10 @@ use crate::cluster::{Change, State};
 use crate::policies::{Book, Opinion, PolicySettings, Verdict};
 use crate::scheduler::Watcher;
 use crate::scheduler::forecast::{
-    CPU, Consumer, DISK, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told, minus, plus,
+    CPU, Consumer, DISK, Estimate, Forecast, Loads, MEMORY, NETWORK, RESOURCES, Sample, Told, minus, plus,
 };
 use crate::scheduler::load::{Known, Watermarks};
+use crate::scheduler::predict::Learned;
 
 type Held = Forecast<NodeId, ContainerId, ServiceId>;
 
@@ -131,18 +132,41 @@ impl Watched {
                 held.unassign(*id);
             }
             Change::DeleteNode(id) => held.forget(*id),
-            Change::DeleteService(id) => self.policies.lock().forget(*id),
+            Change::DeleteService(id) => {
+                held.keep_estimates(|one| one != *id);
+                self.policies.lock().forget(*id);
+            }
             _ => {}
         }
     }
 
-    /// Takes over where everything is; what was seen of what is still there stays.
+    /// Takes over where everything is; what was seen of what is still there stays, and what was learned. Of services that nothing was
+    /// learned of, what the state has of them.
     pub fn reset(&self, state: &State) {
         let mut held = self.forecast.lock();
+        for (service, learned) in &state.estimates {
+            held.recall(*service, *learned);
+        }
         held.keep(|container| state.containers.contains_key(&container));
         for record in state.containers.values() {
             assign(&mut held, record);
         }
+    }
+
+    /// What was learned of services of this state that says something else than what the state has of them.
+    pub fn learned(&self, state: &State) -> Vec<(ServiceId, Estimate)> {
+        let mut held = self.forecast.lock();
+        // Containers that are being removed may outlive their service.
+        held.keep_estimates(|service| state.services.contains_key(&service));
+        let all: Vec<_> = held.estimates().map(|(id, learned)| (id, *learned)).collect();
+        drop(held);
+        let new = |(id, learned): &(ServiceId, Estimate)| {
+            let finite = learned.iter().all(Learned::is_finite);
+            let kept = state.estimates.get(id);
+            let mut pairs = kept.into_iter().flat_map(|kept| learned.iter().zip(kept));
+            finite && (kept.is_none() || pairs.any(|(one, other)| one.differs(other)))
+        };
+        all.into_iter().filter(new).collect()
     }
 
     /// Whether a report of this node is worth a sample now, seconds since the brain started.

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::fixtures::Bench;
 use super::limits::Rates;
+use crate::cluster::{Change, State};
+use crate::controllers::Now;
 
 const SERVICES: &str = "/v1/tenants/shop/services";
 
@@ -226,7 +228,18 @@ async fn create_update_conflict_and_no_change() {
         )
         .await;
     assert_eq!(absurd.problem().field.as_deref(), Some("/replicas"));
+    let (shop, name) = (b.tenant_id("shop"), "web".parse().unwrap());
+    let id = b.api.cluster.snapshot().service(shop, &name).unwrap().id;
+    let learned = move |_: &State, _: Now| {
+        let estimate = Change::PutEstimate(id, Default::default());
+        Ok((vec![estimate], Vec::new(), ()))
+    };
+    b.api.cluster.write(learned).await.unwrap();
     assert_eq!(b.call("shop", "DELETE", web).await.status, 204);
+    assert!(
+        b.api.cluster.snapshot().estimates.is_empty(),
+        "what was learned of it goes too"
+    );
     assert_eq!(
         b.call("shop", "DELETE", web).await.problem().kind,
         ErrorKind::NotFound

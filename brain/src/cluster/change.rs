@@ -12,6 +12,7 @@ use berth_common::model::{
 };
 
 use super::{Connection, JoinTokenRecord, Network, State};
+use crate::scheduler::forecast::Estimate;
 
 /// A change to the cluster. Variants beginning with `Put` and `Delete` are durable, the rest lives in memory only.
 #[derive(Debug, Clone)]
@@ -60,6 +61,10 @@ pub enum Change {
     PutPool(PoolRecord),
     /// A pool goes; no node is in it any more.
     DeletePool(Name),
+    /// Something else was learned of the load of a service's containers.
+    PutEstimate(ServiceId, Estimate),
+    /// What was learned of a service goes with it.
+    DeleteEstimate(ServiceId),
     /// A node connected or changed its connection.
     Connected(NodeId, Connection),
     /// The connection of this serial ended.
@@ -250,6 +255,8 @@ impl State {
             }
             Change::PutPool(p) => drop(self.pools.insert(p.name.clone(), Arc::new(p))),
             Change::DeletePool(name) => drop(self.pools.remove(&name)),
+            Change::PutEstimate(service, learned) => drop(self.estimates.insert(service, learned)),
+            Change::DeleteEstimate(service) => drop(self.estimates.remove(&service)),
             Change::Connected(node, connection) => {
                 self.connections.insert(node, connection);
                 self.rename_on(node);

@@ -30,6 +30,7 @@ fn key(change: &Change) -> Option<String> {
         Change::DeleteNode(id) => format!("nodes/{id}"),
         Change::PutPool(p) => format!("pools/{}", p.name),
         Change::DeletePool(name) => format!("pools/{name}"),
+        Change::PutEstimate(service, _) | Change::DeleteEstimate(service) => format!("estimates/{service}"),
         Change::Connected(..)
         | Change::Disconnected(..)
         | Change::Observed { .. }
@@ -52,6 +53,7 @@ fn stored(change: &Change) -> Option<Stored> {
         Change::PutNetwork(n) => Stored::Network(n),
         Change::PutNode(n) => Stored::Node(n),
         Change::PutPool(p) => Stored::Pool(p),
+        Change::PutEstimate(service, learned) => Stored::Estimate { service, learned },
         _ => return None,
     })
 }
@@ -98,6 +100,7 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
             Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
             Stored::Pool(p) => Change::PutPool(p),
+            Stored::Estimate { service, learned } => Change::PutEstimate(service, learned),
         });
     }
     let bad = || format!("{}: not a key of this brain", entry.key);
@@ -126,6 +129,7 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
             Change::DeleteNetwork(number.try_into().map_err(|_| bad())?)
         }
         "nodes" => Change::DeleteNode(id.parse().map_err(|_| bad())?),
+        "estimates" => Change::DeleteEstimate(id.parse().map_err(|_| bad())?),
         "pools" => Change::DeletePool(id.parse().map_err(|_| bad())?),
         _ => return Err(bad()),
     })

@@ -46,6 +46,8 @@ use feed::Feed;
 
 /// Messages that may wait for the writer; further senders wait.
 const QUEUE: usize = 4_096;
+/// Estimates in one transaction: others wait for no longer than that.
+const ESTIMATES_AT_ONCE: usize = 500;
 /// Batches kept for watchers to resume from.
 const FEED_ITEMS: usize = 20_000;
 /// Changes kept in those batches.
@@ -396,6 +398,25 @@ impl Cluster {
     /// What is counted of decisions and durations.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// Writes down what was learned of services' load, where that says something else than what was written before. Gives of how many
+    /// services. Cancel-safe: what was not written will be the next time.
+    ///
+    /// # Errors
+    /// `unavailable` when the store can't be written.
+    pub async fn keep_estimates(&self) -> Result<usize, Problem> {
+        let learned = self.shared.outlook.learned(&self.snapshot());
+        for some in learned.chunks(ESTIMATES_AT_ONCE) {
+            let some = some.to_vec();
+            let put = move |state: &State, _: Now| {
+                let there = some.into_iter().filter(|(id, _)| state.services.contains_key(id));
+                let changes = there.map(|(id, learned)| Change::PutEstimate(id, learned));
+                Ok((changes.collect(), Vec::new(), ()))
+            };
+            self.write(put).await?;
+        }
+        Ok(learned.len())
     }
 
     /// Takes a sample of what a node last said of its load, if it is time for one.

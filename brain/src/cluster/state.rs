@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Change;
 use super::networks::{Names, Network, Placed};
 use super::publications::Publication;
+use crate::scheduler::forecast::Estimate;
 
 /// A one-time join token. Only a hash of its secret is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,8 @@ pub struct State {
     pub services: OrdMap<ServiceId, Arc<ServiceRecord>>,
     /// Services by tenant and name.
     pub service_names: OrdMap<(TenantId, Name), ServiceId>,
+    /// What was learned of the load of services' containers, as it was written down last.
+    pub estimates: OrdMap<ServiceId, Estimate>,
     /// Containers.
     pub containers: OrdMap<ContainerId, Arc<ContainerRecord>>,
     /// Containers of each service.
@@ -156,6 +159,13 @@ pub enum Stored {
     Node(NodeRecord),
     /// A pool.
     Pool(PoolRecord),
+    /// What was learned of a service's containers.
+    Estimate {
+        /// Whose.
+        service: ServiceId,
+        /// It.
+        learned: Estimate,
+    },
 }
 
 impl State {
@@ -220,6 +230,7 @@ impl State {
             Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
             Stored::Pool(p) => Change::PutPool(p),
+            Stored::Estimate { service, learned } => Change::PutEstimate(service, learned),
         });
     }
 }

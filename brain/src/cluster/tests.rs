@@ -1,10 +1,13 @@
 use std::sync::Arc;
 
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{Revision, TenantId};
-use berth_common::model::{Quota, TenantRecord, UnixMillis};
+use berth_common::id::{Generation, Revision, TenantId};
+use berth_common::model::{ContainerSpec, NodeKind, Quota, TenantRecord, UnixMillis};
+use berth_common::units::{Bytes, Millicores};
 
-use super::{Change, Cluster, ClusterSettings};
+use super::{Change, Cluster, ClusterSettings, Connection, State};
+use crate::controllers::Now;
+use crate::controllers::fixtures::{self, service_id};
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 
@@ -132,7 +135,7 @@ async fn a_watch_misses_nothing_and_says_when_it_would() {
 #[test]
 fn r5_a_network_is_read_as_it_was_written_with_numbers_that_rest() {
     use crate::allocate::Hosts;
-    use crate::cluster::{Network, State, keys};
+    use crate::cluster::{Network, keys};
     use crate::controllers::endpoints::make;
     let now = berth_common::model::UnixMillis(1_000);
     let tenant = crate::controllers::fixtures::tenant_id(1);
@@ -175,4 +178,86 @@ fn r5_a_network_is_read_as_it_was_written_with_numbers_that_rest() {
     );
     state.apply(vec![gone], Revision(2));
     assert!(state.names.is_empty() && state.network_names.is_empty());
+}
+
+/// One node, and a service of three on it that use nearly all of their limit for ten minutes.
+async fn busy(cluster: &Cluster) -> ContainerSpec {
+    let node = fixtures::node(1, NodeKind::Shared, 16, 64);
+    let mut service = fixtures::service(1, 1, "web:1", 3, Bytes::mib(64));
+    service.spec.resources.limits.cpu = Some(Millicores(1_000));
+    let connection = Connection {
+        serial: 1,
+        address: String::new(),
+        synced: true,
+        applied: Generation(0),
+    };
+    cluster.heard(node.id);
+    let id = node.id;
+    let changes = vec![
+        Change::PutTenant(fixtures::tenant(1)),
+        Change::PutNode(node),
+        Change::Connected(id, connection),
+        Change::PutService(service),
+    ];
+    let put = move |_: &State, _: Now| Ok((changes, vec![], ()));
+    let ((), state) = cluster.write(put).await.unwrap();
+    let on: Vec<_> = state.containers_on(id).collect();
+    assert_eq!(on.len(), 3);
+    let used = [Some(950.0), Some(3e7), None, None];
+    for at in 1..70 {
+        let containers = on.iter().map(|record| (record.id, used)).collect();
+        let foreign = [Some(0.0), Some(0.0), None, None];
+        cluster
+            .shared
+            .outlook
+            .record(id, 1_000 + at * 10, (foreign, containers));
+    }
+    (*on[0].spec).clone()
+}
+
+#[tokio::test]
+async fn what_was_learned_of_a_service_is_known_to_the_next_brain_and_goes_with_the_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b.db");
+    let open = async || {
+        let store = Arc::new(SqliteStore::open(&path).unwrap());
+        Cluster::open(store, ClusterSettings::default()).await.unwrap()
+    };
+    let cluster = open().await;
+    let spec = busy(&cluster).await;
+    let known = cluster.outlook().newcomer(service_id(1), &spec);
+    assert!(known[0].mean > 600.0, "{known:?}");
+    assert_eq!(cluster.keep_estimates().await.unwrap(), 1);
+    let revision = cluster.snapshot().revision;
+    assert_eq!(
+        cluster.keep_estimates().await.unwrap(),
+        0,
+        "nothing else was learned"
+    );
+    assert_eq!(cluster.snapshot().revision, revision);
+    // As after kill -9.
+    let again = open().await;
+    assert_eq!(again.outlook().newcomer(service_id(1), &spec), known);
+    assert_eq!(again.keep_estimates().await.unwrap(), 0);
+    let gone = |_: &State, _: Now| {
+        let changes = vec![
+            Change::DeleteEstimate(service_id(1)),
+            Change::DeleteService(service_id(1)),
+        ];
+        Ok((changes, vec![], ()))
+    };
+    again.write(gone).await.unwrap();
+    assert_eq!(again.keep_estimates().await.unwrap(), 0);
+    assert!(open().await.snapshot().estimates.is_empty());
+}
+
+#[tokio::test]
+async fn what_can_not_be_written_down_now_is_the_next_time() {
+    let (store, cluster) = memory().await;
+    busy(&cluster).await;
+    store.fail_writes(1);
+    let problem = cluster.keep_estimates().await.unwrap_err();
+    assert_eq!(problem.kind, ErrorKind::Unavailable);
+    assert!(cluster.snapshot().estimates.is_empty());
+    assert_eq!(cluster.keep_estimates().await.unwrap(), 1);
 }

@@ -145,6 +145,8 @@ impl Dirty {
             | Change::DeleteRegistry(..)
             | Change::DeleteNetwork(_)
             | Change::DeletePool(_)
+            | Change::PutEstimate(..)
+            | Change::DeleteEstimate(_)
             | Change::RunningSince(..) => {}
         }
     }

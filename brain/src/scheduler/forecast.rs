@@ -3,10 +3,12 @@
 //! Owns one history for each container and for what is foreign on a node, and keeps their sums. A container is charged to the node that
 //! it was given to from the moment on that [`Forecast::assign`] says so, by what was learned of its like until it was seen, and by what
 //! was seen of it from then on: once, neither forgotten before its first sample nor counted twice after it, since one entry is both.
+//! What was learned of a service outlasts its containers, and can be given back after a restart ([`Forecast::recall`]).
 //! Refuses to call a node idle that said nothing: without a fresh report there is no load, which is not a load of zero.
 //!
 //! Pure, and the same code in the brain and in the simulator, which have other names for nodes, containers and services.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
@@ -25,6 +27,9 @@ pub const NETWORK: usize = 3;
 
 /// A load of each resource.
 pub type Loads = [Load; RESOURCES];
+
+/// What was learned of a service's containers, by resource.
+pub type Estimate = [Learned; RESOURCES];
 
 /// Seconds after which a node's last report says nothing of now.
 pub const STALE_SECS: u32 = 90;
@@ -133,8 +138,8 @@ pub struct Forecast<N, C, S> {
     nodes: HashMap<N, Node<C>>,
     /// In order: sums of numbers that are rounded depend on it, and equal inputs are to give equal answers.
     members: BTreeMap<C, (N, Member<S>)>,
-    services: BTreeMap<S, [Learned; RESOURCES]>,
-    all: [Learned; RESOURCES],
+    services: BTreeMap<S, Estimate>,
+    all: Estimate,
     /// When that was learned last, seconds.
     learned: u32,
 }
@@ -291,20 +296,41 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
 
     /// Learns anew of all containers what others of their service, and others at all, are to be expected to use.
     pub(super) fn learn(&mut self) {
-        self.all = Default::default();
-        self.services.clear();
+        let mut services = BTreeMap::<S, Estimate>::new();
         for (_, member) in self.members.values() {
             if member.history[CPU].seen_secs() < KNOWN_SECS {
                 continue;
             }
-            let service = self.services.entry(member.consumer.service).or_default();
+            let service = services.entry(member.consumer.service).or_default();
             for (of, history) in member.history.iter().enumerate() {
                 // Not what is charged for it: that has what was thought before in it.
                 let (load, limit) = (own(of, history), member.consumer.limits[of]);
                 service[of].add(load, limit);
-                self.all[of].add(load, limit);
             }
         }
+        for (service, before) in &self.services {
+            let known = services.entry(*service).or_default();
+            *known = std::array::from_fn(|of| known[of].filled(before[of]));
+        }
+        self.services = services;
+        self.all = self.services.values().fold(Default::default(), both);
+    }
+
+    /// What was learned of each service.
+    pub fn estimates(&self) -> impl Iterator<Item = (S, &Estimate)> {
+        self.services.iter().map(|(service, learned)| (*service, learned))
+    }
+
+    /// Takes what was learned of a service at another time, if nothing is known of it.
+    pub fn recall(&mut self, service: S, learned: Estimate) {
+        if let Entry::Vacant(free) = self.services.entry(service) {
+            self.all = both(self.all, free.insert(learned));
+        }
+    }
+
+    /// Forgets what was learned of services that `keep` does not hold for.
+    pub fn keep_estimates(&mut self, keep: impl Fn(S) -> bool) {
+        self.services.retain(|service, _| keep(*service));
     }
 
     /// What is foreign on a node; none of one that said nothing of late.
@@ -336,6 +362,10 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
     pub fn container(&self, container: C) -> Option<Told> {
         self.members.get(&container).map(|(_, member)| member.charged)
     }
+}
+
+fn both(one: Estimate, other: &Estimate) -> Estimate {
+    std::array::from_fn(|of| one[of].plus(other[of]))
 }
 
 /// Both.

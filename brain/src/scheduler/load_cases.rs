@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::forecast::{CPU, Consumer, Forecast, Loads, MEMORY, RESOURCES, STALE_SECS, plus};
 use super::load::{self, Known, Watermarks};
-use super::predict::{History, Load, Prior};
+use super::predict::{History, Learned, Load, Prior};
 use super::rebalance::{self, Budget, Host, Memory, Tenancy};
 
 const CAPACITY: [f32; RESOURCES] = [16_000.0, 64e9, f32::INFINITY, f32::INFINITY];
@@ -108,6 +108,110 @@ fn what_is_not_known_is_taken_for_what_others_of_its_service_use_then_for_what_a
         idle < other && other < busy,
         "{other} of no service that is known"
     );
+}
+
+/// What so many containers, from `first` on, use for ten minutes from `from` on.
+fn watch(forecast: &mut Forecast<u32, u32, u32>, first: u32, count: u32, from: u32, busy: f32) {
+    for container in first..first + count {
+        forecast.assign(container, 1, consumer(0));
+    }
+    for at in 1..60 {
+        let all = (first..first + count).map(|container| (container, sample(busy)));
+        forecast.report(1, from + at * 10, sample(0.0), all);
+    }
+    forecast.learn();
+}
+
+#[test]
+fn what_was_learned_of_a_service_outlasts_its_containers_and_gives_way_to_what_is_known_now() {
+    let mut forecast = Forecast::<u32, u32, u32>::default();
+    watch(&mut forecast, 0, 10, 0, 1_600.0);
+    let newcomer = |forecast: &Forecast<_, _, _>| forecast.newcomer(&consumer(0))[CPU].mean;
+    let known = newcomer(&forecast);
+    assert!(known > 1_300.0, "{known}");
+    // All ten are replaced at once, or the service is scaled to nothing: the next ones are no strangers.
+    for container in 0..10 {
+        forecast.unassign(container);
+    }
+    for _ in 0..100 {
+        forecast.learn();
+    }
+    assert!(
+        (newcomer(&forecast) - known).abs() < 1.0,
+        "{}",
+        newcomer(&forecast)
+    );
+    // Those do little. As many as there were count alone; of fewer, what was before fades.
+    watch(&mut forecast, 10, 1, 10_000, 20.0);
+    let mixed = newcomer(&forecast);
+    assert!(
+        mixed > 600.0 && mixed < known - 100.0,
+        "one of ten says otherwise for some minutes: {mixed}"
+    );
+    for _ in 0..60 {
+        forecast.learn();
+    }
+    let faded = newcomer(&forecast);
+    assert!(faded < 300.0, "an hour later: {faded}");
+    watch(&mut forecast, 20, 10, 20_000, 1_000.0);
+    let all = newcomer(&forecast);
+    assert!((700.0..1_000.0).contains(&all), "ten others: {all}");
+    // What was learned elsewhere or earlier is taken where nothing is known, and nowhere else.
+    let learned: Vec<_> = forecast.estimates().map(|(id, one)| (id, *one)).collect();
+    let mut other = Forecast::<u32, u32, u32>::default();
+    for (id, one) in &learned {
+        other.recall(*id, *one);
+        other.recall(*id, Default::default());
+    }
+    assert_eq!(newcomer(&other), all);
+    assert_eq!(
+        other.newcomer(&consumer(9)),
+        forecast.newcomer(&consumer(9)),
+        "and of all services together"
+    );
+    other.keep_estimates(|id| id != 0);
+    other.learn();
+    assert!(
+        (newcomer(&other) - 1_000.0).abs() < 1.0,
+        "half of the limit again"
+    );
+}
+
+proptest! {
+    /// What is remembered is never more than there was, keeps what it says while nothing is known, and is nothing once as many are known.
+    #[test]
+    fn what_is_remembered_fills_up_and_adds_nothing(
+        before in proptest::collection::vec(0.0f32..2_000.0, 0..60),
+        now in proptest::collection::vec(0.0f32..2_000.0, 0..60),
+    ) {
+        let learned = |loads: &[f32]| {
+            let mut learned = Learned::default();
+            for mean in loads {
+                learned.add(Load { mean: *mean, variance: 100.0 }, 2_000.0);
+            }
+            learned
+        };
+        let (old, new) = (learned(&before), learned(&now));
+        let filled = new.filled(old);
+        if now.len() >= before.len().min(20) {
+            prop_assert_eq!(filled, new);
+        }
+        let known = Prior { mean: 0.5, ..Prior::default() };
+        let (low, high) = (
+            before.iter().chain(&now).fold(1_000.0f32, |one, other| one.min(*other)) / 2_000.0,
+            before.iter().chain(&now).fold(1_000.0f32, |one, other| one.max(*other)) / 2_000.0,
+        );
+        let mean = filled.prior(known).mean;
+        prop_assert!((low - 1e-4..=high + 1e-4).contains(&mean), "{} is not between {} and {}", mean, low, high);
+        let mut kept = old;
+        for _ in 0..50 {
+            kept = Learned::default().filled(kept);
+        }
+        if before.len() <= 20 {
+            prop_assert!(!kept.differs(&old), "{:?} {:?}", kept, old);
+        }
+        prop_assert!(kept.is_finite());
+    }
 }
 
 #[test]

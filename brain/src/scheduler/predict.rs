@@ -11,6 +11,8 @@
 //!
 //! Only +, −, ×, ÷ and square roots, which IEEE 754 rounds alike everywhere: equal inputs give equal answers on every machine.
 
+use serde::{Deserialize, Serialize};
+
 /// Seconds over which the shortest window forgets (to 1/e).
 const FAST_SECS: f32 = 60.0;
 /// And the middle one.
@@ -21,6 +23,10 @@ const HALF_SECS: u32 = 6 * 3600;
 const PRIOR_SECS: f32 = 600.0;
 /// The middle window follows a burst somewhat, so samples are less off it than off the mean; by so much less in traces of real load.
 const WANDER: f32 = 1.5;
+/// Of how many of a group what was learned is remembered once they are not known any more.
+const REMEMBERED: f32 = 20.0;
+/// By how much of itself what was learned must change to be called another, and by how much of the limit.
+const ANOTHER: (f32, f32) = (0.1, 0.01);
 /// How many of a group what is thought without it is worth.
 const PRIOR_COUNT: f32 = 3.0;
 /// Longest time that one sample stands for, seconds: after a silence it says nothing of what was before.
@@ -217,7 +223,7 @@ impl Prior {
 }
 
 /// What is learned of a group of consumers: sums over them, each by the share of its limit that it uses.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Learned {
     count: f32,
     sum: f32,
@@ -236,6 +242,50 @@ impl Learned {
         self.sum += share;
         self.squares += share * share;
         self.within += load.variance / (limit * limit);
+    }
+
+    /// This one and another.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            sum: self.sum + other.sum,
+            squares: self.squares + other.squares,
+            within: self.within + other.within,
+        }
+    }
+
+    /// With as many of those that were known `before` as are not known now: none of a group that is as large as it was, all of one of
+    /// which everything ended or has just begun. Of one that is smaller for good it is less each time.
+    #[must_use]
+    pub fn filled(self, before: Self) -> Self {
+        let missing = before.count.min(REMEMBERED) - self.count;
+        if missing <= 0.0 {
+            return self;
+        }
+        let factor = missing / before.count;
+        self.plus(Self {
+            count: before.count * factor,
+            sum: before.sum * factor,
+            squares: before.squares * factor,
+            within: before.within * factor,
+        })
+    }
+
+    /// Whether it says something else of one more of the group than `other` does, by more than what comes and goes.
+    pub fn differs(&self, other: &Self) -> bool {
+        let (relative, absolute) = ANOTHER;
+        let off = |one: f32, other: f32| (one - other).abs() > (one.max(other) * relative).max(absolute);
+        let spread = |prior: Prior| (prior.between + prior.within).sqrt();
+        let (one, other) = (self.prior(Prior::default()), other.prior(Prior::default()));
+        off(one.mean, other.mean) || off(spread(one), spread(other))
+    }
+
+    /// All its sums are numbers.
+    pub fn is_finite(&self) -> bool {
+        [self.count, self.sum, self.squares, self.within]
+            .iter()
+            .all(|sum| sum.is_finite())
     }
 
     /// What is to be thought of one more of them: `before` is worth [`PRIOR_COUNT`] of them.

@@ -38,6 +38,10 @@ use crate::store::sqlite::SqliteStore;
 
 /// Interval of agents' usage reports, milliseconds.
 const USAGE_INTERVAL_MS: u32 = 2_000;
+/// Time between two looks at what was learned of services' load: what a brain that is killed forgets.
+const ESTIMATES_EVERY: Duration = Duration::from_secs(300);
+/// How long a brain that is told to stop may take to write that down.
+const ESTIMATES_AT_END: Duration = Duration::from_secs(2);
 /// Time between two searches for blobs that no image needs any more.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
 
@@ -189,7 +193,8 @@ pub async fn run(
     let stop = shutdown.clone().cancelled_owned();
     let balancer = config.rebalance.then(|| tokio::spawn(balance(cluster.clone())));
     let advisers = (!clients.is_empty()).then(|| tokio::spawn(policies::run::run(cluster.clone(), clients)));
-    let collector = tokio::spawn(collect(cluster, blobs));
+    let estimates = tokio::spawn(keep_estimates(cluster.clone()));
+    let collector = tokio::spawn(collect(cluster.clone(), blobs));
     let ended = shutdown.clone();
     let (served, ()) = tokio::join!(
         async {
@@ -201,6 +206,14 @@ pub async fn run(
         link.run(shutdown),
     );
     collector.abort();
+    estimates.abort();
+    match tokio::time::timeout(ESTIMATES_AT_END, cluster.keep_estimates()).await {
+        Ok(Ok(kept)) => tracing::debug!(kept, "what was learned of services' load was written"),
+        Ok(Err(problem)) => {
+            tracing::warn!(%problem, "what was learned of services' load could not be written")
+        }
+        Err(_) => tracing::warn!("what was learned of services' load was not written in time"),
+    }
     if let Some(advisers) = advisers {
         advisers.abort();
     }
@@ -273,6 +286,18 @@ async fn balance(cluster: Cluster) {
             cluster.write(move |state, _| Ok((controllers::balance::begin(state, moves), events, ())));
         if let Err(problem) = begun.await {
             tracing::warn!(%problem, "moves could not be begun; they are decided anew");
+        }
+    }
+}
+
+/// Writes down what was learned of services' load, now and then.
+async fn keep_estimates(cluster: Cluster) {
+    let mut tick = tokio::time::interval(ESTIMATES_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(problem) = cluster.keep_estimates().await {
+            tracing::warn!(%problem, "what was learned of services' load could not be written; it is tried again");
         }
     }
 }
