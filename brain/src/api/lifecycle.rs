@@ -158,13 +158,14 @@ async fn nodes_are_joined_drained_and_removed() {
             "admin",
             "POST",
             "/v1/nodes/tokens",
-            json!({ "labels": { "zone": "a" } }),
+            json!({ "labels": { "zone": "a" }, "taints": ["gpu:no-schedule"], "pool": "default" }),
         )
         .await;
     let token: JoinToken = made["token"].as_str().unwrap().parse().unwrap();
     assert_eq!(token.addresses, ["10.0.0.1:7443"]);
     let (id, secret) = split_join_secret(&token.secret).unwrap();
     let state = b.api.cluster.snapshot();
+    assert_eq!(state.join_tokens[&id].taints[0].to_string(), "gpu:no-schedule");
     assert!(secret_matches(secret, &state.join_tokens[&id].secret_hash));
     b.ok("shop", "POST", "/v1/nodes/tokens", json!({ "private": "shop" }))
         .await;
@@ -174,6 +175,13 @@ async fn nodes_are_joined_drained_and_removed() {
         ("admin", json!({ "private": "nope" }), ErrorKind::NotFound),
         ("admin", json!({ "ttl_secs": 0 }), ErrorKind::Invalid),
         ("admin", json!({ "addresses": ["x"] }), ErrorKind::Invalid),
+        ("admin", json!({ "pool": "nope" }), ErrorKind::Invalid),
+        ("admin", json!({ "taints": ["gpu:away"] }), ErrorKind::Invalid),
+        (
+            "admin",
+            json!({ "taints": ["gpu=a:no-schedule", "gpu=b:no-schedule"] }),
+            ErrorKind::Invalid,
+        ),
         (
             "admin",
             json!({ "addresses": vec!["h:1"; 9] }),

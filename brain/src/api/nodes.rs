@@ -353,6 +353,7 @@ async fn create_join_token(
         }
     };
     check_labels(&body.labels)?;
+    check_taints(&body.taints)?;
     let ttl = body.ttl_secs.unwrap_or(DEFAULT_TTL_SECS);
     if !(1..=MAX_TTL_SECS).contains(&ttl) {
         let detail = format!("{ttl} is out of range: 1 to {MAX_TTL_SECS}");
@@ -378,6 +379,8 @@ async fn create_join_token(
         secret_hash: hash_secret(&secret),
         kind,
         labels: body.labels,
+        taints: body.taints,
+        pool: body.pool,
         expires_at: UnixMillis(api.cluster.now().wall.0.saturating_add(ttl * 1_000)),
     };
     let expires_at = record.expires_at;
@@ -386,6 +389,10 @@ async fn create_join_token(
             if let NodeKind::Private { tenant } = kind {
                 tenants::current(state, tenant)?;
             }
+            record
+                .pool
+                .as_ref()
+                .map_or(Ok(()), |pool| pools::judge(state, pool))?;
             if state.join_tokens.values().filter(|t| t.kind == kind).count() >= MAX_JOIN_TOKENS {
                 let detail = format!("there are {MAX_JOIN_TOKENS} unused join tokens already");
                 return Err(Problem::new(ErrorKind::Precondition, detail).cure("wait until some expire"));

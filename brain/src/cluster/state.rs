@@ -10,7 +10,7 @@ use std::sync::Arc;
 use berth_common::id::{ContainerId, Generation, Name, NodeId, Revision, ServiceId, TenantId, TokenId};
 use berth_common::model::{
     ContainerRecord, HostNumber, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer, PoolRecord,
-    RegistryCredential, ServiceRecord, Taken, TenantRecord, TokenRecord, UnixMillis, Vni,
+    RegistryCredential, ServiceRecord, Taint, Taken, TenantRecord, TokenRecord, UnixMillis, Vni,
 };
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,12 @@ pub struct JoinTokenRecord {
     /// Labels the node will carry.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Taints it will have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
+    /// The pool it will be in; none: `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
     /// When it stops working.
     pub expires_at: UnixMillis,
 }

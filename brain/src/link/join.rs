@@ -95,12 +95,20 @@ async fn admit(shared: &Shared, request: JoinRequest) -> Result<JoinReply, Probl
             )
             .cure("make a new token: berth node token"));
         }
+        if let Some(pool) = token.pool.as_ref().filter(|pool| !state.has_pool(pool)) {
+            let detail = format!("the pool {pool}, which this token makes a node for, no longer exists");
+            return Err(Problem::new(ErrorKind::Precondition, detail)
+                .cure(format!("make a new token, or the pool: berth pool set {pool}")));
+        }
         let name = free_name(&wish, |name| state.node_names.contains_key(name));
+        let new = NodeRecord::new(node, name.clone(), token.kind, facts);
         let record = NodeRecord {
             labels: token.labels.clone(),
+            taints: token.taints.clone(),
+            pool: token.pool.clone().unwrap_or(new.pool.clone()),
             key_fingerprint,
             joined_at: now.wall,
-            ..NodeRecord::new(node, name.clone(), token.kind, facts)
+            ..new
         };
         let event = NewEvent {
             kind: "node-joined",
@@ -253,6 +261,8 @@ mod tests {
             secret_hash: hash.clone(),
             kind: NodeKind::Shared,
             labels: Default::default(),
+            taints: Vec::new(),
+            pool: None,
             expires_at: UnixMillis(1_000),
         };
         state.apply(vec![Change::PutJoinToken(record)], berth_common::id::Revision(1));

@@ -117,15 +117,28 @@ impl Bench {
 
     /// A token that ends `ttl_ms` from now (may be past).
     async fn token(&self, kind: NodeKind, ttl_ms: i64) -> String {
+        self.token_with(kind, ttl_ms, |_| {}).await
+    }
+
+    /// The same, with more said of the node.
+    async fn token_with(
+        &self,
+        kind: NodeKind,
+        ttl_ms: i64,
+        more: impl FnOnce(&mut JoinTokenRecord),
+    ) -> String {
         let id = TokenId::random();
         let secret = hex::encode(rand::random::<[u8; 32]>());
-        let record = JoinTokenRecord {
+        let mut record = JoinTokenRecord {
             id,
             secret_hash: hex::encode(Sha256::digest(&secret)),
             kind,
             labels: [("zone".to_owned(), "a".to_owned())].into(),
+            taints: Vec::new(),
+            pool: None,
             expires_at: UnixMillis(UnixMillis::now().0.saturating_add_signed(ttl_ms)),
         };
+        more(&mut record);
         self.put(vec![Change::PutJoinToken(record)]).await;
         format!("{id}.{secret}")
     }

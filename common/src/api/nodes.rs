@@ -47,6 +47,13 @@ pub struct CreateJoinToken {
     /// Labels the node will carry.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Taints it will have from its first moment on, as in [`UpdateNode`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub taints: Vec<Taint>,
+    /// The pool it will be in; default `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
     /// Seconds it can be used, 1 to 604,800; default 3,600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_secs: Option<u64>,

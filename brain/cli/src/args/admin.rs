@@ -87,7 +87,8 @@ pub enum NodeCommand {
     /// Make a token with which one host joins
     #[command(after_help = "Examples:
   berth node token
-  berth node token --private shop --label site=berlin --ttl 10m")]
+  berth node token --private shop --label site=berlin --ttl 10m
+  berth node token --pool gpu --taint gpu=a100:no-schedule")]
     Token {
         /// Make it a private node of this tenant.
         #[arg(long, value_name = "TENANT")]
@@ -95,6 +96,12 @@ pub enum NodeCommand {
         /// Label of the node.
         #[arg(long, value_name = "K=V", value_parser = value::pair)]
         label: Vec<(String, String)>,
+        /// Taint that it has from its first moment on; effects are no-schedule, prefer-no-schedule and no-execute.
+        #[arg(long, value_name = "K[=V]:EFFECT")]
+        taint: Vec<Taint>,
+        /// The pool it comes into; default `default`.
+        #[arg(long)]
+        pool: Option<Name>,
         /// How long it can be used; default 1h.
         #[arg(long, value_parser = value::duration)]
         ttl: Option<u64>,

@@ -32,12 +32,16 @@ pub async fn node(session: &Session, command: NodeCommand) -> Result<(), Failure
         NodeCommand::Token {
             private,
             label,
+            taint,
+            pool,
             ttl,
             address,
         } => {
             let body = CreateJoinToken {
                 private,
                 labels: spec::map(label),
+                taints: taint,
+                pool,
                 ttl_secs: ttl,
                 addresses: address,
             };

@@ -2,6 +2,8 @@
 
 use super::*;
 use berth_common::error::Problem;
+use berth_common::id::Revision;
+use berth_common::model::{Overcommit, PoolRecord};
 
 fn refused(reply: JoinReply) -> Problem {
     match reply {
@@ -57,6 +59,38 @@ async fn a_token_makes_one_node_once() {
     // Another host of the same name.
     let second = bench.join().await;
     assert_eq!(bench.cluster.snapshot().nodes[&second.id].name.as_str(), "h1-2");
+}
+
+#[tokio::test]
+async fn a_node_has_the_taints_and_the_pool_of_its_token_from_its_first_moment_on() {
+    let bench = Bench::new().await;
+    let more = |token: &mut JoinTokenRecord| {
+        token.taints = vec!["gpu=a100:no-schedule".parse().unwrap()];
+        token.pool = Some("gpu".parse().unwrap());
+    };
+    let token = bench.token_with(NodeKind::Shared, 60_000, more).await;
+    // The pool went meanwhile: the host must not become a node of another one.
+    let problem = refused(bench.ask_to_join(&token, csr().1).await);
+    assert_eq!(problem.kind, ErrorKind::Precondition);
+    assert!(
+        problem.cure.unwrap().contains("berth pool set gpu"),
+        "{}",
+        problem.detail
+    );
+    bench
+        .put(vec![Change::PutPool(PoolRecord {
+            name: "gpu".parse().unwrap(),
+            overcommit: Overcommit::default(),
+            created_at: UnixMillis(0),
+            revision: Revision(0),
+        })])
+        .await;
+    let JoinReply::Joined { node, .. } = bench.ask_to_join(&token, csr().1).await else {
+        panic!("not joined")
+    };
+    let record = &bench.cluster.snapshot().nodes[&node];
+    assert_eq!(record.pool.as_str(), "gpu");
+    assert_eq!(record.taints[0].to_string(), "gpu=a100:no-schedule");
 }
 
 #[tokio::test]
