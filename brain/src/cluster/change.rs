@@ -237,6 +237,7 @@ impl State {
                 }
                 self.node_names.insert(n.name.clone(), n.id);
                 self.relabel(old.as_deref(), Some(&n));
+                self.gates.follow(old.as_deref(), Some(&n));
                 let (id, lost) = (n.id, n.lost);
                 let turned = self.nodes.get(&id).is_none_or(|old| old.lost != lost);
                 self.nodes.insert(id, Arc::new(n));
@@ -248,6 +249,7 @@ impl State {
                 if let Some(old) = self.nodes.remove(&id) {
                     self.node_names.remove(&old.name);
                     self.relabel(Some(&old), None);
+                    self.gates.follow(Some(&old), None);
                 }
                 self.connections.remove(&id);
                 self.taken.remove(&id);

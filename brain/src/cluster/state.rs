@@ -19,6 +19,7 @@ use super::Change;
 use super::networks::{Names, Network, Placed};
 use super::publications::Publication;
 use crate::scheduler::forecast::Estimate;
+use crate::scheduler::gate::Gates;
 
 /// A one-time join token. Only a hash of its secret is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +122,8 @@ pub struct State {
     pub node_names: OrdMap<Name, NodeId>,
     /// Nodes by their labels: by key, then by value. Not by the label that each has of itself: that is `node_names`.
     pub labelled: OrdMap<String, OrdMap<String, OrdSet<NodeId>>>,
+    /// What of each node decides most often, for searches.
+    pub gates: Gates,
     /// What is set aside on each node: the sum over its bound containers, also those being removed.
     pub taken: OrdMap<NodeId, Taken>,
     /// What is set aside for each tenant: the sum over its containers that are not being removed.

@@ -27,6 +27,7 @@ pub(super) fn check_indexes(state: &State) {
         .map(|one| Change::PutContainer((**one).clone()));
     anew.apply(nodes.chain(services).chain(containers).collect(), state.revision);
     assert_eq!(state.labelled, anew.labelled);
+    assert_eq!(state.gates.all(state), anew.gates.all(&anew));
     assert_eq!(state.successors, anew.successors);
     assert_eq!(state.moving, anew.moving);
     assert_eq!(

@@ -6,10 +6,13 @@
 //! Nodes that lack room are no loss: it goes on until it has enough that have it, and if none has through all of them, so that a refusal
 //! is as sure as if every node had been looked at.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use berth_common::id::NodeId;
 
+use super::gate::Asked;
 use super::score::Standing;
 use super::{Refusal, Request, View, constraints, filter};
 
@@ -25,6 +28,8 @@ pub const GOOD: usize = 4;
 pub const FAR: usize = 512;
 /// How many nodes that stand the checks a search adds for each placement, so that many replicas are not crowded on the few that it knows.
 const MORE: usize = 6;
+/// A label that one node in so many has is no rare one.
+const COMMON: usize = 4;
 /// Nodes looked at in any case, of those near which a service is to be.
 const NEAR: usize = 32;
 
@@ -42,6 +47,8 @@ pub struct Candidate {
 #[derive(Debug, Clone)]
 struct Walk {
     all: u64,
+    /// The nodes that are gone through; none: all.
+    among: Option<Rc<[usize]>>,
     seed: Option<u64>,
     /// Numbers below the power of two at or above `all` are gone through; those that are no node are left out.
     bits: u32,
@@ -53,10 +60,24 @@ impl Walk {
         let all = all as u64;
         Self {
             all,
+            among: None,
             seed,
             bits: all.next_power_of_two().trailing_zeros(),
             next: 0,
         }
+    }
+
+    /// Through these nodes alone.
+    fn among(nodes: Rc<[usize]>, seed: Option<u64>) -> Self {
+        let mut walk = Self::new(nodes.len(), seed);
+        walk.among = Some(nodes);
+        walk
+    }
+
+    /// The node of a number.
+    fn seat(&self, at: u64) -> usize {
+        let at = at as usize;
+        self.among.as_ref().map_or(at, |nodes| nodes[at])
     }
 
     /// Another number for each of `bits` bits: additions, products with odd numbers and shifts to the right can all be undone.
@@ -78,13 +99,13 @@ impl Iterator for Walk {
         let Some(seed) = self.seed else {
             let at = self.next;
             self.next += u64::from(at < self.all);
-            return (at < self.all).then_some(at as usize);
+            return (at < self.all).then(|| self.seat(at));
         };
         while self.next < 1 << self.bits {
             let at = self.scatter(self.next, seed);
             self.next += 1;
             if at < self.all {
-                return Some(at as usize);
+                return Some(self.seat(at));
             }
         }
         None
@@ -94,6 +115,7 @@ impl Iterator for Walk {
 /// Candidates found so far, and the way to the rest.
 #[derive(Debug)]
 pub struct Candidates {
+    asked: Asked,
     /// All nodes are looked at each time.
     all: bool,
     pub found: Vec<Candidate>,
@@ -102,8 +124,8 @@ pub struct Candidates {
     /// These and others that were found before the walk came to them.
     known: BTreeSet<usize>,
     walk: Walk,
-    /// What stands against those that the walk has passed.
-    standing: Refusal,
+    /// What stands against those that don't stand the checks, once somebody asks.
+    standing: OnceCell<Refusal>,
     /// Where the next round begins.
     turn: usize,
     placed: usize,
@@ -116,12 +138,16 @@ impl Candidates {
         let all = all || view.seats.len() <= ALL || request.constraints.verdict.is_some();
         let seed = (!all).then_some(request.seed);
         let mut made = Self {
+            asked: Asked::by(request),
             all,
             found: Vec::new(),
             near: 0,
             known: BTreeSet::new(),
-            walk: Walk::new(view.seats.len(), seed),
-            standing: Refusal::of(request.reservation),
+            walk: match rare(view, request).filter(|_| !all) {
+                Some(nodes) => Walk::among(nodes, seed),
+                None => Walk::new(view.seats.len(), seed),
+            },
+            standing: OnceCell::new(),
             turn: 0,
             placed: 0,
         };
@@ -181,11 +207,8 @@ impl Candidates {
             let Some(seat) = self.walk.next() else {
                 return false;
             };
-            if !self.known.contains(&seat) {
-                match obstacle(view, request, seat) {
-                    None => self.found.push(candidate(view, request, seat)),
-                    Some(obstacle) => self.standing.add(obstacle, view.seats[seat].node.name.as_str()),
-                }
+            if stands(view, request, &self.asked, seat) && !self.known.contains(&seat) {
+                self.found.push(candidate(view, request, seat));
             }
         }
         true
@@ -197,7 +220,7 @@ impl Candidates {
         if let Some(index) = self.found.iter().position(|one| one.seat == seat) {
             return Some(index);
         }
-        if obstacle(view, request, seat).is_some() || !self.known.insert(seat) {
+        if !stands(view, request, &self.asked, seat) || !self.known.insert(seat) {
             return None;
         }
         self.found.push(candidate(view, request, seat));
@@ -207,26 +230,42 @@ impl Candidates {
     /// All that stand the checks, found or not.
     pub fn all(&self, view: &View<'_>, request: &Request<'_>) -> impl Iterator<Item = usize> {
         let rest = self.walk.clone().filter(|seat| !self.known.contains(seat));
-        let rest = rest.filter(|seat| obstacle(view, request, *seat).is_none());
+        let rest = rest.filter(|seat| stands(view, request, &self.asked, *seat));
         self.found.iter().map(|one| one.seat).chain(rest)
     }
 
     /// What stands against those that do not.
     pub fn refusal(&self, view: &View<'_>, request: &Request<'_>) -> Refusal {
-        let mut refusal = self.standing.clone();
-        for seat in self.walk.clone().filter(|seat| !self.known.contains(seat)) {
-            if let Some(obstacle) = obstacle(view, request, seat) {
-                refusal.add(obstacle, view.seats[seat].node.name.as_str());
+        let tell = || {
+            let mut refusal = Refusal::of(request.reservation);
+            for seat in 0..view.seats.len() {
+                if let Some(obstacle) = obstacle(view, request, seat) {
+                    refusal.add(obstacle, view.seats[seat].node.name.as_str());
+                }
             }
-        }
-        refusal
+            refusal
+        };
+        self.standing.get_or_init(tell).clone()
     }
+}
+
+/// The nodes that have the rarest of the labels that are asked for, if it is rare enough that looking for them among all would cost more.
+fn rare(view: &View<'_>, request: &Request<'_>) -> Option<Rc<[usize]>> {
+    let most = view.seats.len() / COMMON;
+    let labels = request.node_labels.iter();
+    let lists = labels.filter_map(|(key, value)| view.labelled(key, value, most));
+    lists.min_by_key(|nodes| nodes.len())
 }
 
 /// What stands against a node whatever is placed in the same plan.
 pub fn obstacle(view: &View<'_>, request: &Request<'_>, seat: usize) -> Option<filter::Obstacle> {
     let seat = &view.seats[seat];
     filter::STANDING.iter().find_map(|check| check(seat, request))
+}
+
+/// Whether nothing does; `asked`: what the request asks of a first look.
+pub fn stands(view: &View<'_>, request: &Request<'_>, asked: &Asked, seat: usize) -> bool {
+    view.seats.gate(seat).is_none_or(|gate| asked.admits(gate)) && obstacle(view, request, seat).is_none()
 }
 
 /// A node as candidate.

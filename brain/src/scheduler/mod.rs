@@ -11,6 +11,7 @@ pub mod constraints;
 pub mod explain;
 pub mod filter;
 pub mod forecast;
+pub mod gate;
 pub mod idle;
 pub mod load;
 pub mod predict;
@@ -33,6 +34,7 @@ pub use constraints::Constraints;
 pub use explain::Refusal;
 use filter::Obstacle;
 use forecast::Loads;
+use gate::Asked;
 pub use seat::{Lazy, Seat, Watcher, capacity};
 pub use view::{Footprint, View};
 
@@ -106,7 +108,8 @@ impl<'a> Search<'a> {
         let asked = &request.constraints;
         let matters = !asked.spread.is_empty() || asked.max_per_node.is_some();
         let distribution = matters.then(|| {
-            let could = |seat: usize| candidates::obstacle(view, &request, seat).is_none();
+            let asks = Asked::by(&request);
+            let could = |seat: usize| candidates::stands(view, &request, &asks, seat);
             Distribution::new(view, could, asked.spread, asked.max_per_node, &asked.replicas)
         });
         Self {

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Index, IndexMut};
 
-use berth_common::id::NodeId;
-use berth_common::model::{NodeRecord, Reservation};
+use berth_common::id::{Name, NodeId};
+use berth_common::model::{NODE_LABEL, NodeRecord, Reservation};
 
 use super::affinity::Domains;
 use super::filter::Obstacle;
 use super::forecast::{CPU, Loads, RESOURCES};
+use super::gate::Gate;
 use super::load::{self, Known, Watermarks};
 use crate::cluster::State;
 
@@ -131,6 +132,7 @@ pub struct Seats<'a> {
 struct Source<'a> {
     state: &'a State,
     nodes: Vec<&'a NodeRecord>,
+    gates: &'a [Gate],
     /// What is known better than their records do.
     lost: BTreeMap<NodeId, bool>,
     watcher: Option<&'a dyn Watcher>,
@@ -178,6 +180,7 @@ impl<'a> Seats<'a> {
             source: Some(Source {
                 state,
                 nodes,
+                gates: state.gates.all(state),
                 lost,
                 watcher: None,
             }),
@@ -207,12 +210,34 @@ impl<'a> Seats<'a> {
         self.ids.binary_search(&node).ok()
     }
 
+    /// A first look at a node, which makes no seat of it.
+    #[inline]
+    pub fn gate(&self, at: usize) -> Option<&Gate> {
+        self.source.as_ref().map(|source| &source.gates[at])
+    }
+
     /// The nodes by the values of a label.
     pub fn domains(&self, by: &str) -> Domains {
         match &self.source {
             Some(source) => Domains::of_state(source.state, by),
             None => Domains::of_nodes((0..self.len()).map(|at| self[at].node), by),
         }
+    }
+
+    /// The places of the nodes with a label, in order, if these are no more than `most` and it is known without looking at each.
+    pub fn labelled(&self, key: &str, value: &str, most: usize) -> Option<Vec<usize>> {
+        let state = self.source.as_ref()?.state;
+        if key == NODE_LABEL {
+            let node = value
+                .parse::<Name>()
+                .ok()
+                .and_then(|name| state.node_names.get(&name));
+            return Some(node.and_then(|id| self.find(*id)).into_iter().collect());
+        }
+        let Some(nodes) = state.labelled.get(key).and_then(|values| values.get(value)) else {
+            return Some(Vec::new());
+        };
+        (nodes.len() <= most).then(|| nodes.iter().filter_map(|id| self.find(*id)).collect())
     }
 
     /// Those that somebody has looked at.

@@ -311,3 +311,55 @@ fn r4_of_many_nodes_the_last_place_is_found_and_a_refusal_counts_every_one() {
         );
     }
 }
+
+#[test]
+fn of_many_nodes_those_with_a_rare_label_are_gone_to_straight_and_all_are_told_of() {
+    let nodes = (1..=1_000).map(|n| {
+        let mut one = node(n, NodeKind::Shared, 4, 1);
+        let (half, few) = ((n % 2).to_string(), (n % 100).to_string());
+        one.labels = [("half".to_owned(), half), ("few".to_owned(), few)].into();
+        one
+    });
+    let mut state = state(nodes.collect());
+    let asked = |labels: &[(&str, &str)]| -> BTreeMap<String, String> {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        labels.iter().map(owned).collect()
+    };
+    let both = asked(&[("half", "1"), ("few", "7")]);
+    let mut view = View::new(&state, &BTreeMap::new());
+    let mut search = Search::new(&view, request(&both, 1024));
+    let mut taken: Vec<_> = (0..10).map(|_| search.place(&mut view).unwrap()).collect();
+    taken.sort_unstable();
+    assert_eq!(taken, (0..10).map(|n| node_id(n * 100 + 7)).collect::<Vec<_>>());
+    assert_eq!(
+        view.seats.looked_at().count(),
+        10,
+        "no other node was even looked at"
+    );
+    let refusal = search.place(&mut view).unwrap_err().to_string();
+    assert!(
+        refusal.contains("990 nodes lack the label") && refusal.contains("10 nodes lack memory"),
+        "{refusal}"
+    );
+    for never in [
+        asked(&[("half", "1"), ("few", "8")]),
+        asked(&[("few", "none")]),
+        asked(&[("other", "7")]),
+        asked(&[("node", "No name at all")]),
+    ] {
+        let mut view = View::new(&state, &BTreeMap::new());
+        let refusal = place(&mut view, request(&never, 64)).unwrap_err().to_string();
+        assert!(refusal.contains("1000 nodes lack the label"), "{refusal}");
+    }
+    // A node that has the label and nothing else: what stands against it is told, too.
+    let mut closed = (*state.nodes[&node_id(7)]).clone();
+    closed.cordoned = true;
+    state.apply(vec![Change::PutNode(closed)], Revision(2));
+    let mut view = View::new(&state, &BTreeMap::new());
+    let mut search = Search::new(&view, request(&both, 1024));
+    for _ in 0..9 {
+        assert_ne!(search.place(&mut view).unwrap(), node_id(7));
+    }
+    let refusal = search.place(&mut view).unwrap_err().to_string();
+    assert!(refusal.contains("1 node is cordoned"), "{refusal}");
+}

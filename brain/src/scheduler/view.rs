@@ -54,7 +54,12 @@ pub struct View<'a> {
     pub(super) marks: Watermarks,
     /// Nodes by the values of the labels that somebody was spread by.
     domains: RefCell<HashMap<String, Rc<Domains>>>,
+    /// Nodes that have labels that somebody asked for, where they are few.
+    labelled: RefCell<HashMap<String, Labelled>>,
 }
+
+/// Seats of the nodes that have one label, by its values; none: too many.
+type Labelled = HashMap<String, Option<Rc<[usize]>>>;
 
 impl<'a> View<'a> {
     fn over(seats: Seats<'a>) -> Self {
@@ -62,6 +67,7 @@ impl<'a> View<'a> {
             seats,
             marks: Watermarks::default(),
             domains: RefCell::default(),
+            labelled: RefCell::default(),
         }
     }
 
@@ -110,6 +116,19 @@ impl<'a> View<'a> {
         }
         let made = Rc::new(self.seats.domains(by));
         self.domains.borrow_mut().insert(by.to_owned(), made.clone());
+        made
+    }
+
+    /// The nodes with a label, in order, if these are no more than `most` and it is known without looking at each; the same `most` for all of a view.
+    pub(super) fn labelled(&self, key: &str, value: &str, most: usize) -> Option<Rc<[usize]>> {
+        let mut all = self.labelled.borrow_mut();
+        if let Some(found) = all.get(key).and_then(|values| values.get(value)) {
+            return found.clone();
+        }
+        let made: Option<Rc<[usize]>> = self.seats.labelled(key, value, most).map(Rc::from);
+        all.entry(key.to_owned())
+            .or_default()
+            .insert(value.to_owned(), made.clone());
         made
     }
 
