@@ -121,6 +121,8 @@ pub struct Candidates {
     pub found: Vec<Candidate>,
     /// How many at the beginning of `found` are looked at each time.
     near: usize,
+    /// There are no others near which it is to be.
+    all_near: bool,
     /// These and others that were found before the walk came to them.
     known: BTreeSet<usize>,
     walk: Walk,
@@ -142,6 +144,7 @@ impl Candidates {
             all,
             found: Vec::new(),
             near: 0,
+            all_near: false,
             known: BTreeSet::new(),
             walk: match rare(view, request).filter(|_| !all) {
                 Some(nodes) => Walk::among(nodes, seed),
@@ -163,7 +166,15 @@ impl Candidates {
             made.index_of(view, request, *node);
         }
         made.near = made.found.len();
+        let companions = &request.constraints.companions;
+        let nodes: usize = companions.iter().map(|one| one.nodes.len()).sum();
+        made.all_near = nodes <= NEAR && companions.iter().all(|one| one.by.is_none());
         made
+    }
+
+    /// Whether those near which it is to be are looked at before all others, so that no other can be nearer than these.
+    pub const fn nearest_first(&self) -> bool {
+        self.all_near
     }
 
     /// Whether all nodes are looked at each time.

@@ -211,7 +211,8 @@ impl<'a> Search<'a> {
         }
         let parts = self.parts(view, candidate, leaving, best.only);
         best.fit += 1;
-        let hindered = parts.standing.taints != 0 || parts.standing.together != 0 || parts.spread != 0;
+        let far = parts.standing.together != 0 && !self.candidates.nearest_first();
+        let hindered = parts.standing.taints != 0 || far || parts.spread != 0;
         best.good += usize::from(candidate.replicas == 0 && !hindered);
         // Of equals the smallest node id wins.
         let rank = (parts.total(), Reverse(candidate.seat));
