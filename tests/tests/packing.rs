@@ -1,11 +1,14 @@
 //! Packing and its questions, with everything there is of berth: four hosts on which little runs, of which two are emptied while one of each
-//! replica serves all the while.
+//! replica serves all the while and no request to a published port is lost.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use berth_tests::cluster::serves;
 use berth_tests::fleet::Fleet;
+use berth_tests::hammer::Hammer;
+use berth_tests::host::Host;
 use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
 use serde_json::Value;
@@ -38,8 +41,10 @@ fn name_of(container: &Value) -> String {
 }
 
 #[test]
-fn what_is_spread_thin_is_explained_foreseen_and_packed_and_every_replica_serves_meanwhile() {
+fn what_is_spread_thin_is_explained_foreseen_and_packed_and_no_request_is_lost() {
     let f = Fleet::of_machines(4);
+    let world = Host::new("world");
+    f.lan.attach(&world, "eth0", 200);
     open(&f, &["h1", "h2"]);
     let small = ["--cpus", "0.1"];
     f.brain
@@ -89,6 +94,13 @@ fn what_is_spread_thin_is_explained_foreseen_and_packed_and_every_replica_serves
     let dry = f.brain.json(&["node", "pack", "--dry-run"]);
     let freed = names(&dry["freed"]);
     assert_eq!(freed.len(), 2, "the replicas of web stay apart: {dry:#}");
+    // At each node: those that stay, those that are emptied, and one where a replica begins. Each passes some on to the others, which
+    // hear of what changes sooner or later than it does.
+    let hammers = [1, 2, 3, 4].map(|n| {
+        let at = format!("{}:8080", f.lan.address(10 + n));
+        let at: SocketAddr = at.parse().expect("address");
+        (at, Hammer::new(&world.space(), at))
+    });
     let mut pack = f
         .brain
         .berth_command(&["node", "pack", "--timeout", "2m"])
@@ -125,6 +137,9 @@ fn what_is_spread_thin_is_explained_foreseen_and_packed_and_every_replica_serves
         (running == 4).then_some(())
     });
     assert!(up.is_some(), "{:?}", f.brain.items(&["ps"]));
+    for (at, hammer) in hammers {
+        hammer.lost_nothing(&format!("at {at} while nodes are emptied"));
+    }
     let events = f.brain.items(&["events"]);
     let moved: Vec<_> = events.iter().filter(|event| event["kind"] == "moved").collect();
     assert_eq!(moved.len(), 2, "{events:?}");

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use berth_common::model::{HostNumber, Protocol, Subnets, Vni};
-use berth_common::protocol::{Named, Neighbours, Published, replicas_of};
+use berth_common::protocol::{Named, Neighbours, Published, endpoints_of, replicas_of};
 use ipnet::Ipv4Net;
 
 use super::egress::{HOST_LINKS, Transit};
@@ -22,7 +22,7 @@ pub struct Open {
     pub ports: RangeInclusive<u16>,
     /// Whose they are, for people.
     pub service: String,
-    /// Who answers here.
+    /// Whose containers answer here.
     pub here: Option<Here>,
     /// Other nodes that answer, and how many containers of theirs do.
     pub elsewhere: Vec<(Ipv4Addr, u32)>,
@@ -37,11 +37,11 @@ pub struct Here {
     pub transit: Transit,
     /// Its addresses.
     pub subnet: Ipv4Net,
-    /// How many containers answer.
+    /// How many containers take requests; 0: there are only such as begin, are unhealthy or leave, which answer what was passed on.
     pub replicas: u32,
 }
 
-/// Endpoints here, by network.
+/// Endpoints here whose containers have not ended, by network.
 pub type Local = BTreeMap<Vni, (Subnets, BTreeSet<HostNumber>)>;
 
 /// Ports in a row that lead from a network's uplink to its containers here.
@@ -53,7 +53,7 @@ pub struct Inward {
     pub ports: RangeInclusive<u16>,
     /// The first in the containers.
     pub target: u16,
-    /// The containers.
+    /// The containers: those that take requests, or else all that have not ended.
     pub replicas: Vec<(Ipv4Addr, Ipv6Addr)>,
 }
 
@@ -64,16 +64,32 @@ const SLOTS: u32 = 256;
 pub(super) const PASSED_ON: u8 = 53;
 
 /// Replicas of a published service that are here.
+struct Replicas {
+    /// How many of them take requests.
+    takers: usize,
+    /// Whom what was passed on goes to: those that take requests. Where none does, all others that have not ended: nodes hear of a
+    /// change one after the other, so another may send here before this one knows that a replica takes requests, or after it knows
+    /// that one does no more. Both serve.
+    answer: Vec<HostNumber>,
+}
+
+/// Who of a published service is here.
 fn here(
     published: &Published,
     names: &BTreeMap<Vni, BTreeSet<Named>>,
     local: &BTreeSet<HostNumber>,
-) -> Vec<HostNumber> {
-    let names = names.get(&published.vni).into_iter();
-    let of = names.flat_map(|names| replicas_of(names, &published.service));
-    of.map(|(_, host)| host)
-        .filter(|host| local.contains(host))
-        .collect()
+) -> Replicas {
+    let (nobody, is_here) = (BTreeSet::new(), |host: &HostNumber| local.contains(host));
+    let names = names.get(&published.vni).unwrap_or(&nobody);
+    let takers = replicas_of(names, &published.service).map(|(_, host)| host);
+    let takers: Vec<_> = takers.filter(is_here).collect();
+    Replicas {
+        takers: takers.len(),
+        answer: match takers.is_empty() {
+            true => endpoints_of(names, &published.service).filter(is_here).collect(),
+            false => takers,
+        },
+    }
 }
 
 /// What is open at this host. `local`: endpoints here, `transits`: networks here.
@@ -81,11 +97,11 @@ pub fn open(known: &Neighbours, local: &Local, transits: &BTreeMap<Vni, Transit>
     let open = known.published.iter().filter_map(|one| {
         let (ports, _) = one.ports()?;
         let at = local.get(&one.vni).and_then(|(subnets, hosts)| {
-            let replicas = u32::try_from(here(one, &known.names, hosts).len()).unwrap_or(u32::MAX);
-            (replicas > 0).then_some(Here {
+            let replicas = here(one, &known.names, hosts);
+            (!replicas.answer.is_empty()).then_some(Here {
                 transit: *transits.get(&one.vni)?,
                 subnet: subnets.v4(),
-                replicas,
+                replicas: u32::try_from(replicas.takers).unwrap_or(u32::MAX),
             })
         });
         let elsewhere = one.elsewhere.iter().filter_map(|on| match on.address {
@@ -113,7 +129,7 @@ pub fn inward(known: &Neighbours, vni: Vni, subnets: &Subnets, local: &BTreeSet<
     let here = known.published.iter().filter(|one| one.vni == vni);
     let ports = here.filter_map(|one| {
         let (ports, target) = one.ports()?;
-        let replicas = self::here(one, &known.names, local).into_iter();
+        let replicas = self::here(one, &known.names, local).answer.into_iter();
         Some(Inward {
             protocol: one.protocol,
             ports,
@@ -127,13 +143,18 @@ pub fn inward(known: &Neighbours, vni: Vni, subnets: &Subnets, local: &BTreeSet<
 }
 
 impl Open {
+    /// The network here whose containers take requests.
+    fn takes(&self) -> Option<Here> {
+        self.here.filter(|here| here.replicas > 0)
+    }
+
     fn ways(&self) -> Vec<Ipv4Addr> {
-        let here = self.here.map(|here| (here.transit.address(), here.replicas));
+        let here = self.takes().map(|here| (here.transit.address(), here.replicas));
         in_proportion(here, &self.elsewhere)
     }
 
     fn ways6(&self) -> Vec<Ipv6Addr> {
-        let here = self.here.map(|here| (here.transit.address6(), here.replicas));
+        let here = self.takes().map(|here| (here.transit.address6(), here.replicas));
         in_proportion(here, &self.elsewhere6)
     }
 }
@@ -205,6 +226,23 @@ fn sealed(text: &mut String, apart: Apart<'_>, device: &str) -> bool {
     true
 }
 
+/// A chain into networks here, of those that a port has.
+fn lead_here(text: &mut String, chain: &str, open: &[Open], of: fn(&Open) -> Option<Here>, six: bool) {
+    let _ = writeln!(text, "  chain {chain} {{");
+    for one in open {
+        let Some(Here { transit, .. }) = of(one) else {
+            continue;
+        };
+        let (protocol, ports, to) = (one.protocol, range(&one.ports), transit.address());
+        let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {to}");
+        if six {
+            let to = transit.address6();
+            let _ = writeln!(text, "    {protocol} dport {ports} dnat ip6 to {to}");
+        }
+    }
+    text.push_str("  }\n");
+}
+
 /// The host's chains and sets. What the host asks at 127.0.0.1 is answered here or not at all: packets from there never leave it.
 /// `six`: the host has IPv6.
 pub fn at_host(open: &[Open], apart: Apart<'_>, six: bool, device: &str) -> String {
@@ -239,20 +277,11 @@ pub fn at_host(open: &[Open], apart: Apart<'_>, six: bool, device: &str) -> Stri
         true => apart.own,
         false => None,
     };
-    text.push_str("  chain published_here {\n");
-    for one in open {
-        if let Some(here) = one.here {
-            let (protocol, ports, to) = (one.protocol, range(&one.ports), here.transit.address());
-            let _ = writeln!(text, "    {protocol} dport {ports} dnat ip to {to}");
-            if six {
-                let to = here.transit.address6();
-                let _ = writeln!(text, "    {protocol} dport {ports} dnat ip6 to {to}");
-            }
-        }
-    }
+    lead_here(&mut text, "passed_on_here", open, |one| one.here, six);
+    lead_here(&mut text, "published_here", open, Open::takes, six);
     let _ = write!(
         text,
-        "  }}\n  chain published {{\n    ip dscp {PASSED_ON} goto published_here\n    ip6 dscp {PASSED_ON} goto published_here\n"
+        "  chain published {{\n    ip dscp {PASSED_ON} goto passed_on_here\n    ip6 dscp {PASSED_ON} goto passed_on_here\n"
     );
     for one in open {
         let (ways, ports, protocol) = (one.ways(), range(&one.ports), one.protocol);

@@ -15,28 +15,38 @@ use crate::reconcile::Endpoints;
 
 /// Containers' places on networks, also of those that are not wanted any more and still run: they end in order.
 #[derive(Debug, Default)]
-pub struct Wanted(Endpoints);
+pub struct Wanted {
+    places: Endpoints,
+    /// Containers that answer nobody: they ended and were not begun again yet.
+    ended: BTreeSet<ContainerId>,
+}
 
 impl Wanted {
     /// Takes in what is desired now, and forgets what neither is nor runs.
-    pub fn take(&mut self, desired: &Endpoints, running: &BTreeSet<ContainerId>) {
-        self.0.retain(|id, _| running.contains(id));
-        self.0
+    pub fn take(
+        &mut self,
+        desired: &Endpoints,
+        running: &BTreeSet<ContainerId>,
+        ended: BTreeSet<ContainerId>,
+    ) {
+        self.places.retain(|id, _| running.contains(id));
+        self.places
             .extend(desired.iter().map(|(id, places)| (*id, places.clone())));
+        self.ended = ended;
     }
 
     /// A container's places, the first with the default route.
     pub fn of(&self, container: ContainerId) -> &[DesiredEndpoint] {
-        self.0.get(&container).map_or(&[], |places| &places.at)
+        self.places.get(&container).map_or(&[], |places| &places.at)
     }
 
     /// Services whose containers may open connections to a container; none: all.
     pub fn lets_in(&self, container: ContainerId) -> Option<&[Name]> {
-        self.0.get(&container)?.ingress_from.as_deref()
+        self.places.get(&container)?.ingress_from.as_deref()
     }
 
     fn all(&self) -> impl Iterator<Item = &DesiredEndpoint> {
-        self.0.values().flat_map(|places| &places.at)
+        self.places.values().flat_map(|places| &places.at)
     }
 
     /// What the one with an address on a network may know of names: those of all networks that it is on.
@@ -47,7 +57,7 @@ impl Wanted {
         names: Option<&'a BTreeMap<Vni, BTreeSet<Named>>>,
     ) -> Zone<'a> {
         let is = |place: &&DesiredEndpoint| place.vni == vni && place.subnets.number(who) == Some(place.host);
-        let mut all = self.0.values().map(|places| &places.at);
+        let mut all = self.places.values().map(|places| &places.at);
         let places = all.find(|places| places.iter().any(|place| is(&place)));
         let known = places.into_iter().flatten().map(|place| KnownNetwork {
             name: &place.network,
@@ -62,10 +72,16 @@ impl Wanted {
         self.all().map(|place| place.vni).collect()
     }
 
-    /// Endpoints here, by network.
+    /// Places of those that have not ended.
+    fn answering(&self) -> impl Iterator<Item = &DesiredEndpoint> {
+        let all = self.places.iter().filter(|(id, _)| !self.ended.contains(id));
+        all.flat_map(|(_, places)| &places.at)
+    }
+
+    /// Endpoints here whose containers have not ended, by network.
     pub fn local(&self) -> Local {
         let mut local = Local::new();
-        for place in self.all() {
+        for place in self.answering() {
             let held = local.entry(place.vni);
             let (_, hosts) = held.or_insert_with(|| (place.subnets, BTreeSet::new()));
             hosts.insert(place.host);
@@ -94,6 +110,8 @@ impl Wanted {
         let own: Vec<_> = self.all().filter(|place| place.vni == vni).collect();
         let subnets = own.first()?.subnets;
         let local: BTreeSet<HostNumber> = own.iter().map(|place| place.host).collect();
+        let answering = self.answering().filter(|place| place.vni == vni);
+        let answering = answering.map(|place| place.host).collect();
         let remote = neighbours.map(|known| {
             let mut remote: BTreeMap<_, _> = known.reachable(vni, shut);
             // What came here a moment ago may still be told as elsewhere.
@@ -109,14 +127,14 @@ impl Wanted {
             transit: None,
             six: at.address6.is_some(),
             rates: self.rates(vni),
-            published: neighbours.map_or_else(Vec::new, |known| inward(known, vni, &subnets, &local)),
+            published: neighbours.map_or_else(Vec::new, |known| inward(known, vni, &subnets, &answering)),
             local,
             offload: true,
         })
     }
 
     fn rates(&self, vni: Vni) -> BTreeMap<HostNumber, Bandwidth> {
-        let limited = self.0.values().filter(|places| !places.bandwidth.is_free());
+        let limited = self.places.values().filter(|places| !places.bandwidth.is_free());
         let rates = limited.flat_map(|places| {
             let here = places.at.iter().filter(|place| place.vni == vni);
             here.map(|place| (place.host, places.bandwidth))
@@ -175,19 +193,31 @@ mod tests {
             (id(1), at(vec![place(7, 2)])),
             (id(2), at(vec![place(8, 2), place(7, 3)])),
         ]);
-        wanted.take(&desired, &BTreeSet::new());
+        wanted.take(&desired, &BTreeSet::new(), BTreeSet::new());
         assert_eq!(wanted.networks(), [vni(7), vni(8)].into());
         assert_eq!(wanted.name(vni(7)), "network back (VNI 7)");
         // Both are not wanted any more; one still runs.
-        wanted.take(&Endpoints::new(), &[id(2)].into());
+        wanted.take(&Endpoints::new(), &[id(2)].into(), BTreeSet::new());
         assert_eq!((wanted.of(id(1)).len(), wanted.of(id(2)).len()), (0, 2));
         assert_eq!(
             wanted.lost(id(2), vni(7), &[HostNumber(3)].into()),
             Some((1, HostNumber(3)))
         );
         assert_eq!(wanted.lost(id(2), vni(8), &[HostNumber(3)].into()), None);
-        wanted.take(&Endpoints::new(), &BTreeSet::new());
+        wanted.take(&Endpoints::new(), &BTreeSet::new(), BTreeSet::new());
         assert!(wanted.networks().is_empty());
+    }
+
+    #[test]
+    fn who_ended_answers_nobody_until_it_begins_again_and_keeps_its_place() {
+        let mut wanted = Wanted::default();
+        let desired = Endpoints::from([(id(1), at(vec![place(7, 2)])), (id(2), at(vec![place(7, 3)]))]);
+        let hosts = |wanted: &Wanted| wanted.local().remove(&vni(7)).map(|(_, hosts)| hosts);
+        wanted.take(&desired, &BTreeSet::new(), [id(1)].into());
+        assert_eq!(hosts(&wanted), Some([HostNumber(3)].into()));
+        assert_eq!(wanted.of(id(1)).len(), 1);
+        wanted.take(&desired, &BTreeSet::new(), BTreeSet::new());
+        assert_eq!(hosts(&wanted), Some([HostNumber(2), HostNumber(3)].into()));
     }
 
     #[test]
@@ -196,6 +226,7 @@ mod tests {
         wanted.take(
             &Endpoints::from([(id(1), at(vec![place(7, 2)]))]),
             &BTreeSet::new(),
+            BTreeSet::new(),
         );
         let at = Underlay {
             address: [192, 0, 2, 1].into(),

@@ -387,6 +387,13 @@ impl Board {
         self.state.lock().all.values().cloned().collect()
     }
 
+    /// Containers whose processes ended and were not started again yet.
+    pub fn ended(&self) -> BTreeSet<ContainerId> {
+        let state = self.state.lock();
+        let ended = state.all.values().filter(|c| c.phase.has_ended());
+        ended.map(|c| c.id).collect()
+    }
+
     /// Running containers.
     pub fn running(&self) -> Vec<RunningContainer> {
         self.state.lock().running.values().cloned().collect()

@@ -211,6 +211,13 @@ pub enum Phase {
     Unknown,
 }
 
+impl Phase {
+    /// No process of it runs or is being started.
+    pub const fn has_ended(self) -> bool {
+        matches!(self, Self::Backoff | Self::Exited | Self::Failed)
+    }
+}
+
 /// How a container's process ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

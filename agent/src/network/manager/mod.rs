@@ -226,7 +226,7 @@ impl Networks {
         let desired = self.with_probe(self.board.endpoints().borrow().clone()?);
         let running: BTreeSet<_> = self.board.running().into_iter().map(|c| c.id).collect();
         let mut wanted = self.wanted.lock();
-        wanted.take(&desired, &running);
+        wanted.take(&desired, &running, self.board.ended());
         Some(wanted.networks())
     }
 

@@ -135,6 +135,68 @@ fn what_comes_in_goes_to_containers_here_alone() {
     );
 }
 
+/// What the brain says of two replicas of one service, by whether they take requests.
+fn says(take: [bool; 2]) -> Neighbours {
+    let named = [2, 3].into_iter().zip(take).map(|(host, takes)| match takes {
+        true => Named::replica("web".parse().unwrap(), host, HostNumber(host)),
+        false => Named::idle("web".parse().unwrap(), host, HostNumber(host)),
+    });
+    let other = Named::replica("web2".parse().unwrap(), 1, HostNumber(5));
+    let mut known = known();
+    known.names = [(vni(7), named.chain([other]).collect())].into();
+    known
+}
+
+/// Nodes hear of a change one after the other.
+#[test]
+fn what_another_node_passes_on_is_answered_whichever_heard_first_whether_a_replica_takes_requests() {
+    let subnets = Subnets::new("10.64.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()).unwrap();
+    let transit = Transit::free(|_| false).unwrap();
+    let nobody = BTreeSet::new();
+    let near = Apart {
+        sealed: &nobody,
+        own: None,
+    };
+    for take in [[true, true], [true, false], [false, true], [false, false]] {
+        let (known, hosts) = (says(take), [2, 3, 5].map(HostNumber).into());
+        let takers: Vec<_> = [2_u32, 3]
+            .into_iter()
+            .zip(take)
+            .filter(|(_, takes)| *takes)
+            .collect();
+        let local = BTreeMap::from([(vni(7), (subnets, BTreeSet::clone(&hosts)))]);
+        let open = open(&known, &local, &[(vni(7), transit)].into());
+        let led = |at: &str| at_host(&open, near, true, "wgberth").contains(at);
+        let to =
+            "tcp dport 8080 dnat ip to 169.254.64.2\n    tcp dport 8080 dnat ip6 to fd5b:e4a7:9c31:64::2\n";
+        assert!(led(&format!("chain passed_on_here {{\n    {to}  }}")), "{take:?}");
+        // What came in here goes to those that take requests alone.
+        assert_eq!(
+            led(&format!("chain published_here {{\n    {to}  }}")),
+            !takers.is_empty()
+        );
+        assert_eq!(
+            (open[0].ways().len(), open[0].ways6().len()),
+            (takers.len() + 1, takers.len() + 1)
+        );
+
+        let inward = inward(&known, vni(7), &subnets, &hosts);
+        let answer: Vec<_> = inward[0]
+            .replicas
+            .iter()
+            .map(|(four, _)| u32::from(four.octets()[3]))
+            .collect();
+        match takers.is_empty() {
+            true => assert_eq!(answer, [2, 3]),
+            false => assert_eq!(answer, takers.iter().map(|(host, _)| *host).collect::<Vec<_>>()),
+        }
+    }
+    // Without any that has not ended: refused at once.
+    let local = BTreeMap::from([(vni(7), (subnets, [HostNumber(5)].into()))]);
+    let open = open(&says([false, false]), &local, &[(vni(7), transit)].into());
+    assert_eq!(open[0].here, None);
+}
+
 #[test]
 fn many_replicas_are_spread_in_proportion() {
     let one = Open {
