@@ -36,6 +36,15 @@ fn names(list: &Value) -> Vec<String> {
         .collect()
 }
 
+/// Waits until both replicas of `web` take requests.
+fn both_healthy(f: &Fleet) {
+    let healthy = eventually(Duration::from_secs(30), || {
+        let all = f.brain.items(&["ps", "web"]);
+        (all.iter().filter(|c| c["status"] == "healthy").count() == 2).then_some(())
+    });
+    assert!(healthy.is_some(), "{:?}", f.brain.items(&["ps"]));
+}
+
 fn name_of(container: &Value) -> String {
     container["name"].as_str().expect("a name").to_owned()
 }
@@ -60,11 +69,7 @@ fn what_is_spread_thin_is_explained_foreseen_and_packed_and_no_request_is_lost()
         assert_eq!(containers(&f, name), 1, "{:?}", f.brain.items(&["ps"]));
     }
 
-    let healthy = eventually(Duration::from_secs(30), || {
-        let all = f.brain.items(&["ps", "web"]);
-        (all.iter().filter(|c| c["status"] == "healthy").count() == 2).then_some(())
-    });
-    assert!(healthy.is_some(), "{:?}", f.brain.items(&["ps"]));
+    both_healthy(&f);
 
     // Every node is compared, and what would be if one were lost is told.
     let told = f.brain.json(&["schedule", "explain", "web.1"]);
@@ -151,4 +156,39 @@ fn what_is_spread_thin_is_explained_foreseen_and_packed_and_no_request_is_lost()
     }));
     let again = f.brain.json(&["node", "pack", "--dry-run"]);
     assert_eq!(names(&again["freed"]), Vec::<String>::new(), "{again:#}");
+}
+
+#[test]
+fn replicas_that_had_to_share_a_node_come_apart_once_another_comes_and_no_request_is_lost() {
+    let f = Fleet::of_machines(2);
+    let world = Host::new("world");
+    f.lan.attach(&world, "eth0", 200);
+    f.brain.berth(&["node", "cordon", "h2"]);
+    let small = ["--cpus", "0.1"];
+    f.brain
+        .run_servers("web", 2, &small, "while true; do sleep 0.2; done");
+    f.brain.wait_running(2, 60);
+    both_healthy(&f);
+    assert_eq!((containers(&f, "h1"), containers(&f, "h2")), (2, 0));
+    let hammers: Vec<_> = [11, 12]
+        .map(|at| {
+            Hammer::new(
+                &world.space(),
+                format!("{}:8080", f.lan.address(at)).parse().expect("an address"),
+            )
+        })
+        .into();
+    f.brain.berth(&["node", "uncordon", "h2"]);
+    let apart = eventually(Duration::from_secs(180), || {
+        (containers(&f, "h1") == 1 && containers(&f, "h2") == 1).then_some(())
+    });
+    assert!(apart.is_some(), "{:?}", f.brain.items(&["events"]));
+    for hammer in hammers {
+        hammer.lost_nothing("while a replica moves to the node that came");
+    }
+    let events = f.brain.items(&["events"]);
+    let moved: Vec<_> = events.iter().filter(|event| event["kind"] == "moved").collect();
+    assert_eq!(moved.len(), 1, "{events:?}");
+    let text = moved[0]["text"].as_str().expect("text");
+    assert!(text.contains("a node came, and on h2 replicas"), "{text}");
 }

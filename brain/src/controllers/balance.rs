@@ -83,7 +83,7 @@ pub fn begin(state: &State, moves: Vec<(ContainerId, Moves)>) -> Vec<Change> {
 /// What is being replaced: containers that have a successor, and services of these.
 pub(super) struct Replacing {
     containers: BTreeSet<ContainerId>,
-    services: BTreeSet<ServiceId>,
+    pub(super) services: BTreeSet<ServiceId>,
 }
 
 impl Replacing {

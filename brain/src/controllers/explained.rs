@@ -139,7 +139,7 @@ impl Explained {
                 (None, _) => format!("{name} waits: {why}"),
             };
         };
-        let stay = "it stays where it is: nothing moves for a better score alone";
+        let stay = "it stays where it is: nothing moves for a better score alone, but for what its service asks for once a node comes";
         let place = named(here);
         let Some(best) = self.best() else {
             let refusal = self.refusal.as_deref().unwrap_or("no node fits");

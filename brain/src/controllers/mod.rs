@@ -15,6 +15,7 @@ pub mod nodes;
 pub mod pack;
 mod policy;
 mod preemption;
+pub mod respread;
 mod rollout;
 mod seating;
 pub mod services;
@@ -49,6 +50,8 @@ mod policy_cases;
 mod preemption_cases;
 #[cfg(test)]
 mod preemption_sim;
+#[cfg(test)]
+mod respread_cases;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::api::{self, ApiSettings, ApiState};
 use crate::ca::{CaError, CertificateAuthority};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
 use crate::config::{self, Config};
-use crate::controllers::{self, balance::Decided};
+use crate::controllers::{self, balance::Decided, respread};
 use crate::images::{BlobError, BlobStore};
 use crate::link::{LinkError, LinkServer, LinkSettings, Links};
 use crate::outlook;
@@ -263,15 +263,21 @@ fn api_tls(identity: &Identity) -> Result<rustls::ServerConfig, rustls::Error> {
     Ok(config)
 }
 
-/// Moves containers away from nodes that stay too hot.
+/// Moves containers away from nodes that stay too hot, and to where their services ask for once nodes come.
 async fn balance(cluster: Cluster) {
-    let mut memory = rebalance::Memory::default();
+    let (mut memory, mut came) = (rebalance::Memory::default(), respread::Memory::default());
     let mut tick = tokio::time::interval(Duration::from_secs(SAMPLE_SECS.into()));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let (state, now) = (cluster.snapshot(), outlook::seconds(cluster.now().mono_ms));
-        let decided = controllers::balance::round(&state, &cluster.outlook(), &mut memory, now);
+        let mut decided = controllers::balance::round(&state, &cluster.outlook(), &mut memory, now);
+        // Hot nodes go first: what cools them may be the very same move.
+        if decided.moves.is_empty() {
+            let more = respread::round(&state, &|| cluster.outlook(), &mut came, now);
+            decided.moves.extend(more.moves);
+            decided.wanted.extend(more.wanted);
+        }
         drop(state);
         let Decided {
             moves,
