@@ -52,16 +52,32 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// The example image as an archive, made once a process.
+/// The example image as an archive: made once for each version of its recipe and of busybox, and kept in the target folder, where all test
+/// processes find it.
 pub fn example_image() -> &'static Path {
     static IMAGE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     IMAGE.get_or_init(|| {
-        let path = std::env::temp_dir().join(format!("berth-example-{}.tar", std::process::id()));
-        let out = std::process::Command::new(root().join("scripts/example-image"))
-            .arg(&path)
-            .output();
-        let out = out.expect("scripts/example-image runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        path
+        let recipe = root().join("scripts/example-image");
+        let text = std::fs::read(&recipe).expect("scripts/example-image");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let busybox =
+            std::env::split_paths(&path).find_map(|dir| std::fs::metadata(dir.join("busybox")).ok());
+        let busybox = busybox.expect("busybox is not installed: apt-get install busybox-static");
+        let stamp = format!("{} {:?}", busybox.len(), busybox.modified());
+        let dir = root().join("target/tmp");
+        std::fs::create_dir_all(&dir).expect("target/tmp");
+        let image = dir.join(format!(
+            "example-{}.tar",
+            lab::store::key([text.as_slice(), stamp.as_bytes()])
+        ));
+        if !image.exists() {
+            // Others may be making it, too: whoever is last puts the same there.
+            let made = dir.join(format!("example-{}.part", std::process::id()));
+            let out = std::process::Command::new(recipe).arg(&made).output();
+            let out = out.expect("scripts/example-image runs");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            std::fs::rename(&made, &image).expect("renamed");
+        }
+        image
     })
 }

@@ -352,7 +352,8 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
         Some(plus(self.foreign(node, now)?, self.containers(node)))
     }
 
-    /// What a node uses by what was seen of it, with nothing thought of what is young; none of one that said nothing of late.
+    /// What a node uses by what was seen of it, and by what is expected of those alone that were seen for less than [`MEASURED_SECS`]; none of
+    /// one that said nothing of late.
     pub fn measured(&self, node: N, now: u32) -> Option<Loads> {
         let foreign = self.foreign(node, now)?;
         Some(plus(foreign, self.nodes.get(&node)?.measured))
