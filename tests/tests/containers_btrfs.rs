@@ -77,3 +77,43 @@ async fn a_disk_filler_hits_its_limit_and_the_limit_moves_live() {
     bench.finish(&[id]).await;
     drop(pool);
 }
+
+/// A program that makes a subvolume, as text for a shell's `base64 -d`.
+fn subvolume_maker(dir: &std::path::Path) -> String {
+    let source = berth_tests::root().join("tests/tests/containers_bench/subvolume.c");
+    let program = dir.join("subvolume");
+    let mut cc = Command::new("cc");
+    cc.args(["-static", "-nostdlib", "-fno-stack-protector", "-Os", "-s", "-o"]);
+    run(cc.arg(&program).arg(source));
+    run(Command::new("base64").arg("-w0").arg(program))
+}
+
+#[tokio::test]
+async fn r1_nobody_gets_around_the_disk_limit_by_a_subvolume_of_their_own() {
+    let pool = Pool::new();
+    let dir = tempfile::tempdir_in(&pool.mount).unwrap();
+    // On the host it is made: what follows is not for want of a program that works.
+    let maker = subvolume_maker(dir.path());
+    let made = Command::new(dir.path().join("subvolume"))
+        .current_dir(dir.path())
+        .status();
+    assert_eq!(made.unwrap().code(), Some(0));
+    assert!(dir.path().join("sub").is_dir());
+    run(Command::new("btrfs")
+        .args(["subvolume", "delete"])
+        .arg(dir.path().join("sub")));
+    let bench = Bench::start_on(Version::System, "btrfs", dir).await;
+    let script = format!(
+        "cd /tmp; printf %s '{maker}' | base64 -d >m; chmod +x m; ./m; echo code $?; ls -d sub; cp m n && echo copied"
+    );
+    let mut request = bench.request("maker", &script);
+    request.spec.user = Some("0".into());
+    let id = request.meta.id;
+    bench.runtime.create(&request).await.unwrap();
+    bench.runtime.start(id).await.unwrap();
+    let text = bench.wait_log(id, "copied").await;
+    assert!(text.contains("code 1\n"), "EPERM is 1: {text}");
+    assert!(!text.lines().any(|line| line == "sub"), "{text}");
+    bench.finish(&[id]).await;
+    drop(pool);
+}

@@ -28,7 +28,7 @@ const FILES: &str = "access faccessat faccessat2 open openat openat2 creat close
     chown32 fchown fchown32 fchownat lchown lchown32 umask utime utimes utimensat utimensat_time64 futimesat mknod \
     mknodat getxattr getxattrat lgetxattr fgetxattr listxattr listxattrat llistxattr flistxattr setxattr setxattrat \
     lsetxattr fsetxattr removexattr removexattrat lremovexattr fremovexattr copy_file_range sendfile sendfile64 splice \
-    tee vmsplice pipe pipe2 ioctl poll ppoll ppoll_time64 select _newselect pselect6 pselect6_time64 epoll_create \
+    tee vmsplice pipe pipe2 poll ppoll ppoll_time64 select _newselect pselect6 pselect6_time64 epoll_create \
     epoll_create1 epoll_ctl epoll_ctl_old epoll_wait epoll_wait_old epoll_pwait epoll_pwait2 eventfd eventfd2 \
     inotify_init inotify_init1 inotify_add_watch inotify_rm_watch fanotify_mark memfd_create name_to_handle_at \
     io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents io_pgetevents_time64 cachestat statmount listmount";
@@ -109,6 +109,12 @@ const WITH_CAPABILITY: [(u8, &str); 13] = [
     (39, "bpf"),
 ];
 
+/// The type of btrfs's requests to ioctl(2), bits 8 to 15. Anybody may make a subvolume where they may write, and a new one has no limit: neither
+/// a container's disk limit (R1) nor a volume's size would hold.
+const BTRFS: u64 = 0x94;
+/// FICLONE, FICLONERANGE and FIDEDUPERANGE, which are of all file systems and only began there.
+const CLONE_FILES: [u64; 3] = [0x4004_9409, 0x4020_940d, 0xc018_9436];
+
 /// Namespace flags of clone(2).
 const CLONE_NAMESPACES: u64 = 0x7E02_0000;
 
@@ -179,6 +185,17 @@ pub fn profile(capabilities: &BTreeSet<u8>, machine: &str) -> Result<LinuxSeccom
     }
     let admin = capabilities.contains(&21);
     let mut rules = vec![rule(allowed, Vec::new())?];
+    // ioctl: what differs from btrfs's type in one bit or more. The kernel reads the lower 32 bits of the request, as these masks do.
+    for bit in 0..8u64 {
+        let mask = 1 << (8 + bit);
+        let other = mask & !(BTRFS << 8);
+        let differs = argument(1, ScmpCmpMaskedEq, mask, Some(other))?;
+        rules.push(rule(words("ioctl"), vec![differs])?);
+    }
+    for request in CLONE_FILES {
+        let same = argument(1, ScmpCmpMaskedEq, 0xffff_ffff, Some(request))?;
+        rules.push(rule(words("ioctl"), vec![same])?);
+    }
     // personality(2): only the harmless ones: default, 32-bit uname, their unions, and the query.
     for value in [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff] {
         rules.push(rule(
@@ -253,6 +270,42 @@ mod tests {
             .split_whitespace()
         {
             assert!(allows(&default, name), "ordinary programs need {name}");
+        }
+    }
+
+    /// As the kernel judges a request: the rules are one or the other.
+    fn allows_request(profile: &LinuxSeccomp, request: u64) -> bool {
+        let rules = profile.syscalls().as_ref().unwrap().iter();
+        let mut of = rules.filter(|rule| rule.names().iter().any(|name| name == "ioctl"));
+        of.any(|rule| {
+            let args = rule.args().as_deref().unwrap_or_default();
+            args.iter().all(|arg| {
+                assert_eq!(
+                    (arg.index(), arg.op()),
+                    (1, LinuxSeccompOperator::ScmpCmpMaskedEq)
+                );
+                request & arg.value() == arg.value_two().unwrap()
+            })
+        })
+    }
+
+    #[test]
+    fn r1_no_request_to_btrfs_gets_through_that_could_make_a_place_without_a_limit() {
+        for capabilities in [BTreeSet::new(), (0..41).collect()] {
+            let made = profile(&capabilities, "x86_64").unwrap();
+            for upper in [0, 1 << 32, 0xffff_ffff << 32] {
+                for kind in 0..=255u64 {
+                    for number in [0, 1, 14, 15, 24, 43, 255] {
+                        for size in [0x0000_0000, 0x5000_0000, 0xc018_0000] {
+                            let request = upper | size | (kind << 8) | number;
+                            assert_eq!(allows_request(&made, request), kind != BTRFS, "{request:x}");
+                        }
+                    }
+                }
+                for request in CLONE_FILES {
+                    assert!(allows_request(&made, upper | request));
+                }
+            }
         }
     }
 
