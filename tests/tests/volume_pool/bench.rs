@@ -1,0 +1,143 @@
+//! A pool of its own for each test, in a loop file, taken away with everything mounted below it.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use berth_agent::volume::pool::Settings;
+use berth_agent::volume::pool_apply::{Ready, ensure};
+use berth_agent::volume::{BtrfsPool, Meta};
+use berth_common::id::{Epoch, TenantId, VolumeId};
+use berth_common::units::Bytes;
+use nix::mount::{MntFlags, umount2};
+
+/// Takes off what is mounted below `dir`, the last first.
+pub fn unmount_below(dir: &Path) {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    for point in points.filter(|point| Path::new(point).starts_with(dir)) {
+        let _ = umount2(point, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Unmounts all below a folder when a test ends, however it ends.
+pub struct Unmounts(pub PathBuf);
+
+impl Drop for Unmounts {
+    fn drop(&mut self) {
+        unmount_below(&self.0);
+    }
+}
+
+/// A folder with a pool.
+pub struct Bench {
+    pub pool: BtrfsPool,
+    pub ready: Ready,
+    pub settings: Settings,
+    // In this order: mounts before the folder.
+    _unmounts: Unmounts,
+    pub dir: tempfile::TempDir,
+}
+
+impl Bench {
+    /// With a loop file of so many MiB.
+    pub fn new(mib: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Other users have to reach the mounts in it.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let settings = Settings {
+            dir: dir.path().join("volumes"),
+            size: Some(Bytes::mib(mib)),
+        };
+        Self::on(dir, settings)
+    }
+
+    pub fn on(dir: tempfile::TempDir, settings: Settings) -> Self {
+        let unmounts = Unmounts(dir.path().to_owned());
+        let ready = ensure(&settings).unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
+        let (pool, troubles) = BtrfsPool::open(&ready.root).unwrap();
+        assert!(troubles.is_empty(), "{troubles:?}");
+        Self {
+            pool,
+            ready,
+            settings,
+            _unmounts: unmounts,
+            dir,
+        }
+    }
+
+    /// As after a reboot: everything is unmounted, and found again.
+    pub fn again(self) -> Self {
+        let Self {
+            pool,
+            settings,
+            _unmounts,
+            dir,
+            ..
+        } = self;
+        drop(pool);
+        unmount_below(dir.path());
+        wait_detached(&settings.file());
+        let bench = Self::on(dir, settings);
+        std::mem::forget(_unmounts);
+        bench
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.ready.root.clone()
+    }
+
+    pub fn data(&self, meta: &Meta) -> PathBuf {
+        self.root().join(format!("v/{}/data", meta.id))
+    }
+}
+
+/// Waits until no loop device has the file.
+pub fn wait_detached(file: &Path) {
+    let attached = || {
+        let blocks = fs::read_dir("/sys/block").unwrap().flatten();
+        blocks.into_iter().any(|block| {
+            let backing = fs::read_to_string(block.path().join("loop/backing_file")).unwrap_or_default();
+            Path::new(backing.trim()) == file
+        })
+    };
+    for _ in 0..500 {
+        if !attached() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{} stays attached", file.display());
+}
+
+/// A new volume of so many MiB.
+pub fn meta(mib: u64) -> Meta {
+    Meta {
+        id: VolumeId::random(),
+        tenant: TenantId::random(),
+        size: Bytes::mib(mib),
+        epoch: Epoch(1),
+    }
+}
+
+/// Writes a file anew up to so many MiB, to the disk: how many bytes it took, and what stopped it.
+pub fn fill(path: &Path, mib: usize) -> (u64, Option<nix::errno::Errno>) {
+    let mut written = 0;
+    let mut write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        for n in 0..mib * 16 {
+            file.write_all(&[n as u8; 64 << 10])?;
+            written += 64 << 10;
+            if n % 16 == 15 {
+                file.sync_all()?;
+            }
+        }
+        Ok(())
+    };
+    let error = write().err();
+    (
+        written,
+        error.map(|error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0))),
+    )
+}
