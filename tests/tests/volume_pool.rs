@@ -33,12 +33,19 @@ async fn a_volume_holds_what_it_may_and_no_more_and_its_size_changes_in_use() {
     let (written, error) = fill(&data.join("f"), 40);
     assert_eq!(error, Some(nix::errno::Errno::EDQUOT));
     assert!((12 << 20..=16 << 20).contains(&written), "{written}");
-    assert_eq!(fill(&other.join("f"), 32), (32 << 20, None), "the neighbour has its own");
+    assert_eq!(
+        fill(&other.join("f"), 32),
+        (32 << 20, None),
+        "the neighbour has its own"
+    );
 
     bench.pool.resize(one.id, Bytes::mib(64)).await.unwrap();
     assert_eq!(fill(&data.join("f"), 40), (40 << 20, None));
     let error = bench.pool.resize(one.id, Bytes::mib(20)).await.unwrap_err();
-    assert!(matches!(error, VolumeError::TooSmall { wanted, used, .. } if wanted == Bytes::mib(20) && used >= Bytes::mib(40)), "{error}");
+    assert!(
+        matches!(error, VolumeError::TooSmall { wanted, used, .. } if wanted == Bytes::mib(20) && used >= Bytes::mib(40)),
+        "{error}"
+    );
     fs::remove_file(data.join("f")).unwrap();
     bench.pool.resize(one.id, Bytes::mib(20)).await.unwrap();
     let (written, error) = fill(&data.join("f"), 40);
@@ -46,8 +53,16 @@ async fn a_volume_holds_what_it_may_and_no_more_and_its_size_changes_in_use() {
     assert!((16 << 20..=20 << 20).contains(&written), "{written}");
 
     let listing = bench.pool.list().await.unwrap();
-    assert_eq!((listing.volumes.len(), listing.strange.len()), (2, 0), "{listing:?}");
-    let held = listing.volumes.iter().find(|volume| volume.meta.id == one.id).unwrap();
+    assert_eq!(
+        (listing.volumes.len(), listing.strange.len()),
+        (2, 0),
+        "{listing:?}"
+    );
+    let held = listing
+        .volumes
+        .iter()
+        .find(|volume| volume.meta.id == one.id)
+        .unwrap();
     assert_eq!(held.meta.size, Bytes::mib(20));
     assert_eq!(held.data.as_ref().unwrap().limit, Some(Bytes::mib(20)));
     let mut stranger = meta(20);
@@ -79,7 +94,11 @@ async fn snapshots_clones_and_roll_backs_have_the_content_of_their_moment() {
     let taken = bench.pool.snapshot(one.id, first).await.unwrap();
     fs::write(&file, "second").unwrap();
     bench.pool.snapshot(one.id, second).await.unwrap();
-    assert_eq!(bench.pool.snapshot(one.id, first).await.unwrap().uuid, taken.uuid, "not taken anew");
+    assert_eq!(
+        bench.pool.snapshot(one.id, first).await.unwrap().uuid,
+        taken.uuid,
+        "not taken anew"
+    );
     let in_snapshot = bench.root().join(format!("v/{}/s/{first}/file", one.id));
     assert_eq!(fs::read_to_string(&in_snapshot).unwrap(), "first");
     assert!(fs::write(&in_snapshot, "x").is_err(), "read-only");
@@ -87,9 +106,15 @@ async fn snapshots_clones_and_roll_backs_have_the_content_of_their_moment() {
     let copy = meta(24);
     bench.pool.clone_snapshot(one.id, first, &copy).await.unwrap();
     bench.pool.clone_snapshot(one.id, first, &copy).await.unwrap();
-    assert_eq!(fs::read_to_string(bench.data(&copy).join("file")).unwrap(), "first");
+    assert_eq!(
+        fs::read_to_string(bench.data(&copy).join("file")).unwrap(),
+        "first"
+    );
     let (written, error) = fill(&bench.data(&copy).join("f"), 40);
-    assert!(error.is_some() && written <= 24 << 20, "a clone has a limit too: {written}");
+    assert!(
+        error.is_some() && written <= 24 << 20,
+        "a clone has a limit too: {written}"
+    );
 
     fs::write(&file, "third").unwrap();
     for _ in 0..2 {
@@ -100,7 +125,10 @@ async fn snapshots_clones_and_roll_backs_have_the_content_of_their_moment() {
     let of = |id: SnapshotId| bench.root().join(format!("v/{}/s/{id}/file", one.id));
     assert_eq!(fs::read_to_string(of(kept)).unwrap(), "third");
     let (written, error) = fill(&bench.data(&one).join("f"), 40);
-    assert!(error.is_some() && written <= 32 << 20, "limited after a roll back: {written}");
+    assert!(
+        error.is_some() && written <= 32 << 20,
+        "limited after a roll back: {written}"
+    );
     bench.pool.roll_back(one.id, second, None).await.unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), "second");
 
@@ -108,7 +136,11 @@ async fn snapshots_clones_and_roll_backs_have_the_content_of_their_moment() {
     assert_eq!(fill(&bench.data(&one).join("f"), 20).1, None);
     bench.pool.snapshot(one.id, large).await.unwrap();
     let small = meta(8);
-    let error = bench.pool.clone_snapshot(one.id, large, &small).await.unwrap_err();
+    let error = bench
+        .pool
+        .clone_snapshot(one.id, large, &small)
+        .await
+        .unwrap_err();
     assert!(matches!(error, VolumeError::TooSmall { .. }), "{error}");
     assert!(!bench.data(&small).exists());
 
@@ -125,10 +157,21 @@ async fn snapshots_clones_and_roll_backs_have_the_content_of_their_moment() {
         bench.pool.delete_snapshot(one.id, id).await.unwrap();
     }
     let listing = bench.pool.list().await.unwrap();
-    let held = listing.volumes.iter().find(|volume| volume.meta.id == one.id).unwrap();
+    let held = listing
+        .volumes
+        .iter()
+        .find(|volume| volume.meta.id == one.id)
+        .unwrap();
     assert_eq!(held.snapshots.len(), 3);
-    assert!(held.snapshots.iter().all(|s| s.read_only && !s.uuid.is_nil() && s.generation > 0));
-    assert!(fs::read_dir(bench.root().join("tmp")).unwrap().next().is_none(), "nothing is left over");
+    assert!(
+        held.snapshots
+            .iter()
+            .all(|s| s.read_only && !s.uuid.is_nil() && s.generation > 0)
+    );
+    assert!(
+        fs::read_dir(bench.root().join("tmp")).unwrap().next().is_none(),
+        "nothing is left over"
+    );
 }
 
 #[tokio::test]
@@ -139,7 +182,10 @@ async fn r2_an_epoch_never_goes_back_and_mounts_need_it() {
     bench.pool.set_epoch(one.id, Epoch(5)).await.unwrap();
     bench.pool.set_epoch(one.id, Epoch(5)).await.unwrap();
     let error = bench.pool.set_epoch(one.id, Epoch(4)).await.unwrap_err();
-    assert!(matches!(error, VolumeError::Epoch { .. }) && !error.retryable(), "{error}");
+    assert!(
+        matches!(error, VolumeError::Epoch { .. }) && !error.retryable(),
+        "{error}"
+    );
     let bench = bench.again();
     let wanted = Wanted {
         volume: one.id,
@@ -149,7 +195,10 @@ async fn r2_an_epoch_never_goes_back_and_mounts_need_it() {
         read_only: false,
     };
     let error = bench.pool.mount(&wanted).await.unwrap_err();
-    assert!(matches!(error, VolumeError::Epoch { held: Epoch(5), .. }), "{error}");
+    assert!(
+        matches!(error, VolumeError::Epoch { held: Epoch(5), .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -176,11 +225,20 @@ async fn a_container_of_any_range_owns_what_its_root_owns() {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert_eq!(table.matches(target.to_str().unwrap()).count(), 1, "mounted once");
         let owner = |name: &str| fs::metadata(target.join(name)).unwrap().uid();
-        assert_eq!((owner(""), owner("mine"), owner("other")), (base, base, base + 1000));
+        assert_eq!(
+            (owner(""), owner("mine"), owner("other")),
+            (base, base, base + 1000)
+        );
         // As the container's root: not the host's.
         let made = target.join(format!("made-{base}"));
         let as_root = Command::new("setpriv")
-            .args(["--reuid", &base.to_string(), "--regid", &base.to_string(), "--clear-groups"])
+            .args([
+                "--reuid",
+                &base.to_string(),
+                "--regid",
+                &base.to_string(),
+                "--clear-groups",
+            ])
             .args(["sh", "-c", "echo x > \"$0\""])
             .arg(&made)
             .status()
@@ -188,10 +246,17 @@ async fn a_container_of_any_range_owns_what_its_root_owns() {
         let reachable = fs::metadata(bench.dir.path()).unwrap().mode() & 0o001 != 0;
         assert!(as_root.success() && reachable, "{as_root}");
         let stored = fs::metadata(data.join(format!("made-{base}"))).unwrap();
-        assert_eq!((stored.uid(), stored.gid()), (0, 0), "on the disk it is root's of any range");
+        assert_eq!(
+            (stored.uid(), stored.gid()),
+            (0, 0),
+            "on the disk it is root's of any range"
+        );
     }
     let error = bench.pool.delete(one.id).await.unwrap_err();
-    assert!(matches!(&error, VolumeError::Mounted { at, .. } if *at == target), "{error}");
+    assert!(
+        matches!(&error, VolumeError::Mounted { at, .. } if *at == target),
+        "{error}"
+    );
     let wanted = Wanted {
         volume: one.id,
         epoch: one.epoch,
@@ -217,7 +282,9 @@ async fn subvolumes_that_a_container_made_are_told_and_go_with_the_volume() {
     let data = bench.data(&one);
     fs::create_dir(data.join("deep")).unwrap();
     let made = |path: &Path| {
-        run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(path));
+        run(Command::new("btrfs")
+            .args(["-q", "subvolume", "create"])
+            .arg(path));
     };
     // Without any privilege.
     chown(data.join("deep"), Some(1000), Some(1000)).unwrap();
@@ -240,7 +307,11 @@ async fn subvolumes_that_a_container_made_are_told_and_go_with_the_volume() {
     bench.pool.snapshot(one.id, snapshot).await.unwrap();
     bench.pool.delete(one.id).await.unwrap();
     let listing = bench.pool.list().await.unwrap();
-    assert_eq!((listing.volumes.len(), listing.strange.len()), (0, 0), "{listing:?}");
+    assert_eq!(
+        (listing.volumes.len(), listing.strange.len()),
+        (0, 0),
+        "{listing:?}"
+    );
     assert!(fs::read_dir(bench.root().join("tmp")).unwrap().next().is_none());
 }
 
@@ -267,7 +338,10 @@ async fn many_volumes_and_snapshots_take_the_time_that_is_printed() {
     told("1,000 snapshots");
     let listing = bench.pool.list().await.unwrap();
     told("listing them");
-    assert_eq!(listing.volumes.iter().map(|v| v.snapshots.len()).sum::<usize>(), 1000);
+    assert_eq!(
+        listing.volumes.iter().map(|v| v.snapshots.len()).sum::<usize>(),
+        1000
+    );
     assert!(listing.strange.is_empty(), "{:?}", listing.strange);
     fs::write(bench.data(&metas[0]).join("g"), vec![7; 1 << 20]).unwrap();
     bench.pool.resize(metas[0].id, Bytes::mib(4)).await.unwrap();

@@ -229,7 +229,7 @@ pub enum PoolError {
     NoTools(&'static str),
     /// The loop file was there and is not.
     #[error(
-        "the volumes' file {file} is gone, and {marker} says that it was there: put it back; if the volumes are given up for lost, remove {marker}"
+        "the volumes' file {file} is gone, and {marker} says that it was there; put it back, or remove {marker} if the volumes are given up for lost"
     )]
     Lost {
         /// The file.
@@ -239,7 +239,7 @@ pub enum PoolError {
     },
     /// The disk with the volumes is not mounted.
     #[error(
-        "{dir} was on the btrfs {id} and is not: mount that disk there; if its volumes are given up for lost, remove {marker}"
+        "{dir} was on the btrfs {id} and is not; mount that disk there, or remove {marker} if its volumes are given up for lost"
     )]
     NotMounted {
         /// The folder.
@@ -251,7 +251,7 @@ pub enum PoolError {
     },
     /// Another file system is in the pool's place.
     #[error(
-        "the volumes of this node are on the btrfs {wanted}, and {path} is {found}: put the right one there; if its volumes are given up for lost, remove {marker}"
+        "the volumes of this node are on the btrfs {wanted}, and {path} is {found}; put the right one there, or remove {marker} if its volumes are given up for lost"
     )]
     Another {
         /// The place.
@@ -273,12 +273,12 @@ pub enum PoolError {
     },
     /// Something that is no btrfs is mounted in the pool's place.
     #[error(
-        "something that is no btrfs is mounted on {0}: unmount it, or mount a btrfs on the folder above instead"
+        "something that is no btrfs is mounted on {0}; unmount it, or mount a btrfs on the folder above instead"
     )]
     Covered(PathBuf),
     /// No room for a loop file.
     #[error(
-        "a pool of {wanted} needs that much on the disk of {dir}, where {free} are free: free some, or set volume_pool_size to less (at least {LEAST})"
+        "a pool of {wanted} needs that much on the disk of {dir}, where {free} are free; free some, or set volume_pool_size to less (at least {LEAST})"
     )]
     BeneathFull {
         /// The folder.
@@ -300,11 +300,11 @@ pub enum PoolError {
     },
     /// Its quotas are of the other kind.
     #[error(
-        "the btrfs of {0} counts by simple quotas, which don't count what a volume shares with its snapshots: turn them off (btrfs quota disable), berth turns on the full ones"
+        "the btrfs of {0} counts by simple quotas, which don't count what a volume shares with its snapshots; turn them off (btrfs quota disable), berth turns on the full ones"
     )]
     SimpleQuotas(PathBuf),
     /// No loop device.
-    #[error("no loop device can be had for {file}: modprobe loop, or raise its max_loop")]
+    #[error("no loop device can be had for {file}; modprobe loop, or raise its max_loop")]
     NoLoop {
         /// The file.
         file: PathBuf,
@@ -324,7 +324,7 @@ pub enum PoolError {
         source: std::io::Error,
     },
     /// The marker can't be understood.
-    #[error("{path} is damaged: write into it which pool it was, or remove it if there was none")]
+    #[error("{path} is damaged; write into it which pool it was, or remove it if there was none")]
     Marker {
         /// Where.
         path: PathBuf,
@@ -334,7 +334,7 @@ pub enum PoolError {
     },
     /// The steps didn't lead to a pool.
     #[error(
-        "{0} does not become a pool: something undoes what the agent does there; see the log for its steps"
+        "{0} does not become a pool, something undoes what the agent does there; see the log for its steps"
     )]
     Unsettled(PathBuf),
 }
@@ -425,7 +425,7 @@ fn ready(
 fn grow(settings: &Settings, observed: &Observed, file_system: &FileSystem, plan: &mut Plan) {
     let Some(file) = observed.file else {
         plan.warnings.push(format!(
-            "the volumes' file {} was removed while in use: it is gone with the next reboot; move the volumes to another node",
+            "the volumes' file {} was removed while in use, it is gone with the next reboot; move the volumes to another node",
             settings.file().display()
         ));
         return;
@@ -443,7 +443,7 @@ fn grow(settings: &Settings, observed: &Observed, file_system: &FileSystem, plan
     if let Some(wanted) = wanted.filter(|wanted| behind(file.size, *wanted)) {
         if wanted.saturating_sub(file.size) > observed.free {
             plan.warnings.push(format!(
-                "the pool can't grow from {} to volume_pool_size {wanted}: only {} are free on the disk of {}",
+                "the pool can't grow from {} to volume_pool_size {wanted}, only {} are free; free some on the disk of {}",
                 file.size,
                 observed.free,
                 settings.dir.display()
@@ -457,7 +457,7 @@ fn grow(settings: &Settings, observed: &Observed, file_system: &FileSystem, plan
         }
     } else if wanted.is_some_and(|wanted| behind(wanted, file.size)) {
         plan.warnings.push(format!(
-            "the pool has {} and does not shrink to volume_pool_size: set it to that",
+            "the pool has {} and does not shrink to volume_pool_size; give that as volume_pool_size",
             file.size
         ));
     }

@@ -55,7 +55,8 @@ impl Bench {
 
     pub fn on(dir: tempfile::TempDir, settings: Settings) -> Self {
         let unmounts = Unmounts(dir.path().to_owned());
-        let ready = ensure(&settings).unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
+        let ready = ensure(&settings)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
         let (pool, troubles) = BtrfsPool::open(&ready.root).unwrap();
         assert!(troubles.is_empty(), "{troubles:?}");
         Self {
@@ -69,19 +70,19 @@ impl Bench {
 
     /// As after a reboot: everything is unmounted, and found again.
     pub fn again(self) -> Self {
-        let Self {
-            pool,
-            settings,
-            _unmounts,
-            dir,
-            ..
-        } = self;
-        drop(pool);
-        unmount_below(dir.path());
-        wait_detached(&settings.file());
-        let bench = Self::on(dir, settings);
-        std::mem::forget(_unmounts);
-        bench
+        self.closed().opened()
+    }
+
+    /// Everything is unmounted.
+    pub fn closed(self) -> Closed {
+        drop(self.pool);
+        unmount_below(self.dir.path());
+        wait_detached(&self.settings.file());
+        Closed {
+            settings: self.settings,
+            _unmounts: self._unmounts,
+            dir: self.dir,
+        }
     }
 
     pub fn root(&self) -> PathBuf {
@@ -90,6 +91,19 @@ impl Bench {
 
     pub fn data(&self, meta: &Meta) -> PathBuf {
         self.root().join(format!("v/{}/data", meta.id))
+    }
+}
+
+/// A host whose pool is not mounted.
+pub struct Closed {
+    pub settings: Settings,
+    _unmounts: Unmounts,
+    dir: tempfile::TempDir,
+}
+
+impl Closed {
+    pub fn opened(self) -> Bench {
+        Bench::on(self.dir, self.settings)
     }
 }
 

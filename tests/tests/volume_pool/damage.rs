@@ -10,7 +10,7 @@ use berth_common::id::SnapshotId;
 use berth_common::units::Bytes;
 use berth_tests::process::run;
 
-use super::bench::{Bench, Unmounts, fill, meta, unmount_below, wait_detached};
+use super::bench::{Bench, Unmounts, fill, meta, wait_detached};
 
 #[tokio::test]
 async fn a_pool_comes_back_after_a_reboot_and_grows_and_a_lost_file_is_no_empty_pool() {
@@ -28,7 +28,10 @@ async fn a_pool_comes_back_after_a_reboot_and_grows_and_a_lost_file_is_no_empty_
     let bench = bench.again();
     let after = bench.pool.list().await.unwrap();
     assert_eq!(before.volumes[0].meta, after.volumes[0].meta);
-    assert_eq!(before.volumes[0].snapshots[0].uuid, after.volumes[0].snapshots[0].uuid);
+    assert_eq!(
+        before.volumes[0].snapshots[0].uuid,
+        after.volumes[0].snapshots[0].uuid
+    );
     assert_eq!(fs::read_to_string(bench.data(&one).join("file")).unwrap(), "here");
     let (_, error) = fill(&bench.data(&one).join("f"), 30);
     assert!(error.is_some(), "limited as before");
@@ -45,9 +48,13 @@ async fn a_pool_comes_back_after_a_reboot_and_grows_and_a_lost_file_is_no_empty_
     assert!(ensure(&larger).unwrap().warnings.is_empty());
     assert_eq!(size(&bench), 512 << 20, "grown in use");
     let warnings = ensure(&bench.settings).unwrap().warnings;
-    assert!(warnings.iter().any(|warning| warning.contains("does not shrink")), "{warnings:?}");
+    assert!(
+        warnings.iter().any(|warning| warning.contains("does not shrink")),
+        "{warnings:?}"
+    );
 
-    unmount_below(bench.dir.path());
+    // Nobody has anything of it open.
+    let bench = bench.closed();
     let file = bench.settings.file();
     wait_detached(&file);
     let aside = file.with_extension("aside");
@@ -61,8 +68,7 @@ async fn a_pool_comes_back_after_a_reboot_and_grows_and_a_lost_file_is_no_empty_
     assert!(matches!(ensure(&bench.settings), Err(PoolError::NotBtrfs { .. })));
     assert_eq!(fs::read_to_string(&file).unwrap(), "letters, not volumes");
     fs::rename(&aside, &file).unwrap();
-    let Bench { settings, dir, .. } = bench;
-    let bench = Bench::on(dir, settings);
+    let bench = bench.opened();
     assert_eq!(fs::read_to_string(bench.data(&one).join("file")).unwrap(), "here");
 }
 
@@ -87,7 +93,10 @@ async fn a_btrfs_that_is_there_is_used_and_missed_when_it_is_not() {
     run(Command::new("umount").arg(&settings.dir));
     let error = ensure(&settings).unwrap_err();
     assert!(matches!(error, PoolError::NotMounted { .. }), "{error}");
-    assert!(fs::read_dir(&settings.dir).unwrap().next().is_none(), "nothing was made in its place");
+    assert!(
+        fs::read_dir(&settings.dir).unwrap().next().is_none(),
+        "nothing was made in its place"
+    );
 }
 
 #[tokio::test]
@@ -108,7 +117,9 @@ async fn read_only_and_full_disks_are_told() {
     let _unmounts = Unmounts(dir.path().to_owned());
     let disk = dir.path().join("disk");
     fs::create_dir(&disk).unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=400m", "none"]).arg(&disk));
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=400m", "none"])
+        .arg(&disk));
     let settings = |size| Settings {
         dir: disk.join("volumes"),
         size: Some(Bytes::mib(size)),
@@ -119,7 +130,7 @@ async fn read_only_and_full_disks_are_told() {
     let (pool, _) = BtrfsPool::open(&ready.root).unwrap();
     let two = meta(200);
     pool.create(&two).await.unwrap();
-    let (_, error) = fill(&disk.join("other"), 390);
+    let (_, error) = fill(&disk.join("other"), 450);
     assert!(error.is_some(), "the disk is full");
     let data = ready.root.join(format!("v/{}/data", two.id));
     let (_, error) = fill(&data.join("f"), 100);
@@ -139,7 +150,11 @@ async fn read_only_and_full_disks_are_told() {
     let ready = ensure(&settings(300)).unwrap();
     let (pool, troubles) = BtrfsPool::open(&ready.root).unwrap();
     assert!(troubles.is_empty(), "{troubles:?}");
-    assert_eq!(pool.list().await.unwrap().volumes[0].meta, two, "the volume is there");
+    assert_eq!(
+        pool.list().await.unwrap().volumes[0].meta,
+        two,
+        "the volume is there"
+    );
     assert_eq!(fill(&data.join("g"), 50).1, None, "and writable");
 }
 
@@ -163,7 +178,11 @@ async fn what_a_kill_left_is_cleared_and_what_is_not_of_berth_is_told_and_left()
     fs::write(snapshots.join(".in-x/file"), "half").unwrap();
     let file = root.join(format!("v/{}/volume.json", one.id));
     let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, text.replace(&(16u64 << 20).to_string(), &(24u64 << 20).to_string())).unwrap();
+    fs::write(
+        &file,
+        text.replace(&(16u64 << 20).to_string(), &(24u64 << 20).to_string()),
+    )
+    .unwrap();
     fs::write(file.with_extension("json.tmp"), "{").unwrap();
     // Meddling.
     btrfs(&["-q", "subvolume", "delete"], &snapshots.join(gone.to_string()));
@@ -174,7 +193,11 @@ async fn what_a_kill_left_is_cleared_and_what_is_not_of_berth_is_told_and_left()
     let listing = bench.pool.list().await.unwrap();
     assert_eq!(listing.volumes.len(), 1);
     let held = &listing.volumes[0];
-    assert_eq!(held.data.as_ref().unwrap().limit, Some(Bytes::mib(24)), "the file's word is in force");
+    assert_eq!(
+        held.data.as_ref().unwrap().limit,
+        Some(Bytes::mib(24)),
+        "the file's word is in force"
+    );
     assert_eq!(held.snapshots.len(), 1);
     assert_eq!(listing.strange.len(), 2, "{:?}", listing.strange);
     assert!(fs::read_dir(root.join("tmp")).unwrap().next().is_none());

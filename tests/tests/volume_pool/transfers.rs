@@ -29,24 +29,33 @@ fn tree(top: &Path) -> BTreeMap<String, String> {
                     String::new()
                 }
                 kind if kind.is_symlink() => format!("{:?}", fs::read_link(&path).unwrap()),
-                _ => hex::encode(Sha256::digest(fs::read(&path).unwrap())),
+                kind if kind.is_file() => hex::encode(Sha256::digest(fs::read(&path).unwrap())),
+                other => format!("{other:?}"),
             };
-            let attributes = Command::new("getfattr").args(["-hd", "-m-", "--absolute-names"]).arg(&path).output();
-            let attributes = attributes.map(|out| String::from_utf8_lossy(&out.stdout).lines().skip(1).collect::<String>());
             let line = format!(
-                "{:o} {}:{} links {} size {} modified {} {content} {:?}",
+                "{:o} {}:{} links {} size {} modified {} {content}",
                 stat.mode(),
                 stat.uid(),
                 stat.gid(),
                 if stat.is_dir() { 1 } else { stat.nlink() },
                 stat.size(),
-                stat.mtime(),
-                attributes.unwrap_or_default(),
+                stat.mtime()
             );
-            found.insert(path.strip_prefix(top).unwrap().to_string_lossy().into_owned(), line);
+            found.insert(
+                path.strip_prefix(top).unwrap().to_string_lossy().into_owned(),
+                line,
+            );
         }
     }
+    found.insert("attributes".into(), attributes(&top.join("large")));
     found
+}
+
+fn attributes(path: &Path) -> String {
+    let get = "import os,sys; print([(n, os.getxattr(sys.argv[1], n)) for n in os.listxattr(sys.argv[1])])";
+    let text = run(Command::new("python3").args(["-c", get]).arg(path));
+    assert!(text.contains("blue"), "{text}");
+    text
 }
 
 fn furnish(data: &Path) {
@@ -55,7 +64,9 @@ fn furnish(data: &Path) {
     chown(data.join("a/b/file"), Some(1000), Some(1001)).unwrap();
     fs::hard_link(data.join("a/b/file"), data.join("a/link")).unwrap();
     symlink("/etc/passwd", data.join("a/symlink")).unwrap();
-    let noise: Vec<u8> = (0..3u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let noise: Vec<u8> = (0..3u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     fs::write(data.join("large"), noise).unwrap();
     let sparse = File::create(data.join("sparse")).unwrap();
     sparse.set_len(100 << 20).unwrap();
@@ -69,7 +80,12 @@ fn change(data: &Path) {
     fs::write(data.join("new"), vec![9; 1 << 20]).unwrap();
     fs::remove_file(data.join("a/link")).unwrap();
     fs::rename(data.join("a/b"), data.join("moved")).unwrap();
-    File::options().write(true).open(data.join("large")).unwrap().write_at(b"changed", 12345).unwrap();
+    File::options()
+        .write(true)
+        .open(data.join("large"))
+        .unwrap()
+        .write_at(b"changed", 12345)
+        .unwrap();
 }
 
 async fn stream(bench: &Bench, of: &Meta, snapshot: SnapshotId, parent: Option<SnapshotId>) -> Vec<u8> {
@@ -89,20 +105,35 @@ async fn a_volume_moves_whole_and_by_increments_and_goes_on_there() {
     let announced = here.pool.snapshot(one.id, first).await.unwrap().announced();
     let begin = Instant::now();
     let mut sending = here.pool.send(one.id, first, None).await.unwrap();
-    let got = there.pool.receive(&one, first, announced, &mut sending).await.unwrap();
+    let got = there
+        .pool
+        .receive(&one, first, announced, &mut sending)
+        .await
+        .unwrap();
     println!("a full copy of 3 MiB: {} ms", begin.elapsed().as_millis());
     assert_eq!(got.announced().uuid, announced.uuid);
     let at = |bench: &Bench, id: SnapshotId| bench.root().join(format!("v/{}/s/{id}", one.id));
     assert_eq!(tree(&at(&here, first)), tree(&at(&there, first)));
-    assert!(fs::metadata(at(&there, first).join("sparse")).unwrap().blocks() < 1000, "holes stay holes");
+    assert!(
+        fs::metadata(at(&there, first).join("sparse")).unwrap().blocks() < 1000,
+        "holes stay holes"
+    );
 
     change(&here.data(&one));
     let announced = here.pool.snapshot(one.id, second).await.unwrap().announced();
     let increment = stream(&here, &one, second, Some(first)).await;
     assert!(increment.len() < 2 << 20, "{}", increment.len());
-    there.pool.receive(&one, second, announced, &mut &increment[..]).await.unwrap();
+    there
+        .pool
+        .receive(&one, second, announced, &mut &increment[..])
+        .await
+        .unwrap();
     // Once more: it is there, nothing is read.
-    there.pool.receive(&one, second, announced, &mut &b""[..]).await.unwrap();
+    there
+        .pool
+        .receive(&one, second, announced, &mut &b""[..])
+        .await
+        .unwrap();
     assert_eq!(tree(&at(&here, second)), tree(&at(&there, second)));
 
     // Nobody writes to a copy; then it takes over, and increments go the other way.
@@ -113,7 +144,10 @@ async fn a_volume_moves_whole_and_by_increments_and_goes_on_there() {
     fs::write(there.data(&one).join("later"), "x").unwrap();
     let later = there.pool.snapshot(one.id, third).await.unwrap();
     let back = stream(&there, &one, third, Some(second)).await;
-    here.pool.receive(&one, third, later.announced(), &mut &back[..]).await.unwrap();
+    here.pool
+        .receive(&one, third, later.announced(), &mut &back[..])
+        .await
+        .unwrap();
     assert_eq!(tree(&at(&here, third)), tree(&at(&there, third)));
     let listing = there.pool.list().await.unwrap();
     assert!(listing.strange.is_empty(), "{listing:?}");
@@ -129,7 +163,11 @@ async fn what_is_cut_short_or_damaged_leaves_nothing_and_says_why() {
     let announced = here.pool.snapshot(one.id, first).await.unwrap().announced();
     let whole = stream(&here, &one, first, None).await;
     let clean = |bench: &Bench| {
-        let left: Vec<_> = fs::read_dir(bench.root().join("v")).unwrap().flatten().map(|e| e.path()).collect();
+        let left: Vec<_> = fs::read_dir(bench.root().join("v"))
+            .unwrap()
+            .flatten()
+            .map(|e| e.path())
+            .collect();
         assert!(left.is_empty(), "{left:?}");
         assert!(fs::read_dir(bench.root().join("tmp")).unwrap().next().is_none());
     };
@@ -140,35 +178,94 @@ async fn what_is_cut_short_or_damaged_leaves_nothing_and_says_why() {
         ends.push(ends[ends.len() - 1] + 10 + length);
     }
     assert_eq!(ends[ends.len() - 1], whole.len());
-    for at in [0, 5, 17, ends[1], ends[3], ends[ends.len() / 2], whole.len() / 2, ends[ends.len() - 2], whole.len() - 1] {
-        let error = there.pool.receive(&one, first, announced, &mut &whole[..at]).await.unwrap_err();
+    for at in [
+        0,
+        5,
+        17,
+        ends[1],
+        ends[3],
+        ends[ends.len() / 2],
+        whole.len() / 2,
+        ends[ends.len() - 2],
+        whole.len() - 1,
+    ] {
+        let error = there
+            .pool
+            .receive(&one, first, announced, &mut &whole[..at])
+            .await
+            .unwrap_err();
         let cut = matches!(&error, VolumeError::Stream { source: StreamError::CutShort(seen), .. } if *seen == at as u64);
         assert!(cut, "{at}: {error:?}");
         clean(&there);
     }
-    for at in [3, 14, 18, 30, 60, ends[2] + 5, whole.len() / 3, whole.len() / 2, whole.len() - 9] {
+    for at in [
+        3,
+        14,
+        18,
+        30,
+        60,
+        ends[2] + 5,
+        whole.len() / 3,
+        whole.len() / 2,
+        whole.len() - 9,
+    ] {
         let mut flipped = whole.clone();
         flipped[at] ^= 0x10;
-        let error = there.pool.receive(&one, first, announced, &mut &flipped[..]).await.unwrap_err();
+        let error = there
+            .pool
+            .receive(&one, first, announced, &mut &flipped[..])
+            .await
+            .unwrap_err();
         assert!(matches!(error, VolumeError::Stream { .. }), "{at}: {error:?}");
         clean(&there);
     }
     let mut other = announced;
     other.changed += 1;
-    let error = there.pool.receive(&one, first, other, &mut &whole[..]).await.unwrap_err();
-    assert!(matches!(error, VolumeError::Stream { source: StreamError::Another { .. }, .. }), "{error:?}");
+    let error = there
+        .pool
+        .receive(&one, first, other, &mut &whole[..])
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            VolumeError::Stream {
+                source: StreamError::Another { .. },
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     clean(&there);
     // An increment whose base is not there.
     fs::write(here.data(&one).join("more"), "x").unwrap();
     let second = SnapshotId::random();
     let next = here.pool.snapshot(one.id, second).await.unwrap().announced();
     let increment = stream(&here, &one, second, Some(first)).await;
-    let error = there.pool.receive(&one, second, next, &mut &increment[..]).await.unwrap_err();
-    let VolumeError::Stream { source: StreamError::Refused(why), .. } = &error else { panic!("{error:?}") };
+    let error = there
+        .pool
+        .receive(&one, second, next, &mut &increment[..])
+        .await
+        .unwrap_err();
+    let VolumeError::Stream {
+        source: StreamError::Refused(why),
+        ..
+    } = &error
+    else {
+        panic!("{error:?}")
+    };
     assert!(why.contains("parent"), "{why}");
     clean(&there);
-    there.pool.receive(&one, first, announced, &mut &whole[..]).await.unwrap();
-    there.pool.receive(&one, second, next, &mut &increment[..]).await.unwrap();
+    there
+        .pool
+        .receive(&one, first, announced, &mut &whole[..])
+        .await
+        .unwrap();
+    there
+        .pool
+        .receive(&one, second, next, &mut &increment[..])
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -182,7 +279,10 @@ async fn a_dropped_stream_ends_its_sender() {
     let mut sending = bench.pool.send(one.id, first, None).await.unwrap();
     sending.read_exact(&mut [0; 1000]).await.unwrap();
     let error = bench.pool.delete_snapshot(one.id, first).await.unwrap_err();
-    assert!(matches!(error, VolumeError::BeingSent { .. }) && error.retryable(), "{error}");
+    assert!(
+        matches!(error, VolumeError::BeingSent { .. }) && error.retryable(),
+        "{error}"
+    );
     drop(sending);
     let mut last = None;
     for _ in 0..100 {
