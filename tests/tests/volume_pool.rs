@@ -317,7 +317,7 @@ async fn subvolumes_that_a_container_made_are_told_and_go_with_the_volume() {
 
 #[tokio::test]
 async fn many_volumes_and_snapshots_take_the_time_that_is_printed() {
-    let bench = Bench::new(1024);
+    let bench = Bench::in_memory(1024);
     let begin = Instant::now();
     let mut lap = begin;
     let mut told = |what: &str| {

@@ -290,7 +290,7 @@ pub enum PoolError {
     },
     /// Writes fail.
     #[error(
-        "the pool at {root} is read-only, {free} are free on the disk beneath: the kernel makes it so after write errors, as when that disk is full (see dmesg); free some, then unmount {root} and restart the agent"
+        "the pool at {root} is read-only, {free} are free on the disk beneath: the kernel makes it so after write errors, as when that disk is full (see dmesg); free some, stop the agent, unmount {root}, start the agent"
     )]
     ReadOnly {
         /// Where it is.

@@ -151,7 +151,7 @@ fn what_only_people_can_mend_is_told_by_name_with_its_cure() {
                 });
             }),
             "read-only",
-            "restart the agent",
+            "start the agent",
         ),
         (
             with(|o| {

@@ -4,12 +4,14 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use berth_agent::volume::pool::Settings;
 use berth_agent::volume::pool_apply::{Ready, ensure};
 use berth_agent::volume::{BtrfsPool, Meta};
 use berth_common::id::{Epoch, TenantId, VolumeId};
 use berth_common::units::Bytes;
+use berth_tests::process::run;
 use nix::mount::{MntFlags, umount2};
 
 /// Takes off what is mounted below `dir`, the last first.
@@ -50,11 +52,26 @@ impl Bench {
             dir: dir.path().join("volumes"),
             size: Some(Bytes::mib(mib)),
         };
-        Self::on(dir, settings)
+        let unmounts = Unmounts(dir.path().to_owned());
+        Self::on(dir, unmounts, settings)
     }
 
-    pub fn on(dir: tempfile::TempDir, settings: Settings) -> Self {
+    /// In memory: what is measured is btrfs, and not the disk that others use too.
+    pub fn in_memory(mib: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let unmounts = Unmounts(dir.path().to_owned());
+        let size = format!("size={}m", mib + 64);
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "none"])
+            .arg(dir.path()));
+        let settings = Settings {
+            dir: dir.path().join("volumes"),
+            size: Some(Bytes::mib(mib)),
+        };
+        Self::on(dir, unmounts, settings)
+    }
+
+    fn on(dir: tempfile::TempDir, unmounts: Unmounts, settings: Settings) -> Self {
         let ready = ensure(&settings)
             .unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
         let (pool, troubles) = BtrfsPool::open(&ready.root).unwrap();
@@ -76,7 +93,7 @@ impl Bench {
     /// Everything is unmounted.
     pub fn closed(self) -> Closed {
         drop(self.pool);
-        unmount_below(self.dir.path());
+        unmount_below(&self.settings.dir);
         wait_detached(&self.settings.file());
         Closed {
             settings: self.settings,
@@ -103,7 +120,7 @@ pub struct Closed {
 
 impl Closed {
     pub fn opened(self) -> Bench {
-        Bench::on(self.dir, self.settings)
+        Bench::on(self.dir, self._unmounts, self.settings)
     }
 }
 
@@ -116,7 +133,7 @@ pub fn wait_detached(file: &Path) {
             Path::new(backing.trim()) == file
         })
     };
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if !attached() {
             return;
         }

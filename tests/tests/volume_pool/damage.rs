@@ -90,6 +90,7 @@ async fn a_btrfs_that_is_there_is_used_and_missed_when_it_is_not() {
     pool.create(&one).await.unwrap();
     assert!(!settings.file().exists());
     assert_eq!(ensure(&settings).unwrap(), ready);
+    drop(pool);
     run(Command::new("umount").arg(&settings.dir));
     let error = ensure(&settings).unwrap_err();
     assert!(matches!(error, PoolError::NotMounted { .. }), "{error}");
