@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::containerd::NAMESPACE;
 use crate::network::ruleset::VXLAN_PORT;
+use crate::volume::pool;
 
 /// Where the settings are unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/berth/agent.toml";
@@ -101,6 +102,11 @@ pub struct Config {
     pub namespace: String,
     /// `overlayfs`, `btrfs`, or `auto`: btrfs where containerd's data lies on one, since only it enforces disk limits.
     pub snapshotter: String,
+    /// Where volumes are; empty: `<state_dir>/volumes`. A folder on a btrfs is used as it is, else a btrfs is made in a file there.
+    pub volume_dir: PathBuf,
+    /// Size of that file, as `"50GiB"`, or `auto`: half of what is free when it is made, at most 100 GiB. More than it has: it
+    /// grows. It takes from the disk only what volumes hold.
+    pub volume_pool_size: String,
     /// berth's top control group: `auto` (what systemd delegates to berth-containers.service, else `berth.slice`) or a name.
     /// Several agents on one machine need different ones.
     pub cgroup_parent: String,
@@ -154,6 +160,8 @@ impl Default for Config {
             containerd_root: "/var/lib/containerd".into(),
             namespace: NAMESPACE.to_owned(),
             snapshotter: "auto".to_owned(),
+            volume_dir: PathBuf::new(),
+            volume_pool_size: "auto".to_owned(),
             cgroup_parent: "auto".to_owned(),
             cgroup_mount: "/sys/fs/cgroup".into(),
             program_dir: PathBuf::new(),
@@ -217,6 +225,19 @@ impl Config {
         }
     }
 
+    /// Where volumes are to be, and how large a file for them.
+    pub fn volume_pool(&self) -> pool::Settings {
+        let dir = match self.volume_dir.as_os_str().is_empty() {
+            true => self.state_dir.join("volumes"),
+            false => self.volume_dir.clone(),
+        };
+        pool::Settings {
+            dir,
+            // "auto" is no amount.
+            size: self.volume_pool_size.parse().ok(),
+        }
+    }
+
     fn fault(&self) -> Option<(&'static str, String)> {
         let no = |key, why: &str| Some((key, why.to_owned()));
         for (key, path) in [
@@ -232,6 +253,21 @@ impl Config {
         }
         if !self.program_dir.as_os_str().is_empty() && !self.program_dir.is_absolute() {
             return no("program_dir", "must be empty or an absolute path");
+        }
+        if !self.volume_dir.as_os_str().is_empty() && !self.volume_dir.is_absolute() {
+            return no("volume_dir", "must be empty or an absolute path");
+        }
+        if self.volume_pool_size != "auto" {
+            match self.volume_pool_size.parse::<Bytes>() {
+                Ok(size) if size >= pool::LEAST => {}
+                Ok(_) => {
+                    return Some((
+                        "volume_pool_size",
+                        format!("must be \"auto\" or at least {}", pool::LEAST),
+                    ));
+                }
+                Err(error) => return Some(("volume_pool_size", format!("\"auto\" would do: {error}"))),
+            }
         }
         if !is_name(&self.namespace) {
             return no("namespace", "must be letters, digits, `.`, `_` and `-`");
@@ -355,6 +391,9 @@ mod tests {
             ("brain = [\"10.0.0.1\"]", "brain"),
             ("log_level = \"loud=very\"", "log_level"),
             ("program_dir = \"bin\"", "program_dir"),
+            ("volume_dir = \"v\"", "volume_dir"),
+            ("volume_pool_size = \"1MiB\"", "volume_pool_size"),
+            ("volume_pool_size = \"half\"", "volume_pool_size"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(
@@ -362,6 +401,14 @@ mod tests {
                 "{text}: {error}"
             );
         }
+        let pool = parse("state_dir = \"/s\"\nvolume_pool_size = \"2GiB\"\n")
+            .unwrap()
+            .volume_pool();
+        assert_eq!(
+            (pool.dir.as_path(), pool.size),
+            (Path::new("/s/volumes"), Some(Bytes::gib(2)))
+        );
+        assert_eq!(Config::default().volume_pool().size, None);
         let good = parse("brain = [\"[::1]:7443\"]\n[system_reserve]\ncpu = \"1\"\n").unwrap();
         assert_eq!(good.system_reserve.cpu, Millicores(1000));
         assert_eq!(good.system_reserve.memory, SystemReserve::default().memory);

@@ -20,4 +20,5 @@ pub mod network;
 pub mod reconcile;
 pub mod sys;
 pub mod usage;
+pub mod volume;
 pub mod wiring;

@@ -161,6 +161,12 @@ typed_id!(
     /// One container: a replica of a service, bound to a node for life.
     ContainerId, "container");
 typed_id!(
+    /// A volume: data that follows its container.
+    VolumeId, "volume");
+typed_id!(
+    /// The state of a volume at one moment, on one node and on those that hold copies.
+    SnapshotId, "snapshot");
+typed_id!(
     /// One API or join token (not its secret).
     TokenId, "token");
 
@@ -268,6 +274,9 @@ counter!(
 counter!(
     /// Version of the whole store; every transaction raises it by one. API lists carry it, watches resume from it.
     Revision);
+counter!(
+    /// Fencing number of who may mount a volume for writing; grows with every hand-over (R2).
+    Epoch);
 
 #[cfg(test)]
 mod tests {

@@ -50,6 +50,8 @@ fn plans_are_pure() {
         "agent/src/reconcile/plan.rs",
         "agent/src/link/session.rs",
         "agent/src/container/spec.rs",
+        "agent/src/volume/pool.rs",
+        "agent/src/volume/stream.rs",
         "brain/src/scheduler",
         "brain/src/controllers",
         "brain/src/policies/book.rs",

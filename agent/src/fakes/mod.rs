@@ -4,6 +4,7 @@ mod cgroups;
 mod facts;
 mod faults;
 mod images;
+mod pool;
 mod prober;
 mod runtime;
 
@@ -11,5 +12,6 @@ pub use cgroups::FakeCgroups;
 pub use facts::facts;
 pub use faults::{Fault, Faults};
 pub use images::{FakeImages, NoLoadedImages};
+pub use pool::FakePool;
 pub use prober::FakeProber;
 pub use runtime::FakeRuntime;

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -69,6 +69,19 @@ pub fn user_namespace(base: u32) -> io::Result<OwnedFd> {
 /// # Errors
 /// `EINVAL` where the file system or kernel can't map ids; else as mount(2).
 pub fn mount(source: &Path, target: &Path, namespace: impl AsFd) -> io::Result<()> {
+    mount_as(source, target, Some(namespace.as_fd()), false)
+}
+
+/// Like [`mount`], with owners as they are for `None`, and read-only if asked: both before anyone can see the mount.
+///
+/// # Errors
+/// As [`mount`].
+pub fn mount_as(
+    source: &Path,
+    target: &Path,
+    namespace: Option<BorrowedFd<'_>>,
+    read_only: bool,
+) -> io::Result<()> {
     let source = path_of(source)?;
     let target = path_of(target)?;
     // SAFETY: the string outlives the call; a new descriptor or −1 is returned.
@@ -86,10 +99,11 @@ pub fn mount(source: &Path, target: &Path, namespace: impl AsFd) -> io::Result<(
     // SAFETY: fresh from open_tree, owned by nobody else.
     let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_set: namespace.map_or(0, |_| libc::MOUNT_ATTR_IDMAP)
+            | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
         attr_clr: 0,
         propagation: libc::MS_PRIVATE,
-        userns_fd: namespace.as_fd().as_raw_fd() as u64,
+        userns_fd: namespace.map_or(0, |namespace| namespace.as_raw_fd() as u64),
     };
     // SAFETY: the empty path and the attributes outlive the call, the size is theirs.
     let set = unsafe {

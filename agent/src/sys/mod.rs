@@ -4,8 +4,11 @@
 //! mount or limit.
 
 pub mod btrfs;
+pub mod btrfs_search;
+pub mod btrfs_subvolume;
 pub mod ethtool;
 pub mod fd;
 pub mod heap;
 pub mod idmap;
+pub mod loop_device;
 pub mod socket;

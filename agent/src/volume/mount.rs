@@ -1,0 +1,200 @@
+//! A volume's data as a mount for one container.
+//!
+//! On the disk, owners are as the container sees them: its root is 0 whatever range the host gave it, so that a volume moves
+//! between hosts as it is. The mount shifts them. An image's content at the path of an empty volume is not copied into it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use berth_common::id::{Epoch, VolumeId};
+use nix::mount::{MntFlags, umount2};
+
+use super::VolumeError;
+use super::store::{DATA, Store, io_error};
+use crate::sys::{btrfs_subvolume, idmap};
+
+/// What a container wants of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which.
+    pub volume: VolumeId,
+    /// The hand-over that lets it have the volume (R2).
+    pub epoch: Epoch,
+    /// Where, an absolute path on the host of one container's own: made if need be, the source of its bind mount.
+    pub target: PathBuf,
+    /// First id of the container's range on this host; 0: owners as they are.
+    pub base: u32,
+    /// Nothing can be written through it.
+    pub read_only: bool,
+}
+
+/// Where the volume's data is mounted in this mount namespace, the first place. Containers have their own, which end with them.
+pub(super) fn of_volume(volume: VolumeId) -> Result<Option<PathBuf>, VolumeError> {
+    let ending = format!("/v/{volume}/{DATA}");
+    let found = read_table()?
+        .into_iter()
+        .find(|mount| mount.kind == "btrfs" && mount.root.to_string_lossy().ends_with(&ending));
+    Ok(found.map(|mount| mount.point))
+}
+
+/// One line of the mount table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The path within its file system that is mounted.
+    pub root: PathBuf,
+    /// Where.
+    pub point: PathBuf,
+    /// The file system's type.
+    pub kind: String,
+    /// The device it was mounted from.
+    pub source: PathBuf,
+    /// Nothing can be written: the mount or the whole file system is read-only.
+    pub read_only: bool,
+    /// Owners are shifted.
+    pub mapped: bool,
+}
+
+/// `\040` and its like are what the table writes for blanks, tabs, line ends and backslashes.
+fn plain(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt as _;
+    let (bytes, mut out) = (text.as_bytes(), Vec::with_capacity(text.len()));
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes
+            .get(at + 1..at + 4)
+            .filter(|_| bytes[at] == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        out.push(octal.unwrap_or(bytes[at]));
+        at += if octal.is_some() { 4 } else { 1 };
+    }
+    std::ffi::OsString::from_vec(out).into()
+}
+
+/// The mount table's text (proc(5), mountinfo), in its order: of several at one point the last is seen. Pure.
+pub fn parse_table(text: &str) -> Vec<Mount> {
+    let line = |line: &str| {
+        let (own, file_system) = line.split_once(" - ")?;
+        let own: Vec<&str> = own.split(' ').collect();
+        let mut rest = file_system.split(' ');
+        let (kind, source, super_options) = (rest.next()?, rest.next()?, rest.next()?);
+        let has = |options: &str, wanted: &str| options.split(',').any(|option| option == wanted);
+        let options = own.get(5)?;
+        Some(Mount {
+            root: plain(own.get(3)?),
+            point: plain(own.get(4)?),
+            kind: kind.to_owned(),
+            source: plain(source),
+            read_only: has(options, "ro") || has(super_options, "ro"),
+            mapped: has(options, "idmapped"),
+        })
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// This process's mounts.
+pub(super) fn read_table() -> Result<Vec<Mount>, VolumeError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(path).map_err(io_error("reading", path))?;
+    Ok(parse_table(&text))
+}
+
+/// The mount that is seen at `target`.
+fn at(target: &Path) -> Result<Option<Mount>, VolumeError> {
+    Ok(read_table()?
+        .into_iter()
+        .rev()
+        .find(|mount| mount.point == target))
+}
+
+impl Store {
+    pub(super) fn mount(&self, wanted: &Wanted) -> Result<(), VolumeError> {
+        let _lock = self.lock(wanted.volume);
+        let target = &wanted.target;
+        let meta = self.meta(wanted.volume)?;
+        if meta.epoch != wanted.epoch {
+            return Err(VolumeError::Epoch {
+                volume: wanted.volume,
+                held: meta.epoch,
+                given: wanted.epoch,
+            });
+        }
+        let data = self.writable(wanted.volume)?;
+        let id = |path: &Path| {
+            File::open(path)
+                .and_then(btrfs_subvolume::info)
+                .map(|info| info.id)
+        };
+        let data_id = id(&data).map_err(io_error("looking at", &data))?;
+        fs::create_dir_all(target).map_err(io_error("making", target))?;
+        // The table does not tell which range a mount is shifted by. A mark of ours beside it does.
+        let mark = format!("{}-{}", wanted.base, wanted.read_only);
+        if let Some(mount) = at(target)? {
+            let same = mount.mapped == (wanted.base != 0)
+                && mount.read_only == wanted.read_only
+                && id(target).is_ok_and(|found| found == data_id)
+                && fs::read_to_string(mark_of(target)).is_ok_and(|found| found == mark);
+            if same {
+                return Ok(());
+            }
+            take_off(target)?;
+        }
+        fs::write(mark_of(target), mark).map_err(io_error("marking", target))?;
+        let namespace = match wanted.base {
+            0 => None,
+            base => {
+                Some(idmap::user_namespace(base).map_err(io_error("making a user namespace for", target))?)
+            }
+        };
+        let namespace = namespace.as_ref().map(|namespace| namespace.as_fd());
+        idmap::mount_as(&data, target, namespace, wanted.read_only).map_err(io_error("mounting at", target))
+    }
+
+    pub(super) fn unmount(&self, target: &Path) -> Result<(), VolumeError> {
+        take_off(target)?;
+        let gone = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", target)(error)),
+            _ => Ok(()),
+        };
+        gone(fs::remove_dir(target))?;
+        gone(fs::remove_file(mark_of(target)))
+    }
+}
+
+/// The file that says how `target` was mounted, beside it.
+fn mark_of(target: &Path) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(".mark");
+    target.with_file_name(name)
+}
+
+fn take_off(target: &Path) -> Result<(), VolumeError> {
+    while at(target)?.is_some() {
+        // Containers hold mounts of their own made from this one; who still has a file open here finishes.
+        umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+            .map_err(|errno| io_error("unmounting", target)(errno.into()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_understood() {
+        let text = "36 35 0:45 /v/x/data /run/a\\040b ro,nosuid,idmapped shared:1 - btrfs /dev/loop0 rw,subvolid=5\n\
+                    37 35 8:1 / / rw,relatime - ext4 /dev/sda1 ro\n\
+                    nonsense\n";
+        let table = parse_table(text);
+        assert_eq!(table.len(), 2);
+        assert_eq!(table[0].point, Path::new("/run/a b"));
+        assert_eq!(table[0].root, Path::new("/v/x/data"));
+        assert!(table[0].read_only && table[0].mapped);
+        assert_eq!(
+            (table[1].kind.as_str(), table[1].read_only, table[1].mapped),
+            ("ext4", true, false)
+        );
+    }
+}
