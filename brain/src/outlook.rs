@@ -153,7 +153,8 @@ impl Watched {
         }
     }
 
-    /// What was learned of services of this state that says something else than what the state has of them.
+    /// What was learned of services of this state that says something else than what the state has of them. What was learned of others is
+    /// forgotten.
     pub fn learned(&self, state: &State) -> Vec<(ServiceId, Estimate)> {
         let mut held = self.forecast.lock();
         // Containers that are being removed may outlive their service.

@@ -381,12 +381,7 @@ async fn remove(
         .write(move |state, _| {
             let old = find(state, &scope.tenant, &name)?;
             let told = event(&scope, "removed", &old.spec.name, "removed".to_owned());
-            let estimate = state
-                .estimates
-                .get(&old.id)
-                .map(|_| Change::DeleteEstimate(old.id));
-            let gone = estimate.into_iter().chain([Change::DeleteService(old.id)]);
-            Ok((gone.collect(), vec![told], ()))
+            Ok((vec![Change::DeleteService(old.id)], vec![told], ()))
         })
         .await?;
     Ok(StatusCode::NO_CONTENT)

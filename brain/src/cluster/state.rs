@@ -212,6 +212,18 @@ impl State {
             .filter_map(|id| self.containers.get(id))
     }
 
+    /// Whether a node takes containers now.
+    pub fn is_open(&self, node: &NodeRecord) -> bool {
+        let synced = self.connections.get(&node.id).is_some_and(|c| c.synced);
+        synced && !node.lost && !node.cordoned && !node.draining
+    }
+
+    /// The name of a node, or its id if it is gone, for people.
+    pub fn name_of_node(&self, id: NodeId) -> String {
+        let name = self.nodes.get(&id).map(|node| node.name.to_string());
+        name.unwrap_or_else(|| id.to_string())
+    }
+
     /// What is set aside on a node.
     pub fn taken_on(&self, node: NodeId) -> Taken {
         self.taken.get(&node).copied().unwrap_or_default()

@@ -239,13 +239,7 @@ async fn what_was_learned_of_a_service_is_known_to_the_next_brain_and_goes_with_
     let again = open().await;
     assert_eq!(again.outlook().newcomer(service_id(1), &spec), known);
     assert_eq!(again.keep_estimates().await.unwrap(), 0);
-    let gone = |_: &State, _: Now| {
-        let changes = vec![
-            Change::DeleteEstimate(service_id(1)),
-            Change::DeleteService(service_id(1)),
-        ];
-        Ok((changes, vec![], ()))
-    };
+    let gone = |_: &State, _: Now| Ok((vec![Change::DeleteService(service_id(1))], vec![], ()));
     again.write(gone).await.unwrap();
     assert_eq!(again.keep_estimates().await.unwrap(), 0);
     assert!(open().await.snapshot().estimates.is_empty());

@@ -223,13 +223,6 @@ fn percent(share: f32) -> u32 {
     (share * 100.0) as u32
 }
 
-fn name(state: &State, node: NodeId) -> String {
-    state
-        .nodes
-        .get(&node)
-        .map_or_else(|| node.to_string(), |record| record.name.to_string())
-}
-
 fn resource(of: usize) -> &'static str {
     if of == CPU { "CPU" } else { "memory" }
 }
@@ -239,11 +232,11 @@ fn why(state: &State, shift: &Shift<NodeId, ContainerId>, marks: &Watermarks) ->
         "{} percent of the {} of {} are expected to be in use, over {}; {} without it, and {} on {} with it",
         percent(shift.heat),
         resource(shift.resource),
-        name(state, shift.from),
+        state.name_of_node(shift.from),
         percent(marks.evict),
         percent(shift.after),
         percent(shift.there),
-        name(state, shift.to),
+        state.name_of_node(shift.to),
     )
 }
 

@@ -89,8 +89,7 @@ impl<'a, 'n> Context<'a, 'n> {
     }
 
     pub fn node_name(&self, id: NodeId) -> String {
-        self.node(id)
-            .map_or_else(|| id.to_string(), |node| node.name.to_string())
+        self.state.name_of_node(id)
     }
 
     pub fn lost(&self, id: NodeId) -> bool {
@@ -98,6 +97,13 @@ impl<'a, 'n> Context<'a, 'n> {
             .get(&id)
             .copied()
             .unwrap_or_else(|| self.node(id).is_none_or(|node| node.lost))
+    }
+
+    /// What was learned of a service goes with it.
+    pub fn forget_estimate(&mut self, service: ServiceId) {
+        if self.state.estimates.contains_key(&service) {
+            self.plan.changes.push(Change::DeleteEstimate(service));
+        }
     }
 
     /// Whether what is observed of this node is current.

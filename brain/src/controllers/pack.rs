@@ -158,15 +158,10 @@ pub fn plan<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, ask: &Ask) -> Packe
 
 /// Shared nodes of a pool that take containers, the emptiest first.
 fn open_nodes(state: &State, pool: &Name) -> Vec<NodeId> {
-    let synced = |node: &NodeRecord| state.connections.get(&node.id).is_some_and(|c| c.synced);
-    let open = state.nodes.values().filter(|node| {
-        node.pool == *pool
-            && node.kind == NodeKind::Shared
-            && !node.lost
-            && !node.cordoned
-            && !node.draining
-            && synced(node)
-    });
+    let open = state
+        .nodes
+        .values()
+        .filter(|node| node.pool == *pool && node.kind == NodeKind::Shared && state.is_open(node));
     let mut open: Vec<_> = open
         .map(|node| {
             (
@@ -260,11 +255,7 @@ impl Trial<'_, '_> {
         let own = told.choices.iter().find(|choice| choice.node == from);
         let least = own.and_then(|own| own.rating.as_ref()).map_or(0, wishes);
         let fits = |choice: &&Choice| choice.node != from && choice.rating.is_some();
-        let cool = |choice: &&Choice| {
-            choice
-                .expected
-                .is_none_or(|with| with.cpu_high <= marks.target && with.memory_high <= marks.memory)
-        };
+        let cool = |choice: &&Choice| choice.stays_cool(&marks);
         let good = |choice: &&Choice| {
             choice
                 .rating

@@ -15,18 +15,14 @@ use super::balance::{Decided, Replacing, hindrance};
 use super::explained::{self, Explained, PartOf};
 use crate::cluster::State;
 use crate::outlook::At;
-use crate::scheduler::compare::Choice;
 use crate::scheduler::load::Watermarks;
+use crate::scheduler::rebalance::Budget;
 use crate::scheduler::score::Parts;
 
 /// Seconds for which a node must have been there: one that comes and goes moves nothing.
 const SETTLED_SECS: u32 = 60;
 /// Seconds after which the load of what moved is known, and all is looked at once more.
 const KNOWN_SECS: u32 = 900;
-/// Moves under way in the cluster, and away from one node, with those for the sake of load.
-const AT_ONCE: usize = 5;
-/// See [`AT_ONCE`].
-const FROM_ONE: usize = 2;
 /// How often all services are looked at after a node came: each time for as long as something moved the time before.
 const PASSES: u32 = 50;
 /// Rounds for which the end of what moves is waited for before the next look.
@@ -59,8 +55,12 @@ struct Pass {
     after: Option<ServiceId>,
     /// Services of which something moved or was replaced: there is to be another look.
     again: BTreeSet<ServiceId>,
+    /// How many more there may be.
     left: u32,
-    waited: u32,
+    /// Rounds for which it has waited to begin.
+    held_up: u32,
+    /// Rounds for which it has waited for the next service's policy.
+    unheard: u32,
 }
 
 impl Pass {
@@ -70,7 +70,8 @@ impl Pass {
             after: None,
             again: BTreeSet::new(),
             left,
-            waited: 0,
+            held_up: 0,
+            unheard: 0,
         }
     }
 }
@@ -86,15 +87,14 @@ pub fn round<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, memory: &mut Memor
     let changing = |service: &ServiceId| {
         replacing.services.contains(service) || state.containers_of(*service).any(|c| c.moves.is_some())
     };
-    if pass.waits_for.iter().any(changing) && pass.waited < LONGEST_MOVE {
-        pass.waited += 1;
+    if pass.waits_for.iter().any(changing) && pass.held_up < LONGEST_MOVE {
+        pass.held_up += 1;
         memory.pass = Some(pass);
         return decided;
     }
-    if !std::mem::take(&mut pass.waits_for).is_empty() {
-        pass.waited = 0;
-    }
-    let mut leaving = BTreeMap::<NodeId, usize>::new();
+    pass.waits_for.clear();
+    // With those for the sake of load.
+    let (budget, mut leaving) = (Budget::default(), BTreeMap::<NodeId, usize>::new());
     let moving = state.moving.iter().filter_map(|id| state.containers.get(id));
     for node in moving.filter_map(|container| container.node) {
         *leaving.entry(node).or_default() += 1;
@@ -102,7 +102,7 @@ pub fn round<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, memory: &mut Memor
     let mut work = 0;
     let from = pass.after.map_or(Bound::Unbounded, Bound::Excluded);
     for (id, service) in state.services.range((from, Bound::Unbounded)) {
-        if work >= WORK || leaving.values().sum::<usize>() >= AT_ONCE {
+        if work >= WORK || leaving.values().sum::<usize>() >= budget.a_round {
             memory.pass = Some(pass);
             return decided;
         }
@@ -113,16 +113,16 @@ pub fn round<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, memory: &mut Memor
             pass.after = Some(*id);
             continue;
         }
-        if outlook().unheard(service).is_some() && pass.waited < PATIENCE {
+        if outlook().unheard(service).is_some() && pass.unheard < PATIENCE {
             decided.wanted.insert(*id);
-            pass.waited += 1;
+            pass.unheard += 1;
             memory.pass = Some(pass);
             return decided;
         }
-        pass.waited = 0;
+        pass.unheard = 0;
         let stays = |c: &&ContainerRecord| {
             let crowd = c.node.and_then(|node| leaving.get(&node));
-            crowd.is_none_or(|many| *many < FROM_ONE) && hindrance(state, &replacing, c).is_none()
+            crowd.is_none_or(|many| *many < budget.a_node) && hindrance(state, &replacing, c).is_none()
         };
         for container in asked.into_iter().filter(stays).take(OF_ONE) {
             work += state.nodes.len();
@@ -148,15 +148,8 @@ pub fn round<'o>(state: &State, outlook: &dyn Fn() -> At<'o>, memory: &mut Memor
 impl Memory {
     /// Which nodes came, and whether that is to be followed by a look at everything.
     fn notice(&mut self, state: &State, now: u32) {
-        let open: BTreeSet<NodeId> = state
-            .nodes
-            .values()
-            .filter(|node| {
-                let synced = state.connections.get(&node.id).is_some_and(|c| c.synced);
-                synced && !node.lost && !node.cordoned && !node.draining
-            })
-            .map(|node| node.id)
-            .collect();
+        let open = state.nodes.values().filter(|node| state.is_open(node));
+        let open: BTreeSet<NodeId> = open.map(|node| node.id).collect();
         if let Some(before) = &self.open {
             self.came.extend(open.difference(before).map(|node| (*node, now)));
         }
@@ -175,6 +168,7 @@ impl Memory {
     }
 
     /// Whether there is still something to look at.
+    #[cfg(test)]
     pub fn is_busy(&self) -> bool {
         self.pass.is_some() || self.later.is_some() || !self.came.is_empty()
     }
@@ -217,7 +211,7 @@ fn better(state: &State, container: &ContainerRecord, told: &Explained) -> Optio
     let own = told.choices.iter().find(|choice| choice.node == here)?;
     let (there, own) = (best.rating.as_ref()?, own.rating.as_ref()?);
     let gain: i64 = ASKED.iter().map(|(_, of)| of(there) - of(own)).sum();
-    (gain > 0 && there.total() > own.total() && cool(best)).then(|| {
+    (gain > 0 && there.total() > own.total() && best.stays_cool(&Watermarks::default())).then(|| {
         let moves = Moves {
             to: best.node,
             why: why(state, here, best.node, own, there),
@@ -227,24 +221,12 @@ fn better(state: &State, container: &ContainerRecord, told: &Explained) -> Optio
     })
 }
 
-/// Whether a node stays under the mark up to which moves may fill it.
-fn cool(choice: &Choice) -> bool {
-    let marks = Watermarks::default();
-    choice
-        .expected
-        .is_none_or(|with| with.cpu_high <= marks.target && with.memory_high <= marks.memory)
-}
-
 fn why(state: &State, from: NodeId, to: NodeId, own: &Parts, there: &Parts) -> String {
-    let name = |node: NodeId| {
-        let record = state.nodes.get(&node);
-        record.map_or_else(|| node.to_string(), |record| record.name.to_string())
-    };
     let gains = ASKED.iter().map(|(what, of)| (of(there) - of(own), *what));
     let (by, what) = gains.max().unwrap_or_default();
     format!(
         "a node came, and on {} {what} better than on {} ({by} points)",
-        name(to),
-        name(from)
+        state.name_of_node(to),
+        state.name_of_node(from)
     )
 }

@@ -70,7 +70,7 @@ pub(super) fn plan_service(cx: &mut Context<'_, '_>, id: ServiceId) {
             for one in live {
                 remove(cx, &one.record);
             }
-            return;
+            return cx.forget_estimate(id);
         }
     };
     Pass {

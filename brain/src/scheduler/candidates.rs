@@ -134,13 +134,13 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// Of the nodes of `view`; `all`: look at all of them, however many there are.
-    pub fn new(view: &View<'_>, request: &Request<'_>, all: bool) -> Self {
+    /// Of the nodes of `view`; `asked`: what the request asks of a first look, `all`: look at all of them, however many there are.
+    pub fn new(view: &View<'_>, request: &Request<'_>, asked: Asked, all: bool) -> Self {
         // A policy was asked about every node, and may like a few of them only.
         let all = all || view.seats.len() <= ALL || request.constraints.verdict.is_some();
         let seed = (!all).then_some(request.seed);
         let mut made = Self {
-            asked: Asked::by(request),
+            asked,
             all,
             found: Vec::new(),
             near: 0,

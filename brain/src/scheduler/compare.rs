@@ -45,6 +45,14 @@ pub struct Expected {
     pub room: f32,
 }
 
+impl Choice {
+    /// Whether the node stays under the mark up to which moves may fill it; nothing known of its load is nothing against it.
+    pub fn stays_cool(&self, marks: &Watermarks) -> bool {
+        self.expected
+            .is_none_or(|with| with.cpu_high <= marks.target && with.memory_high <= marks.memory)
+    }
+}
+
 impl Search<'_> {
     /// How good a node would be that nothing stands against.
     #[inline]

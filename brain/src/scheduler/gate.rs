@@ -4,6 +4,7 @@
 //! of the cache; what is here of all nodes fits into it. Refuses to decide: who is let through is looked at in earnest, and who is not could never
 //! have stood that look.
 
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::{Arc, OnceLock};
 
 use berth_common::id::TenantId;
@@ -32,22 +33,20 @@ pub struct Asked {
     tenant: TenantId,
 }
 
-/// FNV-1a of these parts, and a step of MurmurHash3's finalizer: the upper bits of the first know little of the last bytes.
-fn hash(parts: &[&str]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd)
+/// The same for equal values in one process, which is as long as anybody keeps it.
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn short(text: &str) -> u32 {
-    (hash(&[text]) >> 32) as u32
+    hash(text) as u32
 }
 
 /// One bit of 64 for a label: a node that lacks it does not have the label.
-fn bit((key, value): (&str, &str)) -> u64 {
-    1 << (hash(&[key, value]) >> 58)
+fn bit(label: (&str, &str)) -> u64 {
+    1 << (hash(label) % 64)
 }
 
 impl Gate {

@@ -105,16 +105,16 @@ impl<'a> Search<'a> {
             let seat = view.find(*node).filter(|seat| !view.seats[*seat].lost)?;
             (*count > 0).then_some((seat, *count))
         };
+        let first = Asked::by(&request);
         let asked = &request.constraints;
         let matters = !asked.spread.is_empty() || asked.max_per_node.is_some();
         let distribution = matters.then(|| {
-            let asks = Asked::by(&request);
-            let could = |seat: usize| candidates::stands(view, &request, &asks, seat);
+            let could = |seat: usize| candidates::stands(view, &request, &first, seat);
             Distribution::new(view, could, asked.spread, asked.max_per_node, &asked.replicas)
         });
         Self {
             replicas: request.replicas.iter().filter_map(live).collect(),
-            candidates: Candidates::new(view, &request, all),
+            candidates: Candidates::new(view, &request, first, all),
             distribution,
             request,
         }

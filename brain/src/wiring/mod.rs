@@ -25,14 +25,13 @@ use crate::api::{self, ApiSettings, ApiState};
 use crate::ca::{CaError, CertificateAuthority};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
 use crate::config::{self, Config};
-use crate::controllers::{self, balance::Decided, respread};
+use crate::controllers::{self, balance::Decided};
 use crate::images::{BlobError, BlobStore};
 use crate::link::{LinkError, LinkServer, LinkSettings, Links};
 use crate::outlook;
 use crate::policies;
 use crate::policies::run::{Clients, PolicyError};
 use crate::scheduler::forecast::SAMPLE_SECS;
-use crate::scheduler::rebalance;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 
@@ -265,19 +264,13 @@ fn api_tls(identity: &Identity) -> Result<rustls::ServerConfig, rustls::Error> {
 
 /// Moves containers away from nodes that stay too hot, and to where their services ask for once nodes come.
 async fn balance(cluster: Cluster) {
-    let (mut memory, mut came) = (rebalance::Memory::default(), respread::Memory::default());
+    let mut memory = controllers::moves::Memory::default();
     let mut tick = tokio::time::interval(Duration::from_secs(SAMPLE_SECS.into()));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let (state, now) = (cluster.snapshot(), outlook::seconds(cluster.now().mono_ms));
-        let mut decided = controllers::balance::round(&state, &cluster.outlook(), &mut memory, now);
-        // Hot nodes go first: what cools them may be the very same move.
-        if decided.moves.is_empty() {
-            let more = respread::round(&state, &|| cluster.outlook(), &mut came, now);
-            decided.moves.extend(more.moves);
-            decided.wanted.extend(more.wanted);
-        }
+        let decided = controllers::moves::decide(&state, &|| cluster.outlook(), &mut memory, now);
         drop(state);
         let Decided {
             moves,
