@@ -102,7 +102,7 @@ pub struct Config {
     pub namespace: String,
     /// `overlayfs`, `btrfs`, or `auto`: btrfs where containerd's data lies on one, since only it enforces disk limits.
     pub snapshotter: String,
-    /// Where volumes are; empty: `<state_dir>/volumes`. A folder on a btrfs is used as it is, else a btrfs is made in a file there.
+    /// Where volumes will be, once there are any; empty: `<state_dir>/volumes`. A folder on a btrfs is used as it is, else a btrfs is made in a file there.
     pub volume_dir: PathBuf,
     /// Size of that file, as `"50GiB"`, or `auto`: half of what is free when it is made, at most 100 GiB. More than it has: it
     /// grows. It takes from the disk only what volumes hold.

@@ -3,7 +3,7 @@
 //! Owns reading `/proc`, `os-release` and the file systems of containerd's data and the agent's own. What can't be read is told
 //! as a warning and never invented; only memory and CPU must be there, since nothing can be limited without knowing them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use berth_common::model::{Architecture, Capacity, NodeFacts};
 use berth_common::units::{Bytes, Millicores};
@@ -133,6 +133,16 @@ pub fn snapshotter(config: &Config) -> (String, bool) {
 fn is_btrfs(path: &Path) -> bool {
     nix::sys::statfs::statfs(nearest(path))
         .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::BTRFS_SUPER_MAGIC)
+}
+
+/// Where a program is; also where only root's path has it.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path);
+    let usual = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    dirs.chain(usual)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
 }
 
 /// The path, or the nearest above it that exists: containerd makes its folder only when it starts.

@@ -101,7 +101,7 @@ fn disk_under(mount: &MountInfo) -> Option<PathBuf> {
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(path: &Path) -> PathBuf {
+pub(crate) fn unescape(path: &Path) -> PathBuf {
     let text = path.to_string_lossy();
     PathBuf::from(
         text.replace("\\040", " ")

@@ -25,6 +25,7 @@ use nix::unistd::Pid;
 
 pub use convert::{CPU_PERIOD_US, parse_pressure, quota_us, root_weight, shares_of_weight, weight_of_shares};
 pub use detect::{Kernel, detect, parent_for};
+pub(crate) use device::unescape;
 pub use device::{Backing, backing_of, disk_of};
 
 /// Path of a container's cgroup below each controller's mount, with berth's top cgroup called `parent`.

@@ -4,12 +4,10 @@ use std::path::Path;
 
 use berth_common::units::Bytes;
 
-use super::{Finding, version};
+use super::{Finding, version, volumes};
 use crate::cgroup::{self, Backing, Device};
 use crate::config::Config;
-use crate::facts::nearest;
-use crate::volume::pool::{self, Observed, PoolError, Step};
-use crate::volume::pool_apply;
+use crate::facts::{nearest, program};
 
 /// Room below which the agent can't work, bytes.
 const LEAST_ROOM: Bytes = Bytes::gib(1);
@@ -36,8 +34,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     for (check, path) in [("disk", &config.containerd_root), ("state", &config.state_dir)] {
         report.push(room(check, path));
     }
-    let pool = config.volume_pool();
-    report.push(volumes(&pool, pool_apply::observe(&pool)));
+    report.push(volumes::finding(config));
     let backing = cgroup::backing_of(nearest(&config.containerd_root));
     let backing = backing.map_err(|error| crate::reconcile::apply::chain(&error));
     report.push(throttle(&config.io_device, &config.containerd_root, backing));
@@ -220,10 +217,7 @@ fn throttle(io_device: &str, root: &Path, backing: Result<Backing, String>) -> F
 }
 
 fn nft() -> Finding {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
-    dirs.extend(["/usr/sbin".into(), "/sbin".into()]);
-    match dirs.iter().map(|dir| dir.join("nft")).find(|file| file.is_file()) {
+    match program("nft") {
         Some(file) => Finding::ok("nft", file.display().to_string()),
         None => Finding::fail(
             "nft",
@@ -329,37 +323,6 @@ fn judge_room(check: &'static str, path: &str, free: Bytes, total: Bytes, inodes
     Finding::ok(check, found)
 }
 
-/// Whether volumes can be on this host, and where. Without them everything else works.
-fn volumes(settings: &pool::Settings, observed: Result<Observed, PoolError>) -> Finding {
-    const CHECK: &str = "volumes";
-    let planned = observed.and_then(|observed| Ok((pool::plan(settings, &observed)?, observed)));
-    let (plan, observed) = match planned {
-        Ok(planned) => planned,
-        Err(error) => {
-            let text = crate::reconcile::apply::chain(&error);
-            // An error of the pool says its cause, then its cure.
-            let (found, cure) = text.rsplit_once("; ").unwrap_or((&text, "see the system's log"));
-            return Finding::warn(CHECK, found, cure);
-        }
-    };
-    if let Some((found, cure)) = plan.warnings.first().and_then(|warning| warning.split_once("; ")) {
-        return Finding::warn(CHECK, found, cure);
-    }
-    let dir = settings.dir.display();
-    let made = plan.steps.iter().find_map(|step| match step {
-        Step::CreateFile { size, .. } => Some(*size),
-        _ => None,
-    });
-    Finding::ok(
-        CHECK,
-        match (made, observed.file) {
-            (Some(size), _) => format!("a btrfs will be made in a file of up to {size} below {dir}"),
-            (None, Some(file)) => format!("on the btrfs in a file of up to {} below {dir}", file.size),
-            (None, None) => format!("on the btrfs that holds {dir}"),
-        },
-    )
-}
-
 /// `now` and the hardware clock in seconds since the epoch.
 fn clock(now: i64, hardware: Option<i64>) -> Finding {
     const CHECK: &str = "clock";
@@ -441,58 +404,6 @@ mod tests {
                 want == Ok,
                 "a cure for what is not well: {finding:?}"
             );
-        }
-    }
-
-    #[test]
-    fn volumes_say_where_they_are_or_what_is_missing() {
-        use crate::volume::pool::{PoolFile, Signature};
-        let settings = pool::Settings {
-            dir: "/s/volumes".into(),
-            size: None,
-        };
-        let bare = Observed {
-            free: Bytes::gib(40),
-            kernel: true,
-            ..Observed::default()
-        };
-        let finding = volumes(&settings, Ok(bare.clone()));
-        assert!(
-            finding.level == Level::Ok && finding.found.contains("20GiB"),
-            "{finding:?}"
-        );
-        let id = crate::volume::Uuid([1; 16]);
-        let file = PoolFile {
-            size: Bytes::gib(7),
-            signature: Signature::Btrfs(id),
-        };
-        let there = Observed {
-            file: Some(file),
-            ..bare.clone()
-        };
-        let finding = volumes(&settings, Ok(there));
-        assert!(
-            finding.level == Level::Ok && finding.found.contains("7GiB"),
-            "{finding:?}"
-        );
-        for (lacking, kernel, free, cure) in [
-            (vec!["btrfs", "mkfs.btrfs"], true, 40, "install btrfs-progs"),
-            (vec![], false, 40, "modprobe btrfs"),
-            (vec![], true, 0, "free some"),
-        ] {
-            let observed = Observed {
-                lacking,
-                kernel,
-                free: Bytes::gib(free),
-                ..bare.clone()
-            };
-            let finding = volumes(&settings, Ok(observed));
-            assert_eq!(finding.level, Level::Warn, "{finding:?}");
-            assert!(
-                finding.found.contains(cure) || finding.cure.contains(cure),
-                "{finding:?}"
-            );
-            assert!(!finding.cure.is_empty(), "{finding:?}");
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod host;
 mod reach;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

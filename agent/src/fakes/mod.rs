@@ -5,6 +5,7 @@ mod facts;
 mod faults;
 mod images;
 mod pool;
+mod pool_state;
 mod prober;
 mod runtime;
 

@@ -12,35 +12,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::faults::{Fault, Faults};
+use super::pool_state::{Held, Inner, State, fits, shown};
 use crate::volume::stream::StreamError;
 use crate::volume::{
-    Announced, Data, LEAST_SIZE, Listing, Meta, Pool, Sending, Snapshot, Uuid, Volume, VolumeError, Wanted,
+    Announced, Data, Listing, Meta, Pool, Sending, Snapshot, Uuid, Volume, VolumeError, Wanted,
 };
-
-/// A state of a volume.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct State {
-    uuid: Uuid,
-    /// Of which state it was made.
-    parent: Uuid,
-    received: Uuid,
-    changed: u64,
-    content: Vec<u8>,
-}
-
-#[derive(Debug, Clone)]
-struct Held {
-    meta: Meta,
-    data: Option<State>,
-    snapshots: BTreeMap<SnapshotId, State>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    volumes: BTreeMap<VolumeId, Held>,
-    mounts: BTreeMap<PathBuf, Wanted>,
-    clock: u64,
-}
 
 /// What goes over the wire instead of btrfs's stream.
 #[derive(Serialize, Deserialize)]
@@ -56,90 +32,6 @@ pub struct FakePool {
     /// Faults by method name.
     pub faults: Faults,
     inner: Mutex<Inner>,
-}
-
-impl Inner {
-    fn held(&mut self, volume: VolumeId) -> Result<&mut Held, VolumeError> {
-        self.volumes.get_mut(&volume).ok_or(VolumeError::NoVolume(volume))
-    }
-
-    /// The next transaction, and an id that nothing else has.
-    fn tick(&mut self) -> (u64, Uuid) {
-        self.clock += 1;
-        let mut raw = [0; 16];
-        raw[..8].copy_from_slice(&SnapshotId::random().bits().to_be_bytes());
-        raw[8..].copy_from_slice(&self.clock.to_be_bytes());
-        (self.clock, Uuid(raw))
-    }
-
-    fn child(&mut self, of: &State) -> State {
-        let (changed, uuid) = self.tick();
-        State {
-            uuid,
-            parent: of.uuid,
-            received: Uuid::default(),
-            changed,
-            content: of.content.clone(),
-        }
-    }
-
-    fn not_mounted(&self, volume: VolumeId) -> Result<(), VolumeError> {
-        match self.mounts.iter().find(|(_, wanted)| wanted.volume == volume) {
-            Some((at, _)) => Err(VolumeError::Mounted {
-                volume,
-                at: at.clone(),
-            }),
-            None => Ok(()),
-        }
-    }
-
-    fn already(&self, meta: &Meta) -> Result<bool, VolumeError> {
-        let Some(held) = self.volumes.get(&meta.id) else {
-            return Ok(false);
-        };
-        let taken = |what: String| {
-            Err(VolumeError::Taken {
-                volume: meta.id,
-                what,
-            })
-        };
-        match held {
-            held if held.meta.tenant != meta.tenant => taken("as another tenant's".into()),
-            held if held.data.is_none() => Err(VolumeError::OnlyCopy(meta.id)),
-            held if held.meta.size != meta.size => taken(format!("with {}", held.meta.size)),
-            _ => Ok(true),
-        }
-    }
-
-    fn state(&mut self, volume: VolumeId, snapshot: SnapshotId) -> Result<State, VolumeError> {
-        let held = self.held(volume)?;
-        held.snapshots
-            .get(&snapshot)
-            .cloned()
-            .ok_or(VolumeError::NoSnapshot { volume, snapshot })
-    }
-}
-
-fn fits(volume: VolumeId, wanted: Bytes, content: &[u8]) -> Result<(), VolumeError> {
-    match Bytes(content.len() as u64) {
-        used if used > wanted => Err(VolumeError::TooSmall { volume, wanted, used }),
-        _ if wanted < LEAST_SIZE => Err(VolumeError::LeastSize(wanted)),
-        _ => Ok(()),
-    }
-}
-
-fn shown(id: SnapshotId, state: &State) -> Snapshot {
-    Snapshot {
-        id,
-        uuid: state.uuid,
-        received_uuid: state.received,
-        generation: state.changed,
-        changed: state.changed,
-        made_at: state.changed,
-        referenced: Bytes(state.content.len() as u64),
-        exclusive: Bytes::ZERO,
-        read_only: true,
-    }
 }
 
 fn cut_short(volume: VolumeId, after: usize) -> VolumeError {

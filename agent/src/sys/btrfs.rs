@@ -46,7 +46,6 @@ struct RescanArgs {
 mod ioctls {
     nix::ioctl_write_ptr!(qgroup_create, 0x94, 42, super::QgroupCreateArgs);
     nix::ioctl_write_ptr!(rescan, 0x94, 44, super::RescanArgs);
-    nix::ioctl_none!(rescan_wait, 0x94, 46);
     nix::ioctl_read!(qgroup_limit, 0x94, 43, super::QgroupLimitArgs);
     nix::ioctl_readwrite!(quota_ctl, 0x94, 40, super::QuotaArgs);
 }
@@ -133,16 +132,6 @@ pub fn count_anew(anywhere: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Waits until everything is counted; at once if nothing is being counted.
-///
-/// # Errors
-/// `EINTR` on a signal.
-pub fn wait_counted(anywhere: impl AsFd) -> io::Result<()> {
-    // SAFETY: takes no argument.
-    unsafe { ioctls::rescan_wait(anywhere.as_fd().as_raw_fd()) }?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +146,6 @@ mod tests {
         assert!(limit_exclusive(dir.path(), 1 << 20).is_err());
         assert!(limit_referenced(dir.path(), 1 << 20).is_err());
         let open = File::open(dir.path()).unwrap();
-        assert!(forget(&open, 256).is_err() && count_anew(&open).is_err() && wait_counted(&open).is_err());
+        assert!(forget(&open, 256).is_err() && count_anew(&open).is_err());
     }
 }

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 /// Longest name of a subvolume in one call, bytes.
 const NAME_MAX: usize = 4039;
 /// Of `VolArgsV2::flags`: the snapshot is read-only from its first moment.
@@ -102,59 +104,6 @@ mod ioctls {
     nix::ioctl_read!(fs_info, 0x94, 31, super::FsInfoArgs);
     nix::ioctl_read!(info, 0x94, 60, super::InfoArgs);
     nix::ioctl_write_ptr!(destroy, 0x94, 63, super::VolArgsV2);
-}
-
-/// A 16-byte id of a subvolume or file system; all zero: none.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Uuid(pub [u8; 16]);
-
-impl Uuid {
-    /// Whether it stands for none.
-    pub fn is_nil(self) -> bool {
-        self == Self::default()
-    }
-}
-
-impl std::fmt::Display for Uuid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = hex::encode(self.0);
-        let parts = [
-            &text[..8],
-            &text[8..12],
-            &text[12..16],
-            &text[16..20],
-            &text[20..],
-        ];
-        f.pad(&parts.join("-"))
-    }
-}
-
-impl std::fmt::Debug for Uuid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-impl std::str::FromStr for Uuid {
-    type Err = hex::FromHexError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut raw = [0; 16];
-        hex::decode_to_slice(text.replace('-', ""), &mut raw)?;
-        Ok(Self(raw))
-    }
-}
-
-impl serde::Serialize for Uuid {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Uuid {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 /// What btrfs knows of a subvolume.
@@ -289,9 +238,9 @@ pub fn info(inside: impl AsFd) -> io::Result<SubvolumeInfo> {
     Ok(SubvolumeInfo {
         id: args.id,
         parent_id: args.parent_id,
-        uuid: Uuid(args.uuid),
-        parent_uuid: Uuid(args.parent_uuid),
-        received_uuid: Uuid(args.received_uuid),
+        uuid: Uuid::from_bytes(args.uuid),
+        parent_uuid: Uuid::from_bytes(args.parent_uuid),
+        received_uuid: Uuid::from_bytes(args.received_uuid),
         generation: args.generation,
         changed: args.changed,
         made: args.made,
@@ -358,7 +307,7 @@ pub fn file_system(inside: impl AsFd) -> io::Result<Uuid> {
     });
     // SAFETY: the argument has the kernel's layout and outlives the call.
     unsafe { ioctls::fs_info(inside.as_fd().as_raw_fd(), &raw mut *args) }?;
-    Ok(Uuid(args.fsid))
+    Ok(Uuid::from_bytes(args.fsid))
 }
 
 /// How much of its first device the file system uses, bytes.
@@ -409,14 +358,5 @@ mod tests {
         assert!(!is_subvolume(&open).unwrap());
         assert!(info(&open).is_err() && file_system(&open).is_err() && device_size(&open).is_err());
         assert!(create(Path::new("/")).is_err());
-    }
-
-    #[test]
-    fn ids_read_back() {
-        let id = Uuid([0xab; 16]);
-        assert_eq!(id.to_string(), "abababab-abab-abab-abab-abababababab");
-        assert_eq!(id.to_string().parse::<Uuid>().unwrap(), id);
-        assert!("abab".parse::<Uuid>().is_err());
-        assert!(Uuid::default().is_nil() && !id.is_nil());
     }
 }

@@ -26,6 +26,23 @@ pub struct Meta {
 pub(super) const FILE: &str = "volume.json";
 
 impl Meta {
+    /// Whether a volume is the one that is wanted: it is fine to ask again for what is there. `writable`: its data is here.
+    ///
+    /// # Errors
+    /// `Taken` for another one's, or another size; `OnlyCopy`.
+    pub(crate) fn is_wanted(&self, wanted: &Self, writable: bool) -> Result<(), VolumeError> {
+        let taken = |what: String| VolumeError::Taken {
+            volume: self.id,
+            what,
+        };
+        match () {
+            () if self.tenant != wanted.tenant => Err(taken("as another tenant's".into())),
+            () if !writable => Err(VolumeError::OnlyCopy(self.id)),
+            () if self.size != wanted.size => Err(taken(format!("with {}", self.size))),
+            () => Ok(()),
+        }
+    }
+
     /// Reads the one in a volume's folder; `None` if there is no such folder or file.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, VolumeError> {
         let path = dir.join(FILE);

@@ -1,7 +1,7 @@
 //! Volumes: data that follows its container. The agent's side: a pool of btrfs subvolumes with limits, snapshots and copies.
 //!
 //! Owns `<state_dir>/volumes`. [`pool`] decides what makes a folder a pool (pure), [`pool_apply`] does it; [`store`] makes
-//! volumes and snapshots in it; [`stream`] judges what another node sends (pure), [`transfer`] sends and receives;
+//! volumes in it, [`snapshots`] what is made of them; [`stream`] judges what another node sends (pure), [`transfer`] sends and receives;
 //! [`mount`] gives a volume to a container; [`real`] is all of it behind [`Pool`]. Refuses to decide who may write (R2): it
 //! keeps a volume's epoch, which never goes back, and mounts nothing under an older one. Destroys nothing it did not make.
 
@@ -11,7 +11,9 @@ mod meta;
 pub mod mount;
 pub mod pool;
 pub mod pool_apply;
+pub mod pool_error;
 mod real;
+mod snapshots;
 mod store;
 pub mod stream;
 mod transfer;
@@ -25,16 +27,13 @@ use berth_common::id::{Epoch, SnapshotId, VolumeId};
 use berth_common::units::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
 
-pub use crate::sys::btrfs_subvolume::Uuid;
 pub use meta::Meta;
 pub use mount::Wanted;
 pub use real::BtrfsPool;
+pub use uuid::Uuid;
 
 /// The smallest volume: below, btrfs's own bookkeeping of an empty one would be much of it.
 pub const LEAST_SIZE: Bytes = Bytes::mib(1);
-
-/// Snapshots of one volume beyond which the kernel's counting of shared space becomes slow.
-pub const MOST_SNAPSHOTS: usize = 1_000;
 
 /// Why a volume can't be had, changed or moved.
 #[derive(Debug, thiserror::Error)]

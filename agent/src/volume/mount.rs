@@ -3,6 +3,7 @@
 //! On the disk, owners are as the container sees them: its root is 0 whatever range the host gave it, so that a volume moves
 //! between hosts as it is. The mount shifts them. An image's content at the path of an empty volume is not copied into it.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use berth_common::id::{Epoch, VolumeId};
 use nix::mount::{MntFlags, umount2};
+use procfs::process::MountInfo;
 
 use super::VolumeError;
 use super::store::{DATA, Store, io_error};
+use crate::cgroup::unescape;
 use crate::sys::{btrfs_subvolume, idmap};
 
 /// What a container wants of a volume.
@@ -48,49 +51,26 @@ pub struct Mount {
     pub point: PathBuf,
     /// The file system's type.
     pub kind: String,
-    /// The device it was mounted from.
-    pub source: PathBuf,
     /// Nothing can be written: the mount or the whole file system is read-only.
     pub read_only: bool,
     /// Owners are shifted.
     pub mapped: bool,
 }
 
-/// `\040` and its like are what the table writes for blanks, tabs, line ends and backslashes.
-fn plain(text: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt as _;
-    let (bytes, mut out) = (text.as_bytes(), Vec::with_capacity(text.len()));
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = bytes
-            .get(at + 1..at + 4)
-            .filter(|_| bytes[at] == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        out.push(octal.unwrap_or(bytes[at]));
-        at += if octal.is_some() { 4 } else { 1 };
-    }
-    std::ffi::OsString::from_vec(out).into()
-}
-
 /// The mount table's text (proc(5), mountinfo), in its order: of several at one point the last is seen. Pure.
 pub fn parse_table(text: &str) -> Vec<Mount> {
-    let line = |line: &str| {
-        let (own, file_system) = line.split_once(" - ")?;
-        let own: Vec<&str> = own.split(' ').collect();
-        let mut rest = file_system.split(' ');
-        let (kind, source, super_options) = (rest.next()?, rest.next()?, rest.next()?);
-        let has = |options: &str, wanted: &str| options.split(',').any(|option| option == wanted);
-        let options = own.get(5)?;
-        Some(Mount {
-            root: plain(own.get(3)?),
-            point: plain(own.get(4)?),
-            kind: kind.to_owned(),
-            source: plain(source),
-            read_only: has(options, "ro") || has(super_options, "ro"),
-            mapped: has(options, "idmapped"),
-        })
+    let lines = text.lines().filter_map(|line| MountInfo::from_line(line).ok());
+    let mount = |line: MountInfo| {
+        let has = |options: &HashMap<String, Option<String>>, wanted: &str| options.contains_key(wanted);
+        Mount {
+            root: unescape(Path::new(&line.root)),
+            point: unescape(&line.mount_point),
+            read_only: has(&line.mount_options, "ro") || has(&line.super_options, "ro"),
+            mapped: has(&line.mount_options, "idmapped"),
+            kind: line.fs_type,
+        }
     };
-    text.lines().filter_map(line).collect()
+    lines.map(mount).collect()
 }
 
 /// This process's mounts.

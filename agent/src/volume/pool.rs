@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use berth_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::Uuid;
+use super::pool_error::PoolError;
 use crate::sys::btrfs_search::QuotaState;
-use crate::sys::btrfs_subvolume::Uuid;
 
 /// A loop file of no given size has half of what is free beneath, and no more than this.
 pub const MOST_BY_DEFAULT: Bytes = Bytes::gib(100);
@@ -212,131 +213,23 @@ pub enum Step {
 pub struct Plan {
     /// In this order; what follows from them needs another look. Empty: the pool is ready.
     pub steps: Vec<Step>,
-    /// For the node's warnings: cause and cure.
-    pub warnings: Vec<String>,
+    /// For the node's warnings.
+    pub warnings: Vec<Warning>,
 }
 
-/// Why there is no pool.
-#[derive(Debug, thiserror::Error)]
-pub enum PoolError {
-    /// The kernel can't.
-    #[error(
-        "the kernel has no btrfs: no volume can be on this node; modprobe btrfs, or use a kernel with CONFIG_BTRFS_FS"
-    )]
-    NoKernel,
-    /// The programs are not installed.
-    #[error("{0} is not installed: no volume can be on this node; apt install btrfs-progs")]
-    NoTools(&'static str),
-    /// The loop file was there and is not.
-    #[error(
-        "the volumes' file {file} is gone, and {marker} says that it was there; put it back, or remove {marker} if the volumes are given up for lost"
-    )]
-    Lost {
-        /// The file.
-        file: PathBuf,
-        /// What remembers it.
-        marker: PathBuf,
-    },
-    /// The disk with the volumes is not mounted.
-    #[error(
-        "{dir} was on the btrfs {id} and is not; mount that disk there, or remove {marker} if its volumes are given up for lost"
-    )]
-    NotMounted {
-        /// The folder.
-        dir: PathBuf,
-        /// The file system that is missing.
-        id: Uuid,
-        /// What remembers it.
-        marker: PathBuf,
-    },
-    /// Another file system is in the pool's place.
-    #[error(
-        "the volumes of this node are on the btrfs {wanted}, and {path} is {found}; put the right one there, or remove {marker} if its volumes are given up for lost"
-    )]
-    Another {
-        /// The place.
-        path: PathBuf,
-        /// Remembered.
-        wanted: Uuid,
-        /// There.
-        found: Uuid,
-        /// What remembers it.
-        marker: PathBuf,
-    },
-    /// The loop file holds no btrfs.
-    #[error(
-        "{file} holds no btrfs: it is damaged or not berth's; put the right one there, or move it away if there were no volumes"
-    )]
-    NotBtrfs {
-        /// The file.
-        file: PathBuf,
-    },
-    /// Something that is no btrfs is mounted in the pool's place.
-    #[error(
-        "something that is no btrfs is mounted on {0}; unmount it, or mount a btrfs on the folder above instead"
-    )]
-    Covered(PathBuf),
-    /// No room for a loop file.
-    #[error(
-        "a pool of {wanted} needs that much on the disk of {dir}, where {free} are free; free some, or set volume_pool_size to less (at least {LEAST})"
-    )]
-    BeneathFull {
-        /// The folder.
-        dir: PathBuf,
-        /// How large it was to be.
-        wanted: Bytes,
-        /// What is free.
-        free: Bytes,
-    },
-    /// Writes fail.
-    #[error(
-        "the pool at {root} is read-only, {free} are free on the disk beneath: the kernel makes it so after write errors, as when that disk is full (see dmesg); free some, stop the agent, unmount {root}, start the agent"
-    )]
-    ReadOnly {
-        /// Where it is.
-        root: PathBuf,
-        /// What is free beneath.
-        free: Bytes,
-    },
-    /// Its quotas are of the other kind.
-    #[error(
-        "the btrfs of {0} counts by simple quotas, which don't count what a volume shares with its snapshots; turn them off (btrfs quota disable), berth turns on the full ones"
-    )]
-    SimpleQuotas(PathBuf),
-    /// No loop device.
-    #[error("no loop device can be had for {file}; modprobe loop, or raise its max_loop")]
-    NoLoop {
-        /// The file.
-        file: PathBuf,
-        /// The system's complaint.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A step failed.
-    #[error("{operation} {path}")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// The system's complaint.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The marker can't be understood.
-    #[error("{path} is damaged; write into it which pool it was, or remove it if there was none")]
-    Marker {
-        /// Where.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The steps didn't lead to a pool.
-    #[error(
-        "{0} does not become a pool, something undoes what the agent does there; see the log for its steps"
-    )]
-    Unsettled(PathBuf),
+/// Something that is not well though the pool works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// What was found, with numbers.
+    pub found: String,
+    /// What to do about it.
+    pub cure: String,
+}
+
+impl std::fmt::Display for Warning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; {}", self.found, self.cure)
+    }
 }
 
 /// The size of a loop file that is to be made with `free` bytes left.
@@ -344,6 +237,15 @@ pub fn size_for(wanted: Option<Bytes>, free: Bytes) -> Bytes {
     let size = wanted.unwrap_or(Bytes(free.0 / 2).min(MOST_BY_DEFAULT));
     // Whole MiB: no odd end of a block.
     Bytes(size.0 >> 20 << 20)
+}
+
+impl Plan {
+    fn warn(&mut self, found: String, cure: impl Into<String>) {
+        self.warnings.push(Warning {
+            found,
+            cure: cure.into(),
+        });
+    }
 }
 
 fn check(marker: Option<Marker>, found: Uuid, path: &Path, settings: &Settings) -> Result<(), PoolError> {
@@ -424,30 +326,36 @@ fn ready(
 /// Grows the file, the device and the file system, each to the one beneath.
 fn grow(settings: &Settings, observed: &Observed, file_system: &FileSystem, plan: &mut Plan) {
     let Some(file) = observed.file else {
-        plan.warnings.push(format!(
-            "the volumes' file {} was removed while in use, it is gone with the next reboot; move the volumes to another node",
-            settings.file().display()
-        ));
+        plan.warn(
+            format!(
+                "the volumes' file {} was removed while in use, it is gone with the next reboot",
+                settings.file().display()
+            ),
+            "move the volumes to another node",
+        );
         return;
     };
     if observed.free < LEAST_FREE {
-        plan.warnings.push(format!(
-            "{} are free beneath the volumes' file: when nothing is, volumes' writes fail and the pool becomes read-only; free some on the disk of {}",
-            observed.free,
-            settings.dir.display()
-        ));
+        plan.warn(
+            format!(
+                "{} are free beneath the volumes' file: when nothing is, volumes' writes fail and the pool becomes read-only",
+                observed.free
+            ),
+            format!("free some on the disk of {}", settings.dir.display()),
+        );
     }
     // Less than a MiB apart is rounding of block sizes.
     let behind = |small: Bytes, large: Bytes| small.saturating_add(Bytes::mib(1)) <= large;
     let wanted = settings.size.map(|size| size_for(Some(size), Bytes::ZERO));
     if let Some(wanted) = wanted.filter(|wanted| behind(file.size, *wanted)) {
         if wanted.saturating_sub(file.size) > observed.free {
-            plan.warnings.push(format!(
-                "the pool can't grow from {} to volume_pool_size {wanted}, only {} are free; free some on the disk of {}",
-                file.size,
-                observed.free,
-                settings.dir.display()
-            ));
+            plan.warn(
+                format!(
+                    "the pool can't grow from {} to volume_pool_size {wanted}, only {} are free",
+                    file.size, observed.free
+                ),
+                format!("free some on the disk of {}", settings.dir.display()),
+            );
         } else {
             plan.steps.push(Step::Extend {
                 file: settings.file(),
@@ -456,10 +364,13 @@ fn grow(settings: &Settings, observed: &Observed, file_system: &FileSystem, plan
             return;
         }
     } else if wanted.is_some_and(|wanted| behind(wanted, file.size)) {
-        plan.warnings.push(format!(
-            "the pool has {} and does not shrink to volume_pool_size; give that as volume_pool_size",
-            file.size
-        ));
+        plan.warn(
+            format!(
+                "the pool has {} and does not shrink to volume_pool_size",
+                file.size
+            ),
+            "give that as volume_pool_size",
+        );
     }
     let [device] = observed.devices.as_slice() else {
         return;

@@ -13,11 +13,10 @@ use nix::mount::MsFlags;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
 
 use super::mount::read_table;
-use super::pool::{
-    self, Device, FileSystem, Marker, Observed, PoolError, PoolFile, Settings, Signature, Step,
-};
+use super::pool::{self, Device, FileSystem, Marker, Observed, PoolFile, Settings, Signature, Step, Warning};
+use super::pool_error::PoolError;
 use super::{Uuid, VolumeError};
-use crate::facts::nearest;
+use crate::facts::{nearest, program};
 use crate::ledger::write_atomically;
 use crate::sys::{btrfs, btrfs_search, btrfs_subvolume, loop_device};
 
@@ -37,8 +36,8 @@ const OPTIONS: &str = "discard=async";
 pub struct Ready {
     /// Where the volumes are.
     pub root: PathBuf,
-    /// What is not well though it works, cause and cure.
-    pub warnings: Vec<String>,
+    /// What is not well though it works.
+    pub warnings: Vec<Warning>,
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PoolError {
@@ -57,16 +56,6 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Where a program is.
-pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    dirs.extend(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
-    dirs.into_iter()
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
 }
 
 /// Whether the kernel has btrfs, or a module of it can be loaded.
@@ -104,7 +93,7 @@ fn signature(file: &mut File) -> io::Result<Signature> {
     file.take(LOOKED_AT).read_to_end(&mut begin)?;
     if begin.get(MAGIC..MAGIC + 8) == Some(b"_BHRfS_M") {
         let id = begin.get(ID..ID + 16).and_then(|id| id.try_into().ok());
-        return Ok(id.map_or(Signature::Unknown, |id| Signature::Btrfs(Uuid(id))));
+        return Ok(id.map_or(Signature::Unknown, |id| Signature::Btrfs(Uuid::from_bytes(id))));
     }
     Ok(match begin.iter().all(|byte| *byte == 0) {
         true => Signature::Nothing,

@@ -3,8 +3,8 @@
 use super::*;
 use proptest::prelude::*;
 
-const A: Uuid = Uuid([1; 16]);
-const B: Uuid = Uuid([2; 16]);
+const A: Uuid = Uuid::from_bytes([1; 16]);
+const B: Uuid = Uuid::from_bytes([2; 16]);
 const OFF: QuotaState = QuotaState {
     on: false,
     simple: false,

@@ -19,7 +19,7 @@ use berth_common::units::Bytes;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{LEAST_SIZE, Meta, Snapshot, VolumeError, destroy, list, mount};
+use super::{LEAST_SIZE, Meta, VolumeError, destroy, mount};
 use crate::sys::{btrfs, btrfs_search, btrfs_subvolume};
 
 /// What a volume's container writes.
@@ -161,7 +161,7 @@ impl Store {
     }
 
     /// A name that nothing has yet, below `tmp/`.
-    fn temporary(&self, volume: VolumeId) -> PathBuf {
+    pub(super) fn temporary(&self, volume: VolumeId) -> PathBuf {
         let dir = self.root.join("tmp");
         loop {
             let number = self.counter.fetch_add(1, Ordering::Relaxed);
@@ -176,11 +176,11 @@ impl Store {
         btrfs_subvolume::sync(&self.open).map_err(io_error("committing", &self.root))
     }
 
-    fn limit(&self, data: &Path, size: Bytes) -> Result<(), VolumeError> {
+    pub(super) fn limit(&self, data: &Path, size: Bytes) -> Result<(), VolumeError> {
         btrfs::limit_referenced(data, size.0).map_err(io_error("limiting", data))
     }
 
-    fn rename(&self, from: &Path, to: &Path, flags: RenameFlags) -> Result<(), VolumeError> {
+    pub(super) fn rename(&self, from: &Path, to: &Path, flags: RenameFlags) -> Result<(), VolumeError> {
         renameat2(AT_FDCWD, from, AT_FDCWD, to, flags)
             .map_err(|errno| io_error("renaming into place", to)(errno.into()))
     }
@@ -236,32 +236,23 @@ impl Store {
             .ok_or(VolumeError::NoSnapshot { volume, snapshot })
     }
 
-    /// What the subvolume with this number shows, after a commit, bytes.
-    fn used(&self, id: u64) -> Result<Bytes, VolumeError> {
+    /// Whether what the subvolume with number `id` shows, after a commit, fits into `wanted`.
+    pub(super) fn fits(&self, volume: VolumeId, id: u64, wanted: Bytes) -> Result<(), VolumeError> {
         self.sync()?;
         let usage = btrfs_search::usage(&self.open).map_err(io_error("reading quotas of", &self.root))?;
-        Ok(Bytes(usage.get(&id).map_or(0, |usage| usage.referenced)))
+        let used = Bytes(usage.get(&id).map_or(0, |usage| usage.referenced));
+        match used > wanted {
+            true => Err(VolumeError::TooSmall { volume, wanted, used }),
+            false => Ok(()),
+        }
     }
 
-    /// Whether `meta` is here already with data: `Some(())` is fine, `None` not here.
-    fn already(&self, meta: &Meta) -> Result<Option<()>, VolumeError> {
+    /// Whether the volume is here already, as it is wanted.
+    pub(super) fn already(&self, meta: &Meta) -> Result<bool, VolumeError> {
         let Some(held) = Meta::read(&self.dir(meta.id))? else {
-            return Ok(None);
+            return Ok(false);
         };
-        let taken = |what: String| {
-            Err(VolumeError::Taken {
-                volume: meta.id,
-                what,
-            })
-        };
-        if held.tenant != meta.tenant {
-            return taken("as another tenant's".into());
-        }
-        self.writable(meta.id)?;
-        if held.size != meta.size {
-            return taken(format!("with {}", held.size));
-        }
-        Ok(Some(()))
+        held.is_wanted(meta, self.data(meta.id).exists()).map(|()| true)
     }
 
     /// Makes a volume's folder below `tmp/` with what `fill` puts there, and gives it its name. Once visible it is whole.
@@ -294,7 +285,7 @@ impl Store {
             return Err(VolumeError::LeastSize(meta.size));
         }
         let _lock = self.lock(meta.id);
-        if self.already(meta)?.is_some() {
+        if self.already(meta)? {
             return Ok(());
         }
         self.build(meta, |data| {
@@ -321,14 +312,7 @@ impl Store {
             && size < meta.size
         {
             let info = btrfs_subvolume::info(open).map_err(io_error("looking at", &data))?;
-            let used = self.used(info.id)?;
-            if used > size {
-                return Err(VolumeError::TooSmall {
-                    volume,
-                    wanted: size,
-                    used,
-                });
-            }
+            self.fits(volume, info.id, size)?;
         }
         // The file first: if nothing follows, the next start puts its limit in force.
         if meta.size != size {
@@ -359,13 +343,13 @@ impl Store {
     }
 
     /// Moves a folder or subvolume out of sight and destroys it.
-    fn discard(&self, volume: VolumeId, path: &Path) -> Result<(), VolumeError> {
+    pub(super) fn discard(&self, volume: VolumeId, path: &Path) -> Result<(), VolumeError> {
         let gone = self.temporary(volume);
         self.rename(path, &gone, RenameFlags::RENAME_NOREPLACE)?;
         destroy::folder(&self.open, &gone).map_err(io_error("destroying", &gone))
     }
 
-    fn not_mounted(&self, volume: VolumeId) -> Result<(), VolumeError> {
+    pub(super) fn not_mounted(&self, volume: VolumeId) -> Result<(), VolumeError> {
         match mount::of_volume(volume)? {
             Some(at) => Err(VolumeError::Mounted { volume, at }),
             None => Ok(()),
@@ -388,149 +372,5 @@ impl Store {
         }
         self.forget_gone();
         Ok(())
-    }
-
-    pub(super) fn snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Snapshot, VolumeError> {
-        let _lock = self.lock(volume);
-        let data = self.writable(volume)?;
-        if self.known(volume, snapshot)?.is_none() {
-            self.freeze(&data, volume, snapshot)?;
-        }
-        list::snapshot(self, volume, snapshot)
-    }
-
-    fn freeze(&self, data: &Path, volume: VolumeId, snapshot: SnapshotId) -> Result<(), VolumeError> {
-        let path = self.snapshots(volume).join(snapshot.to_string());
-        // Read-only from its first moment, and committed when the call returns.
-        btrfs_subvolume::snapshot(data, &path, true).map_err(io_error("taking snapshot", &path))
-    }
-
-    pub(super) fn delete_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<(), VolumeError> {
-        let _lock = self.lock(volume);
-        let Some((path, info)) = self.known(volume, snapshot)? else {
-            return Ok(());
-        };
-        match btrfs_subvolume::destroy(&self.open, info.id) {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                Err(VolumeError::BeingSent { volume, snapshot })
-            }
-            Err(error) => Err(io_error("destroying", &path)(error)),
-        }
-    }
-
-    /// A writable snapshot of a snapshot, at `to`, limited.
-    fn thaw(
-        &self,
-        from: (VolumeId, SnapshotId),
-        to: &Path,
-        volume: VolumeId,
-        size: Bytes,
-    ) -> Result<(), VolumeError> {
-        let (path, info) = self.there(from.0, from.1)?;
-        let used = self.used(info.id)?;
-        if used > size {
-            return Err(VolumeError::TooSmall {
-                volume,
-                wanted: size,
-                used,
-            });
-        }
-        btrfs_subvolume::snapshot(&path, to, false).map_err(io_error("making subvolume", to))?;
-        self.limit(to, size)
-    }
-
-    pub(super) fn clone_snapshot(
-        &self,
-        from: VolumeId,
-        snapshot: SnapshotId,
-        meta: &Meta,
-    ) -> Result<(), VolumeError> {
-        if meta.size < LEAST_SIZE {
-            return Err(VolumeError::LeastSize(meta.size));
-        }
-        let _lock = self.lock(meta.id);
-        if self.already(meta)?.is_some() {
-            return Ok(());
-        }
-        self.build(meta, |data| self.thaw((from, snapshot), data, meta.id, meta.size))
-    }
-
-    pub(super) fn roll_back(
-        &self,
-        volume: VolumeId,
-        snapshot: SnapshotId,
-        keep: Option<SnapshotId>,
-    ) -> Result<(), VolumeError> {
-        let _lock = self.lock(volume);
-        let meta = self.meta(volume)?;
-        self.not_mounted(volume)?;
-        let (_, source) = self.there(volume, snapshot)?;
-        let data = self.data(volume);
-        let current = match File::open(&data) {
-            Ok(open) => Some(btrfs_subvolume::info(open).map_err(io_error("looking at", &data))?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(io_error("opening", &data)(error)),
-        };
-        let kept = keep.map(|keep| self.known(volume, keep)).transpose()?.flatten();
-        if let (Some((path, kept)), Some(current)) = (&kept, &current)
-            && kept.parent_uuid != current.uuid
-        {
-            // The state that was to be kept is, and this one came from the snapshot since.
-            return match current.parent_uuid == source.uuid {
-                true => Ok(()),
-                false => Err(VolumeError::Strange {
-                    path: path.clone(),
-                    found: "a snapshot of another state",
-                }),
-            };
-        }
-        let new = self.temporary(volume);
-        let undone = |error| {
-            let _ = destroy::folder(&self.open, &new);
-            error
-        };
-        self.thaw((volume, snapshot), &new, volume, meta.size)
-            .map_err(undone)?;
-        if current.is_none() {
-            return self
-                .rename(&new, &data, RenameFlags::RENAME_NOREPLACE)
-                .and_then(|()| self.sync())
-                .map_err(undone);
-        }
-        if let (Some(keep), None) = (keep, &kept) {
-            self.freeze(&data, volume, keep).map_err(undone)?;
-        }
-        self.rename(&new, &data, RenameFlags::RENAME_EXCHANGE)
-            .map_err(undone)?;
-        // Before the old state goes: a power cut must not bring its name back without it.
-        self.sync()?;
-        destroy::folder(&self.open, &new).map_err(io_error("destroying", &new))
-    }
-
-    pub(super) fn retire(&self, volume: VolumeId, keep: Option<SnapshotId>) -> Result<(), VolumeError> {
-        let _lock = self.lock(volume);
-        self.meta(volume)?;
-        let data = self.data(volume);
-        if !data.exists() {
-            return Ok(());
-        }
-        self.not_mounted(volume)?;
-        if let Some(keep) = keep {
-            let open = File::open(&data).map_err(io_error("opening", &data))?;
-            let current = btrfs_subvolume::info(&open).map_err(io_error("looking at", &data))?;
-            match self.known(volume, keep)? {
-                None => self.freeze(&data, volume, keep)?,
-                // An earlier attempt's; if anything was written since, it is taken anew under another id.
-                Some((_, kept)) if kept.parent_uuid == current.uuid && current.changed <= kept.made => {}
-                Some((path, _)) => {
-                    return Err(VolumeError::Strange {
-                        path,
-                        found: "a snapshot of another state",
-                    });
-                }
-            }
-        }
-        self.discard(volume, &data)
     }
 }

@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::process::Command;
 
-use berth_agent::volume::pool::{PoolError, Settings};
+use berth_agent::volume::pool::Settings;
 use berth_agent::volume::pool_apply::ensure;
+use berth_agent::volume::pool_error::PoolError;
 use berth_agent::volume::{BtrfsPool, Pool as _};
 use berth_common::id::SnapshotId;
 use berth_common::units::Bytes;
@@ -49,7 +50,9 @@ async fn a_pool_comes_back_after_a_reboot_and_grows_and_a_lost_file_is_no_empty_
     assert_eq!(size(&bench), 512 << 20, "grown in use");
     let warnings = ensure(&bench.settings).unwrap().warnings;
     assert!(
-        warnings.iter().any(|warning| warning.contains("does not shrink")),
+        warnings
+            .iter()
+            .any(|warning| warning.found.contains("does not shrink")),
         "{warnings:?}"
     );
 
@@ -138,7 +141,10 @@ async fn read_only_and_full_disks_are_told() {
     println!("a write into a pool whose disk is full: {error:?}");
     assert!(error.is_some());
     match ensure(&settings(300)) {
-        Ok(ready) => assert!(ready.warnings[0].contains("free some on the disk"), "{ready:?}"),
+        Ok(ready) => assert!(
+            ready.warnings[0].cure.contains("free some on the disk"),
+            "{ready:?}"
+        ),
         Err(error) => {
             assert!(matches!(error, PoolError::ReadOnly { .. }), "{error}");
             assert!(error.to_string().contains("free some"), "{error}");
