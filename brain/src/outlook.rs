@@ -133,7 +133,7 @@ impl Watched {
             }
             Change::DeleteNode(id) => held.forget(*id),
             Change::DeleteService(id) => {
-                held.keep_estimates(|one| one != *id);
+                held.forget_estimate(*id);
                 self.policies.lock().forget(*id);
             }
             _ => {}

@@ -105,7 +105,7 @@ async fn admit(shared: &Shared, request: JoinRequest) -> Result<JoinReply, Probl
         let record = NodeRecord {
             labels: token.labels.clone(),
             taints: token.taints.clone(),
-            pool: token.pool.clone().unwrap_or(new.pool.clone()),
+            pool: token.pool.clone().unwrap_or_else(|| new.pool.clone()),
             key_fingerprint,
             joined_at: now.wall,
             ..new

@@ -328,6 +328,11 @@ impl<N: Copy + Eq + Hash, C: Copy + Ord, S: Copy + Ord> Forecast<N, C, S> {
         }
     }
 
+    /// Forgets what was learned of a service.
+    pub fn forget_estimate(&mut self, service: S) {
+        self.services.remove(&service);
+    }
+
     /// Forgets what was learned of services that `keep` does not hold for.
     pub fn keep_estimates(&mut self, keep: impl Fn(S) -> bool) {
         self.services.retain(|service, _| keep(*service));
