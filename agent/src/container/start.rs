@@ -166,7 +166,10 @@ impl Inner {
             ..Default::default()
         };
         let mut client = self.containerd.tasks();
-        let made = shim::within(shim::START, client.create(self.containerd.request(body))).await?;
+        let made = self
+            .patience
+            .within(client.create(self.containerd.request(body)))
+            .await?;
         Ok(made.into_inner().pid)
     }
 
@@ -221,7 +224,10 @@ impl Inner {
             exec_id: String::new(),
         };
         let mut tasks = self.containerd.tasks();
-        let started = shim::within(shim::START, tasks.start(self.containerd.request(body))).await;
+        let started = self
+            .patience
+            .within(tasks.start(self.containerd.request(body)))
+            .await;
         if let Err(status) = started {
             // It may run all the same if only the answer was lost: then nothing may be taken away.
             match self.task(id).await? {

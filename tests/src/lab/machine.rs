@@ -210,11 +210,15 @@ impl Machine {
             self.power_on();
             self.wait_booted()
         });
-        assert!(booted, "{}: {EMULATORS_FAULT}, {BOOTS} times", self.name);
+        assert!(
+            booted,
+            "{}: it failed {BOOTS} times by its emulator's faults",
+            self.name
+        );
     }
 
-    /// Waits until it answers, as [`Self::wait_up`]; false if the emulator died of its own fault, so that it has to be switched
-    /// on again: to the guest that is another power cut.
+    /// Waits until it answers, as [`Self::wait_up`]; false if the emulator died of its own fault or gave it a clock that runs
+    /// wrong, so that it has to be switched on again: to the guest that is another power cut.
     pub fn wait_booted(&mut self) -> bool {
         self.find_channel();
         let end = Instant::now() + BOOT;
@@ -241,12 +245,24 @@ impl Machine {
                 self.console()
             );
         }
+        if let Some((least, most)) = self.clock_fault() {
+            eprintln!(
+                "lab: {}: its clock runs {least:.2} to {most:.2} times as fast as it should",
+                self.name
+            );
+            self.crash();
+            return false;
+        }
         true
     }
 
     /// Waits until it answers on its control channel.
     pub fn wait_up(&mut self) {
-        assert!(self.wait_booted(), "{}: {EMULATORS_FAULT}", self.name);
+        assert!(
+            self.wait_booted(),
+            "{}: its emulator's fault, told above",
+            self.name
+        );
     }
 
     fn find_channel(&mut self) {

@@ -6,6 +6,7 @@
 //! what each machine knew is left in one folder ([`collect`]).
 
 pub mod channel;
+mod clock;
 pub mod cluster;
 pub mod collect;
 mod commands;
@@ -122,7 +123,10 @@ impl Lab {
             let mut booted = booted.into_iter();
             off.retain(|_| !booted.next().unwrap_or(true));
         }
-        assert!(off.is_empty(), "the emulator died each time: {off:?}");
+        assert!(
+            off.is_empty(),
+            "they failed each time by their emulators' faults: {off:?}"
+        );
     }
 
     /// Says how far a test is and since when, for whoever reads its output.
