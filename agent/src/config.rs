@@ -102,7 +102,11 @@ pub struct Config {
     pub namespace: String,
     /// `overlayfs`, `btrfs`, or `auto`: btrfs where containerd's data lies on one, since only it enforces disk limits.
     pub snapshotter: String,
-    /// Where volumes will be, once there are any; empty: `<state_dir>/volumes`. A folder on a btrfs is used as it is, else a btrfs is made in a file there.
+    /// Whether this host has volumes.
+    pub volumes: bool,
+    /// UDP port at which other nodes' agents send volumes to this one.
+    pub volume_port: u16,
+    /// Where volumes are; empty: `<state_dir>/volumes`. A folder on a btrfs is used as it is, else a btrfs is made in a file there.
     pub volume_dir: PathBuf,
     /// Size of that file, as `"50GiB"`, or `auto`: half of what is free when it is made, at most 100 GiB. More than it has: it
     /// grows. It takes from the disk only what volumes hold.
@@ -160,6 +164,8 @@ impl Default for Config {
             containerd_root: "/var/lib/containerd".into(),
             namespace: NAMESPACE.to_owned(),
             snapshotter: "auto".to_owned(),
+            volumes: true,
+            volume_port: 7444,
             volume_dir: PathBuf::new(),
             volume_pool_size: "auto".to_owned(),
             cgroup_parent: "auto".to_owned(),

@@ -95,6 +95,7 @@ pub fn gather(
         disk_limit_hard: runtime.disk_limit_hard,
         boot_id: boot_id(),
         underlay: None,
+        volumes: None,
         warnings,
     })
 }

@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod link;
 pub mod logs;
 pub mod network;
+pub mod peers;
 pub mod reconcile;
 pub mod sys;
 pub mod usage;

@@ -80,6 +80,9 @@ enum Command {
         /// Remove all of berth's images too.
         #[arg(long)]
         images: bool,
+        /// Delete the volumes that are left on this host, with all that is in them. Without it they are not touched, and told.
+        #[arg(long)]
+        volumes: bool,
     },
     /// Stop every container on this host for a shutdown, each within its grace. Refuses while the agent runs.
     ///
@@ -135,7 +138,7 @@ async fn dispatch(args: Args) -> anyhow::Result<ExitCode> {
             .await
             .map(|()| ExitCode::SUCCESS),
         Command::Check { output, brain } => check(&config, output, &brain).await,
-        Command::Wipe { images } => wipe(&config, images).await,
+        Command::Wipe { images, volumes } => wipe(&config, images, volumes).await,
         Command::Halt => halt(&config).await,
         Command::Version => Ok(ExitCode::SUCCESS),
     }
@@ -228,7 +231,7 @@ async fn check(config: &Config, output: Output, brain: &[String]) -> anyhow::Res
     Ok(ExitCode::from(u8::from(check::failed(&report))))
 }
 
-async fn wipe(config: &Config, images: bool) -> anyhow::Result<ExitCode> {
+async fn wipe(config: &Config, images: bool, volumes: bool) -> anyhow::Result<ExitCode> {
     need_root()?;
     let _lock = lock(config)?;
     let (connection, _) = watch::channel(None);
@@ -241,6 +244,13 @@ async fn wipe(config: &Config, images: bool) -> anyhow::Result<ExitCode> {
         if let Err(why) = berth_agent::network::manager::remove_sealed(kernel, settings.port).await {
             wiped.errors.push(why);
         }
+    }
+    // Whoever removes the folder next must not get into volumes by it.
+    let run_dir = config.run_dir.clone();
+    let released = tokio::task::spawn_blocking(move || berth_agent::volume::keeper::release_all(&run_dir));
+    wiped.errors.extend(released.await?.err().into_iter().flatten());
+    if let Err(error) = wipe::volumes(config.volume_pool(), volumes).await {
+        wiped.errors.push(error);
     }
     if images {
         wipe::images(&host::containerd(config), &mut wiped).await;

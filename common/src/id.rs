@@ -95,6 +95,20 @@ macro_rules! typed_id {
                 Self(rand::random())
             }
 
+            /// The 80 bits.
+            pub const fn bytes(self) -> [u8; ID_BYTES] {
+                self.0
+            }
+
+            /// Another id that follows from this one, for what is counted from it; the number 0 gives itself.
+            pub const fn turned(self, number: u16) -> Self {
+                let [more, less] = number.to_be_bytes();
+                let mut raw = self.0;
+                raw[8] ^= more;
+                raw[9] ^= less;
+                Self(raw)
+            }
+
             /// 64 of its bits, for what is to differ from id to id.
             pub const fn bits(self) -> u64 {
                 let [_, _, a, b, c, d, e, f, g, h] = self.0;

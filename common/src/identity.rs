@@ -1,8 +1,10 @@
-//! mTLS identities: who a certificate speaks for, and the TLS settings of the link.
+//! mTLS identities: who a certificate speaks for, and the TLS settings of the link and between nodes.
 //!
 //! A node's certificate carries `berth://node/<id>` as its only subject alternative name and may only be used by
 //! clients; the brain's carries [`BRAIN_NAME`] and may only be used by servers. So neither can play the other, and the
 //! agent checks the brain by name, not by address: addresses may change.
+
+mod peer;
 
 use std::sync::Arc;
 
@@ -15,6 +17,8 @@ use sha2::{Digest, Sha256};
 
 use crate::id::NodeId;
 use crate::protocol::{ALPN_JOIN, ALPN_LINK};
+
+pub use peer::{PEER_NAME, peer_client_tls, peer_server_tls};
 
 /// The name that the brain's certificate carries, whatever its addresses.
 pub const BRAIN_NAME: &str = "brain.berth";
@@ -48,6 +52,16 @@ pub struct Identity {
     pub key: PrivateKeyDer<'static>,
     /// The CA.
     pub ca: CertificateDer<'static>,
+}
+
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            ca: self.ca.clone(),
+        }
+    }
 }
 
 impl Identity {

@@ -228,10 +228,16 @@ impl Agent {
         let containerd = Containerd::start(version, &dir.join("containerd"), host);
         let beside_others = host.is_none().then(|| beside_others(dir));
         let config = format!(
-            "state_dir = \"{}\"\nrun_dir = \"{}\"\ncontainerd_socket = \"{}\"\nlog_level = \"info,berth_agent=debug\"\n{}{extra}\n",
+            "state_dir = \"{}\"\nrun_dir = \"{}\"\ncontainerd_socket = \"{}\"\nlog_level = \"info,berth_agent=debug\"\n{}{}{extra}\n",
             dir.join("state").display(),
             dir.join("run").display(),
             containerd.socket().display(),
+            // A file system for each would cost most tests more than they do.
+            if extra.contains("volumes =") {
+                ""
+            } else {
+                "volumes = false\n"
+            },
             // Its networks stay on the loopback.
             beside_others.map_or_else(String::new, |port| format!(
                 "underlay = \"127.0.0.1\"\nvxlan_port = {port}\n"

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use berth_agent::network::Namespace;
 use serde_json::Value;
 
 use crate::cluster::{Agent, Brain, MACHINE};
 use crate::containerd::Version;
+use crate::disk::Btrfs;
 use crate::host::{Host, Lan};
 use crate::machine::Machine;
 use crate::operator::Operator as _;
@@ -24,6 +26,8 @@ pub struct Fleet {
     /// The agents' hosts.
     pub hosts: Vec<Host>,
     _brain_host: Host,
+    /// What volumes lie on, of those that have some.
+    pub disks: Vec<Btrfs>,
     /// The wire.
     pub lan: Lan,
     /// Everybody's folders.
@@ -38,15 +42,30 @@ impl Fleet {
 
     /// The same with further lines in the agents' settings.
     pub fn with(nodes: usize, settings: impl Fn(&Lan) -> String) -> Self {
-        Self::build(nodes, settings, false)
+        Self::build(nodes, |lan, _| settings(lan), false)
+    }
+
+    /// The same, each with a btrfs of so many bytes for volumes.
+    pub fn with_volumes(nodes: usize, size: u64) -> Self {
+        // Made with the settings, since an agent looks for it when it starts; kept for as long as the hosts.
+        let disks = std::cell::RefCell::new(Vec::new());
+        let settings = |_: &Lan, dir: &Path| {
+            let disk = Btrfs::new(&dir.join("pool"), size);
+            let settings = format!("volumes = true\nvolume_dir = \"{}\"\n", disk.mount.display());
+            disks.borrow_mut().push(disk);
+            settings
+        };
+        let mut fleet = Self::build(nodes, settings, false);
+        fleet.disks = disks.take();
+        fleet
     }
 
     /// The same, each with one processor of its own and what is used of that.
     pub fn of_machines(nodes: usize) -> Self {
-        Self::build(nodes, |_| String::new(), true)
+        Self::build(nodes, |_, _| String::new(), true)
     }
 
-    fn build(nodes: usize, settings: impl Fn(&Lan) -> String, own: bool) -> Self {
+    fn build(nodes: usize, settings: impl Fn(&Lan, &Path) -> String, own: bool) -> Self {
         let dir = tempfile::tempdir().expect("folder");
         let lan = Lan::new();
         let brain_host = Host::new("brain");
@@ -68,7 +87,10 @@ impl Fleet {
                 .expect("token")
                 .to_owned();
             let group = format!("berth-{}-{name}.slice", std::process::id());
-            let extra = format!("cgroup_parent = \"{group}\"\n{}", settings(&lan));
+            let extra = format!(
+                "cgroup_parent = \"{group}\"\n{}",
+                settings(&lan, &dir.path().join(&name))
+            );
             if own {
                 machines.push(Machine::new(&dir.path().join(&name).join(MACHINE), &group));
             }
@@ -90,6 +112,7 @@ impl Fleet {
             brain,
             hosts,
             _brain_host: brain_host,
+            disks: Vec::new(),
             lan,
             dir,
         }

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cluster;
 pub mod containerd;
 pub mod crowd;
+pub mod disk;
 pub mod fleet;
 pub mod hammer;
 pub mod host;

@@ -3,44 +3,19 @@
 #[path = "containers_bench/mod.rs"]
 mod containers_bench;
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use berth_agent::container::runtime::Runtime as _;
 use berth_common::units::Bytes;
 use berth_tests::containerd::Version;
+use berth_tests::disk::Btrfs;
 use berth_tests::process::run;
 use containers_bench::Bench;
 
-/// A btrfs in a file, mounted.
-struct Pool {
-    mount: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl Pool {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("pool");
-        let mount = dir.path().join("m");
-        std::fs::create_dir(&mount).unwrap();
-        std::fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
-        run(Command::new("mkfs.btrfs").arg("-q").arg(&file));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&mount));
-        Self { mount, _dir: dir }
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        berth_tests::containerd::unmount_below(&self.mount);
-        let _ = nix::mount::umount2(&self.mount, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
 #[tokio::test]
 async fn a_disk_filler_hits_its_limit_and_the_limit_moves_live() {
-    let pool = Pool::new();
+    let folder = tempfile::tempdir().unwrap();
+    let pool = Btrfs::new(&folder.path().join("m"), 512 << 20);
     let dir = tempfile::tempdir_in(&pool.mount).unwrap();
     let bench = Bench::start_on(Version::System, "btrfs", dir).await;
     assert!(bench.runtime.disk_limit_hard());
@@ -90,7 +65,8 @@ fn subvolume_maker(dir: &std::path::Path) -> String {
 
 #[tokio::test]
 async fn r1_nobody_gets_around_the_disk_limit_by_a_subvolume_of_their_own() {
-    let pool = Pool::new();
+    let folder = tempfile::tempdir().unwrap();
+    let pool = Btrfs::new(&folder.path().join("m"), 512 << 20);
     let dir = tempfile::tempdir_in(&pool.mount).unwrap();
     // On the host it is made: what follows is not for want of a program that works.
     let maker = subvolume_maker(dir.path());

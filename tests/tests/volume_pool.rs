@@ -4,6 +4,8 @@
 mod bench;
 #[path = "volume_pool/damage.rs"]
 mod damage;
+#[path = "volume_pool/peers.rs"]
+mod peers;
 #[path = "volume_pool/transfers.rs"]
 mod transfers;
 
@@ -14,7 +16,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use bench::{Bench, fill, meta};
-use berth_agent::volume::{Pool as _, VolumeError, Wanted};
+use berth_agent::volume::pool_apply::ensure;
+use berth_agent::volume::{Pool as _, VolumeError, Wanted, pool_remove};
 use berth_common::id::{Epoch, SnapshotId};
 use berth_common::units::Bytes;
 use berth_tests::process::run;
@@ -352,4 +355,29 @@ async fn many_volumes_and_snapshots_take_the_time_that_is_printed() {
         bench.pool.delete(meta.id).await.unwrap();
     }
     told("deleting all");
+}
+
+#[tokio::test]
+async fn a_pool_is_taken_away_when_nothing_is_in_it_and_not_before() {
+    let bench = Bench::new(256);
+    let meta = meta(8);
+    bench.pool.create(&meta).await.unwrap();
+    let settings = bench.settings.clone();
+    let stays = pool_remove::take_away(&settings).unwrap_err().to_string();
+    assert!(
+        stays.starts_with("1 volumes are left") && stays.contains("berth volume move"),
+        "{stays}"
+    );
+    assert_eq!(bench.pool.list().await.unwrap().volumes.len(), 1);
+    bench.pool.delete(meta.id).await.unwrap();
+    let bench = bench.closed();
+    pool_remove::take_away(&settings).unwrap();
+    assert!(!settings.dir.exists() && !settings.marker().exists());
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.contains(&settings.dir.display().to_string()));
+    // Again is fine, and the next begins anew.
+    pool_remove::take_away(&settings).unwrap();
+    ensure(&settings).unwrap();
+    assert!(settings.file().exists());
+    drop(bench);
 }

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::config::Config;
-use crate::volume::pool::{self, Observed, Step};
+use crate::volume::pool::{self, Observed};
 use crate::volume::pool_apply;
 use crate::volume::pool_error::PoolError;
 
@@ -22,17 +22,7 @@ fn judge(settings: &pool::Settings, observed: Result<Observed, PoolError>) -> Fi
     if let Some(warning) = plan.warnings.first() {
         return Finding::warn(CHECK, &warning.found, &warning.cure);
     }
-    let dir = settings.dir.display();
-    let made = plan.steps.iter().find_map(|step| match step {
-        Step::CreateFile { size, .. } => Some(*size),
-        _ => None,
-    });
-    let found = match (made, observed.file) {
-        (Some(size), _) => format!("a btrfs will be made in a file of up to {size} below {dir}"),
-        (None, Some(file)) => format!("on the btrfs in a file of up to {} below {dir}", file.size),
-        (None, None) => format!("on the btrfs that holds {dir}"),
-    };
-    Finding::ok(CHECK, found)
+    Finding::ok(CHECK, plan.place(settings, &observed))
 }
 
 #[cfg(test)]

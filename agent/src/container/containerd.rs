@@ -25,6 +25,7 @@ use super::spec::Host;
 use crate::cgroup::{self, Backing, CgroupError, Cgroups, Device};
 use crate::containerd::{Containerd, ContainerdError};
 use crate::network::Attach;
+use crate::volume::keeper::Provide;
 
 /// What the runtime is told by the agent's configuration.
 #[derive(Debug, Clone)]
@@ -85,6 +86,8 @@ pub(super) struct Inner {
     pub(super) patience: super::shim::Patience,
     /// Who connects containers; nobody: they have their loopback alone.
     pub(super) networks: std::sync::OnceLock<Arc<dyn Attach>>,
+    /// Who gives containers their volumes; nobody: those that have some are not started.
+    pub(super) volumes: std::sync::OnceLock<Arc<dyn Provide>>,
     device: OnceCell<Option<Device>>,
     machine: HostFacts,
 }
@@ -142,6 +145,7 @@ impl ContainerdRuntime {
             swept: OnceCell::new(),
             patience: super::shim::Patience::default(),
             networks: std::sync::OnceLock::new(),
+            volumes: std::sync::OnceLock::new(),
             device: OnceCell::new_with(match settings.device {
                 IoDevice::FindOut => None,
                 IoDevice::Unthrottled => Some(None),

@@ -134,6 +134,7 @@ impl Inner {
             base,
             identity: &identity,
             files: &self.places.files(id),
+            volumes: &self.places.volumes(id),
             init: &self.settings.init_binary,
             cgroup: &cgroup,
         };

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use berth_common::id::ContainerId;
 
 use crate::network::Resolver;
+use crate::volume::keeper::staging;
 
 /// Largest host resolv.conf that is copied.
 const MAX_RESOLV: usize = 64 << 10;
@@ -44,6 +45,11 @@ impl Places {
     /// Mounts and pipes of a container.
     pub fn state(&self, id: ContainerId) -> PathBuf {
         self.state.join(id.to_string())
+    }
+
+    /// Where its volumes are mounted for it.
+    pub fn volumes(&self, id: ContainerId) -> PathBuf {
+        staging(&self.state, id)
     }
 
     /// Writes a container's generated files, owned by its root (`base`), and makes its folders.

@@ -26,6 +26,7 @@ mod start;
 mod sweep;
 mod update;
 pub mod users;
+mod volumes;
 
 pub use containerd::{ContainerdRuntime, IoDevice, RuntimeSettings};
 pub use shim::holds;

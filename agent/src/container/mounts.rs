@@ -21,7 +21,7 @@ fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mou
 /// Every mount inside, in order.
 ///
 /// # Errors
-/// When a tmpfs has a bad path.
+/// When a tmpfs or a volume has a bad path.
 pub(super) fn mounts(spec: &ContainerSpec, host: &Host, given: &Given<'_>) -> Result<Vec<Mount>, BadSpec> {
     let sys = if spec.privileged { "rw" } else { "ro" };
     let mut list = vec![
@@ -63,12 +63,28 @@ pub(super) fn mounts(spec: &ContainerSpec, host: &Host, given: &Given<'_>) -> Re
             &["nosuid", "noexec", "nodev", "relatime", "ro"],
         )?);
     }
+    let mut own = Vec::new();
     for tmpfs in &spec.tmpfs {
         let target = absolute("tmpfs", &tmpfs.path)?;
         let size = format!("size={}", tmpfs.size.0);
         let options = ["nosuid", "nodev", "mode=1777", size.as_str()];
-        list.push(mount(&target.to_string_lossy(), "tmpfs", "tmpfs", &options)?);
+        own.push(mount(&target.to_string_lossy(), "tmpfs", "tmpfs", &options)?);
     }
+    for (number, volume) in spec.volumes.iter().enumerate() {
+        let target = absolute("volume path", &volume.path)?;
+        let source = given.volumes.join(number.to_string());
+        let access = if volume.read_only { "ro" } else { "rw" };
+        let options = ["bind", access, "nosuid", "nodev", "rprivate"];
+        own.push(mount(
+            &target.to_string_lossy(),
+            "bind",
+            &source.to_string_lossy(),
+            &options,
+        )?);
+    }
+    // One at a path within another's would be hidden by it.
+    own.sort_by_key(|mount| mount.destination().components().count());
+    list.extend(own);
     for name in ["hosts", "hostname", "resolv.conf"] {
         let source = given.files.join(name);
         let options = ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"];

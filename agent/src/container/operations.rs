@@ -20,6 +20,7 @@ use super::runtime::{
 };
 use super::shim;
 use crate::network::Attach;
+use crate::volume::keeper::Provide;
 
 const SIGKILL: u32 = 9;
 
@@ -31,6 +32,10 @@ impl Runtime for ContainerdRuntime {
     fn attach_to(&self, networks: Arc<dyn Attach>) {
         // Once: what is attached by one is never looked after by another.
         let _ = self.0.networks.set(networks);
+    }
+
+    fn provide_by(&self, volumes: Arc<dyn Provide>) {
+        let _ = self.0.volumes.set(volumes);
     }
 
     async fn version(&self) -> Result<String, RuntimeError> {
@@ -55,6 +60,8 @@ impl Runtime for ContainerdRuntime {
             .into_iter()
             .map(|task| (key_of(&task).to_owned(), task))
             .collect();
+        let with_task = tasks.keys().filter_map(|id| id.parse().ok()).collect();
+        self.release_volumes(&with_task);
         let mut found = Vec::with_capacity(containers.len());
         for container in containers {
             let Some(record) = record::read(&container) else {
@@ -79,6 +86,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn create(&self, request: &CreateRequest) -> Result<(), RuntimeError> {
         self.make(request).await
+    }
+
+    async fn await_volumes(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        self.0.await_volumes(id).await
     }
 
     async fn start(&self, id: ContainerId) -> Result<Started, RuntimeError> {

@@ -28,6 +28,7 @@ impl ContainerdRuntime {
         let inner = &self.0;
         let _lock = inner.lock(id).await;
         let Some(task) = inner.task(id).await? else {
+            inner.try_take_volumes(id).await;
             return Ok(None);
         };
         if task.status() == TaskStatus::Unknown {
@@ -58,6 +59,7 @@ impl ContainerdRuntime {
             Err(status) if status.code() == Code::NotFound => (task.exit_status, millis(task.exited_at)),
             Err(status) => return Err(inner.failed("collecting the end", id, status)),
         };
+        inner.try_take_volumes(id).await;
         inner.remove_cgroup(id).await?;
         Ok(Some(TaskExit {
             code: i32::try_from(code).unwrap_or(-1),
@@ -77,6 +79,7 @@ impl ContainerdRuntime {
             Err(error) => return Err(error),
         }
         inner.end_task(id).await?;
+        inner.take_volumes(id).await?;
         inner.remove_cgroup(id).await?;
         let places = inner.places.clone();
         let (snapshot, folders) = tokio::join!(

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::image::ImageInfo;
 use crate::network::Attach;
+use crate::volume::keeper::Provide;
 
 /// Who a container is; kept as labels on it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -149,6 +150,14 @@ pub enum RuntimeError {
         /// The network and what is wrong with it.
         why: String,
     },
+    /// It can't have its volumes; it was not started.
+    #[error("container {container} can't have its data: {why}")]
+    NoVolumes {
+        /// Which.
+        container: ContainerId,
+        /// The volume and what is wrong with it.
+        why: String,
+    },
     /// The kernel holds other limits than were asked for (R1): the container was not started.
     #[error("limits of container {container} are not in force: {what}")]
     LimitsNotInForce {
@@ -163,7 +172,10 @@ impl RuntimeError {
     /// Whether trying again later can help.
     pub const fn retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::LimitsNotInForce { .. } | Self::NotConnected { .. } => true,
+            Self::Unreachable { .. }
+            | Self::LimitsNotInForce { .. }
+            | Self::NotConnected { .. }
+            | Self::NoVolumes { .. } => true,
             Self::Failed { retryable, .. } => *retryable,
             Self::Missing(_) => false,
         }
@@ -190,6 +202,12 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Makes snapshot, files and container; no process yet.
     async fn create(&self, request: &CreateRequest) -> Result<(), RuntimeError>;
+
+    /// Waits until a container's volumes are here, for a while; so that starts, of which only some go on at a time, need not.
+    async fn await_volumes(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let _ = id;
+        Ok(())
+    }
 
     /// Makes the task, reads its limits back (R1), then lets it run. Fails without a running process if a limit is missing.
     async fn start(&self, id: ContainerId) -> Result<Started, RuntimeError>;
@@ -224,6 +242,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Gives every container that is started from now on its places on networks, before its first instruction.
     fn attach_to(&self, networks: Arc<dyn Attach>) {
         drop(networks);
+    }
+
+    /// Gives every container that is started from now on its volumes, before its process is made.
+    fn provide_by(&self, volumes: Arc<dyn Provide>) {
+        drop(volumes);
     }
 
     /// Events from now on. After a lost connection the stream goes on with [`RuntimeEvent::Relist`].

@@ -85,6 +85,8 @@ pub struct Given<'a> {
     pub identity: &'a Identity,
     /// Holds hosts, hostname and resolv.conf.
     pub files: &'a Path,
+    /// Its volumes are mounted in there, each in a folder named by its place in the spec, from 0.
+    pub volumes: &'a Path,
     /// The init binary.
     pub init: &'a Path,
     /// Its cgroup below each controller's mount, see [`Cgroups::container_path`](crate::cgroup::Cgroups::container_path).

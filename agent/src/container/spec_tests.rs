@@ -60,6 +60,7 @@ fn make(spec: &ContainerSpec, image: &ImageConfiguration, identity: &Identity) -
         base: 0x7001_0000,
         identity,
         files: Path::new("/var/lib/berth/x"),
+        volumes: Path::new("/run/berth/volumes/c"),
         init: Path::new("/usr/lib/berth/berth-init"),
         cgroup: "/berth.slice/tenant-x.slice/c",
     };
@@ -185,6 +186,50 @@ fn bad_paths_words_and_bytes_are_refused() {
         ..plain()
     };
     assert!(matches!(make(&spec, &base, &root), Err(BadSpec::Nul(_))));
+}
+
+#[test]
+fn volumes_are_bound_by_their_place_and_mounted_from_the_outside_in() {
+    let base = image(serde_json::json!({"Cmd": ["x"]}));
+    let spec = ContainerSpec {
+        volumes: ["a:/data/deep:ro", "b:/data", "c:/data/deep/er"]
+            .map(|text| text.parse().unwrap())
+            .to_vec(),
+        tmpfs: vec![Tmpfs {
+            path: "/data/tmp".into(),
+            size: Bytes::mib(1),
+        }],
+        ..plain()
+    };
+    let made = make(&spec, &base, &Identity::default()).unwrap();
+    let mounts = made.mounts().as_ref().unwrap();
+    let own: Vec<_> = mounts
+        .iter()
+        .filter(|mount| mount.destination().starts_with("/data"))
+        .map(|mount| {
+            let source = mount.source().as_ref().unwrap().to_string_lossy().into_owned();
+            let options = mount.options().clone().unwrap().join(",");
+            (mount.destination().to_str().unwrap(), source, options)
+        })
+        .collect();
+    let bound = |at, number: u8, access: &str| {
+        let source = format!("/run/berth/volumes/c/{number}");
+        (at, source, format!("bind,{access},nosuid,nodev,rprivate"))
+    };
+    assert_eq!(
+        (&own[0], &own[2], &own[3]),
+        (
+            &bound("/data", 1, "rw"),
+            &bound("/data/deep", 0, "ro"),
+            &bound("/data/deep/er", 2, "rw")
+        )
+    );
+    assert_eq!((own[1].0, own.len()), ("/data/tmp", 4));
+    for path in ["relative", "/a/../b"] {
+        let mut bad = spec.clone();
+        bad.volumes[0].path = path.into();
+        assert!(make(&bad, &base, &Identity::default()).is_err(), "{path}");
+    }
 }
 
 #[test]

@@ -44,6 +44,7 @@ impl ContainerdRuntime {
                 .await?;
             (mounts, Some(held))
         };
+        inner.provide(&record, owner).await?;
         let created = inner.create_task(&record, mounts, owner).await;
         drop(mapped);
         let pid = match created {
@@ -67,6 +68,7 @@ impl ContainerdRuntime {
                 }
                 _ => {
                     inner.end_task(id).await?;
+                    inner.try_take_volumes(id).await;
                     return Err(inner.again(id, "an unfinished start was cleared away"));
                 }
             },
@@ -329,6 +331,8 @@ impl Inner {
     async fn discard(&self, id: ContainerId, record: &Record) {
         if let Err(error) = self.end_task(id).await {
             tracing::warn!(container = %id, %error, "a process that failed to start could not be taken away");
+        } else {
+            self.try_take_volumes(id).await;
         }
         let (cgroups, tenant) = (std::sync::Arc::clone(&self.cgroups), record.meta.tenant);
         let _ = tokio::task::spawn_blocking(move || cgroups.clear_container(tenant, id)).await;

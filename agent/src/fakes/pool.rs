@@ -10,6 +10,7 @@ use berth_common::units::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_util::io::StreamReader;
 
 use super::faults::{Fault, Faults};
 use super::pool_state::{Held, Inner, State, fits, shown};
@@ -26,7 +27,8 @@ struct Wire {
     content: Vec<u8>,
 }
 
-/// See the module. Content is bytes; limits count them.
+/// See the module. Content is bytes; limits count them. Beside the methods, "stream" breaks what is sent after half of it, and
+/// "arrive" fails before anything is received.
 #[derive(Debug, Default)]
 pub struct FakePool {
     /// Faults by method name.
@@ -244,7 +246,13 @@ impl Pool for FakePool {
             let frozen = inner.child(&data);
             let held = inner.held(volume)?;
             if let Some(keep) = keep {
-                held.snapshots.entry(keep).or_insert(frozen);
+                let kept = held.snapshots.entry(keep).or_insert(frozen);
+                if kept.parent != data.uuid || data.changed > kept.changed {
+                    return Err(VolumeError::Strange {
+                        path: "/fake".into(),
+                        found: "a snapshot of another state",
+                    });
+                }
             }
             held.data = None;
             Ok(())
@@ -292,11 +300,17 @@ impl Pool for FakePool {
                 base: base.map(|base| shown(snapshot, &base).announced().uuid),
                 content: state.content,
             };
-            Ok(Sending::new(Cursor::new(
-                serde_json::to_vec(&wire).unwrap_or_default(),
-            )))
+            Ok(serde_json::to_vec(&wire).unwrap_or_default())
         })
         .await
+        .map(|content| match self.faults.take("stream") {
+            Some(Fault::Fail { message, .. }) => {
+                let half = bytes::Bytes::copy_from_slice(&content[..content.len() / 2]);
+                let broken = [Ok(half), Err(std::io::Error::other(message))];
+                Sending::new(StreamReader::new(futures::stream::iter(broken)))
+            }
+            _ => Sending::new(Cursor::new(content)),
+        })
     }
 
     async fn receive(
@@ -306,6 +320,7 @@ impl Pool for FakePool {
         announced: Announced,
         stream: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Result<Snapshot, VolumeError> {
+        self.act("arrive", |_| Ok(())).await?;
         let here = self.inner.lock().state(meta.id, snapshot).ok();
         let mut bytes = Vec::new();
         if here.is_none() && stream.read_to_end(&mut bytes).await.is_err() {
@@ -323,7 +338,14 @@ impl Pool for FakePool {
                 });
             }
             if let Some(here) = here {
-                return Ok(shown(snapshot, &here));
+                let here = shown(snapshot, &here);
+                return match here.announced().uuid == announced.uuid {
+                    true => Ok(here),
+                    false => Err(VolumeError::Taken {
+                        volume: meta.id,
+                        what: format!("with another snapshot {snapshot}"),
+                    }),
+                };
             }
             let wire: Wire = serde_json::from_slice(&bytes).map_err(|_| cut_short(meta.id, bytes.len()))?;
             let refused = |source| VolumeError::Stream {
@@ -385,6 +407,14 @@ impl Pool for FakePool {
         self.act("unmount", |inner| {
             inner.mounts.remove(&target);
             Ok(())
+        })
+        .await
+    }
+
+    async fn mounted(&self) -> Result<Vec<(PathBuf, VolumeId)>, VolumeError> {
+        self.act("mounted", |inner| {
+            let mounts = inner.mounts.iter();
+            Ok(mounts.map(|(at, wanted)| (at.clone(), wanted.volume)).collect())
         })
         .await
     }

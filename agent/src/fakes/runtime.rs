@@ -1,6 +1,7 @@
 //! A container runtime in memory: processes are records, time is the caller's.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -15,6 +16,7 @@ use crate::container::runtime::{
     CreateRequest, ExecSession, Runtime, RuntimeContainer, RuntimeError, RuntimeEvent, Started, TaskExit,
     TaskState,
 };
+use crate::volume::keeper::Provide;
 
 #[derive(Debug, Default)]
 struct State {
@@ -29,12 +31,16 @@ struct State {
 }
 
 /// See the module. It outlives the reconciler above it, as containerd outlives the agent.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct FakeRuntime {
     /// Faults by method name.
     pub faults: Faults,
     state: Mutex<State>,
+    volumes: OnceLock<Arc<dyn Provide>>,
 }
+
+/// First id of every container's range.
+const BASE: u32 = 1 << 16;
 
 impl FakeRuntime {
     async fn fault(&self, operation: &'static str, container: ContainerId) -> Result<bool, RuntimeError> {
@@ -63,6 +69,34 @@ impl FakeRuntime {
             });
         }
         Ok(())
+    }
+
+    /// Mounts a container's volumes, unless its process has them.
+    async fn provide(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let container = self.state.lock().get(id)?.clone();
+        if container.task != TaskState::None {
+            return Ok(());
+        }
+        let spec = &container.spec.volumes;
+        let mounted = match self.volumes.get() {
+            Some(volumes) => volumes.mount(id, BASE, spec).await,
+            None if spec.is_empty() => Ok(()),
+            None => Err("this runtime has no volumes".into()),
+        };
+        mounted.map_err(|why| RuntimeError::NoVolumes { container: id, why })
+    }
+
+    async fn take_volumes(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let Some(volumes) = self.volumes.get() else {
+            return Ok(());
+        };
+        let taken = volumes.unmount(id).await;
+        taken.map_err(|message| RuntimeError::Failed {
+            operation: "unmounting the volumes",
+            container: id,
+            message,
+            retryable: true,
+        })
     }
 
     /// Ends a container's process as if by itself.
@@ -190,8 +224,22 @@ impl Runtime for FakeRuntime {
         Self::finish(lost)
     }
 
+    fn provide_by(&self, volumes: Arc<dyn Provide>) {
+        let _ = self.volumes.set(volumes);
+    }
+
+    async fn await_volumes(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let Some(volumes) = self.volumes.get() else {
+            return Ok(());
+        };
+        let spec = self.state.lock().get(id)?.spec.volumes.clone();
+        let ready = volumes.ready(id, &spec).await;
+        ready.map_err(|why| RuntimeError::NoVolumes { container: id, why })
+    }
+
     async fn start(&self, id: ContainerId) -> Result<Started, RuntimeError> {
         let lost = self.fault("start", id).await?;
+        self.provide(id).await?;
         let started = {
             let mut state = self.state.lock();
             state.next_pid += 1;
@@ -238,13 +286,17 @@ impl Runtime for FakeRuntime {
     async fn collect(&self, id: ContainerId) -> Result<Option<TaskExit>, RuntimeError> {
         let lost = self.fault("collect", id).await?;
         let mut exit = None;
-        {
+        let ended = {
             let mut state = self.state.lock();
             let container = state.get(id)?;
             if let TaskState::Stopped(found) = container.task {
                 container.task = TaskState::None;
                 exit = Some(found);
             }
+            container.task == TaskState::None
+        };
+        if ended {
+            self.take_volumes(id).await?;
         }
         Self::finish(lost)?;
         Ok(exit)
@@ -252,6 +304,7 @@ impl Runtime for FakeRuntime {
 
     async fn delete(&self, id: ContainerId) -> Result<(), RuntimeError> {
         let lost = self.fault("delete", id).await?;
+        self.take_volumes(id).await?;
         let mut state = self.state.lock();
         state.containers.remove(&id);
         state.disk.remove(&id);

@@ -25,6 +25,7 @@ use super::streams::Server;
 use crate::join::NodeFiles;
 use crate::reconcile::apply::chain;
 use crate::reconcile::{Accepted, Board, Handle, Refusal};
+use crate::volume::keeper::Report;
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const ADDRESS_CHECK: Duration = Duration::from_secs(2);
@@ -55,6 +56,8 @@ pub struct Link {
     pub board: Arc<Board>,
     /// The host; changes are sent.
     pub facts: watch::Receiver<NodeFacts>,
+    /// What is to be told of volumes; none until it is known.
+    pub volumes: watch::Receiver<Option<Arc<Report>>>,
     /// Usage reports; dropped while the link is down. Their sequence is set here.
     pub usage: mpsc::Receiver<UsageReport>,
     /// Told the interval of usage reports, milliseconds.
@@ -138,6 +141,8 @@ impl Link {
         };
         let (mut send, mut receive) = connection.open_bi().await.map_err(ended)?;
         let facts = self.facts.borrow_and_update().clone();
+        // Whatever it says is news to this session.
+        self.volumes.mark_changed();
         let mut session = Session::new(self.settings.node, self.board.generation(), facts);
         flush(&mut session, &mut send).await?;
         let welcome =
@@ -234,6 +239,12 @@ impl Link {
                 () = self.board.changed() => {
                     if !session.wants_full() && let Some(changes) = self.board.take_changes() {
                         session.handle_observed(false, changes);
+                    }
+                }
+                Ok(()) = self.volumes.changed(), if session.is_up() => {
+                    let report = self.volumes.borrow_and_update().clone();
+                    if let Some(report) = report {
+                        session.handle_volumes(&report);
                     }
                 }
                 Ok(()) = self.facts.changed() => session.handle_facts(self.facts.borrow_and_update().clone()),

@@ -9,10 +9,11 @@ use berth_common::error::Problem;
 use berth_common::id::{Generation, Name, NodeId};
 use berth_common::model::NodeFacts;
 use berth_common::protocol::{
-    AgentMessage, BrainMessage, DesiredUpdate, NeighboursUpdate, PROTOCOL, PROTOCOL_MIN,
+    AgentMessage, BrainMessage, DesiredUpdate, NeighboursUpdate, PROTOCOL, PROTOCOL_MIN, VOLUMES_A_MESSAGE,
 };
 
 use crate::reconcile::{Accepted, Changes, Refusal};
+use crate::volume::keeper::Report;
 
 /// Containers in one Observed message; more are sent in several, so that a frame stays far below its limit.
 const MAX_CONTAINERS: usize = 2_000;
@@ -189,6 +190,27 @@ impl Session {
         }
     }
 
+    /// What is to be told of volumes: all of it each time.
+    pub fn handle_volumes(&mut self, report: &Report) {
+        if !self.is_up() {
+            return;
+        }
+        let mut gone = report.gone.clone();
+        let mut volumes = report.volumes.as_slice();
+        loop {
+            let (part, rest) = volumes.split_at(volumes.len().min(VOLUMES_A_MESSAGE));
+            volumes = rest;
+            self.out.push_back(AgentMessage::Volumes {
+                more: !volumes.is_empty(),
+                volumes: part.to_vec(),
+                gone: std::mem::take(&mut gone),
+            });
+            if volumes.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// The host changed.
     pub fn handle_facts(&mut self, facts: NodeFacts) {
         if self.is_up() {
@@ -233,8 +255,9 @@ impl Session {
 mod tests {
     use super::*;
     use berth_common::error::ErrorKind;
-    use berth_common::id::ContainerId;
-    use berth_common::model::ObservedContainer;
+    use berth_common::id::{ContainerId, Epoch, VolumeId};
+    use berth_common::model::{ObservedContainer, ObservedVolume};
+    use berth_common::units::Bytes;
 
     fn welcome(node: NodeId, protocol: u32) -> BrainMessage {
         BrainMessage::Welcome {
@@ -346,6 +369,45 @@ mod tests {
                 }
                 assert_eq!((session.poll_transmit(), got), (None, changes));
             }
+        }
+    }
+
+    #[test]
+    fn volumes_are_told_in_parts_that_say_where_they_end() {
+        for (count, parts) in [(0, 1), (1, 1), (50, 1), (51, 2), (150, 3)] {
+            let volume = |n: u16| ObservedVolume {
+                id: VolumeId::from_bytes([2; 10]).turned(n),
+                epoch: Epoch(1),
+                writable: true,
+                size: Bytes::gib(1),
+                used: Bytes::ZERO,
+                mounted: false,
+                snapshots: vec![],
+                problem: None,
+                sending: None,
+                snapshots_gone: vec![],
+            };
+            let report = Report {
+                volumes: (0..count).map(volume).collect(),
+                gone: vec![VolumeId::from_bytes([9; 10])],
+            };
+            let mut session = session();
+            session.handle_volumes(&report);
+            assert_eq!(session.poll_transmit(), None, "nothing before Welcome");
+            session.handle_message(welcome(NodeId::from_bytes([1; 10]), PROTOCOL));
+            session.handle_volumes(&report);
+            let mut got = Report::default();
+            for part in 1..=parts {
+                let message = session.poll_transmit().unwrap();
+                let AgentMessage::Volumes { more, volumes, gone } = message else {
+                    panic!("{message:?}")
+                };
+                assert!(volumes.len() <= VOLUMES_A_MESSAGE);
+                assert_eq!(more, part < parts, "{part} of {parts}");
+                got.volumes.extend(volumes);
+                got.gone.extend(gone);
+            }
+            assert_eq!((session.poll_transmit(), got), (None, report));
         }
     }
 

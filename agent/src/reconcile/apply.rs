@@ -82,6 +82,9 @@ pub(super) async fn apply(
             done(runtime.create(&request).await)
         }
         Step::Start { id, .. } => {
+            if let Err(error) = runtime.await_volumes(*id).await {
+                return runtime_failed(&error);
+            }
             let _permit = bounds.starts.acquire().await;
             match runtime.start(*id).await {
                 Ok(started) => Outcome::Started(started),

@@ -33,6 +33,7 @@ pub(super) fn container(n: u8) -> DesiredContainer {
         run: RunState::Running,
         restarts_asked: 0,
         endpoints: vec![],
+        volumes: vec![],
     }
 }
 
@@ -54,6 +55,7 @@ pub(super) fn set(generation: u64, containers: Vec<DesiredContainer>) -> Desired
             })
             .collect(),
         containers,
+        volumes: vec![],
     }
 }
 

@@ -13,6 +13,7 @@ pub mod orders;
 pub mod outcome;
 pub mod plan;
 pub mod state;
+mod volume_orders;
 
 #[cfg(test)]
 mod converge;
@@ -26,3 +27,4 @@ mod newer_brain;
 pub use actor::{Reconciler, Settings};
 pub use observe::{Board, Changes, Endpoints, Places};
 pub use orders::{Accepted, Handle, Refusal};
+pub use volume_orders::{Mounts, VolumeOrders};

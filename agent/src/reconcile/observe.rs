@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use super::outcome::{Notice, image_of, on_wish_changed};
 use super::plan::{Step, rests};
 use super::state::{Observed, Rest, Seen};
+use super::volume_orders::VolumeOrders;
 use crate::container::runtime::{RuntimeContainer, TaskState};
 
 /// Events kept while the link is down.
@@ -215,6 +216,7 @@ pub struct Board {
     changed: Notify,
     beat: Mutex<Option<std::time::Instant>>,
     endpoints: watch::Sender<Option<Arc<Endpoints>>>,
+    volumes: watch::Sender<Option<Arc<VolumeOrders>>>,
 }
 
 /// A container's places on networks, and what is allowed there.
@@ -237,7 +239,7 @@ impl Board {
         Self::default()
     }
 
-    /// The desired set that is acted on from now on: only networks are read from it here.
+    /// The desired set that is acted on from now on: networks and volumes are read from it here.
     pub fn set_desired(&self, set: &DesiredSet) {
         let on_networks = set.containers.iter().filter(|c| !c.endpoints.is_empty());
         let places = |c: &DesiredContainer| Places {
@@ -253,6 +255,19 @@ impl Board {
             }
             changed
         });
+        let volumes = VolumeOrders::of(set);
+        self.volumes.send_if_modified(|held| {
+            let changed = held.as_deref() != Some(&volumes);
+            if changed {
+                *held = Some(Arc::new(volumes));
+            }
+            changed
+        });
+    }
+
+    /// Volumes as they are to be, and who mounts them; none while nobody knows what is desired.
+    pub fn volumes(&self) -> watch::Receiver<Option<Arc<VolumeOrders>>> {
+        self.volumes.subscribe()
     }
 
     /// Places on networks that containers are to have; none while nobody knows what is desired.

@@ -141,6 +141,7 @@ fn set(node: NodeId) -> DesiredSet {
         run: RunState::Running,
         restarts_asked: 0,
         endpoints: vec![],
+        volumes: vec![],
     });
     DesiredSet {
         node,
@@ -152,6 +153,7 @@ fn set(node: NodeId) -> DesiredSet {
             credentials: vec![],
         }],
         containers: containers.collect(),
+        volumes: vec![],
     }
 }
 

@@ -124,6 +124,8 @@ impl Node {
             reconciler,
             board: board.clone(),
             facts: facts_out,
+            // Simulated hosts have none.
+            volumes: watch::channel(None).1,
             usage,
             usage_interval_ms: interval_in,
             neighbours: Box::new(drop),

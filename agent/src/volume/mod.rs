@@ -2,16 +2,19 @@
 //!
 //! Owns `<state_dir>/volumes`. [`pool`] decides what makes a folder a pool (pure), [`pool_apply`] does it; [`store`] makes
 //! volumes in it, [`snapshots`] what is made of them; [`stream`] judges what another node sends (pure), [`transfer`] sends and receives;
-//! [`mount`] gives a volume to a container; [`real`] is all of it behind [`Pool`]. Refuses to decide who may write (R2): it
-//! keeps a volume's epoch, which never goes back, and mounts nothing under an older one. Destroys nothing it did not make.
+//! [`mount`] gives a volume to a container; [`real`] is all of it behind [`Pool`], and [`keeper`] brings a pool to what the brain
+//! wants. Refuses to decide who may write (R2): it keeps a volume's epoch, which never goes back, and mounts nothing under
+//! an older one. Destroys nothing it did not make.
 
 mod destroy;
+pub mod keeper;
 mod list;
 mod meta;
 pub mod mount;
 pub mod pool;
 pub mod pool_apply;
 pub mod pool_error;
+pub mod pool_remove;
 mod real;
 mod snapshots;
 mod store;
@@ -393,4 +396,10 @@ pub trait Pool: Send + Sync {
     /// # Errors
     /// `Io`.
     async fn unmount(&self, target: PathBuf) -> Result<(), VolumeError>;
+
+    /// Where volumes are mounted on this host, several of one each.
+    ///
+    /// # Errors
+    /// `Io`.
+    async fn mounted(&self) -> Result<Vec<(PathBuf, VolumeId)>, VolumeError>;
 }

@@ -35,11 +35,26 @@ pub struct Wanted {
 
 /// Where the volume's data is mounted in this mount namespace, the first place. Containers have their own, which end with them.
 pub(super) fn of_volume(volume: VolumeId) -> Result<Option<PathBuf>, VolumeError> {
-    let ending = format!("/v/{volume}/{DATA}");
-    let found = read_table()?
-        .into_iter()
-        .find(|mount| mount.kind == "btrfs" && mount.root.to_string_lossy().ends_with(&ending));
-    Ok(found.map(|mount| mount.point))
+    let mut mounts = all()?.into_iter();
+    Ok(mounts.find(|(_, of)| *of == volume).map(|(at, _)| at))
+}
+
+/// Where data of volumes is mounted in this mount namespace, in the table's order.
+pub(super) fn all() -> Result<Vec<(PathBuf, VolumeId)>, VolumeError> {
+    let mounts = read_table()?.into_iter();
+    Ok(mounts
+        .filter_map(|mount| volume_of(&mount).map(|volume| (mount.point, volume)))
+        .collect())
+}
+
+/// Of which volume a mount shows the data: its root ends with `/v/<volume>/data`.
+fn volume_of(mount: &Mount) -> Option<VolumeId> {
+    if mount.kind != "btrfs" || mount.root.file_name()? != DATA {
+        return None;
+    }
+    let dir = mount.root.parent()?;
+    let volume = dir.file_name()?.to_str()?.parse().ok()?;
+    (dir.parent()?.file_name()? == "v").then_some(volume)
 }
 
 /// One line of the mount table.
@@ -130,16 +145,20 @@ impl Store {
         let namespace = namespace.as_ref().map(|namespace| namespace.as_fd());
         idmap::mount_as(&data, target, namespace, wanted.read_only).map_err(io_error("mounting at", target))
     }
+}
 
-    pub(super) fn unmount(&self, target: &Path) -> Result<(), VolumeError> {
-        take_off(target)?;
-        let gone = |result: io::Result<()>| match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", target)(error)),
-            _ => Ok(()),
-        };
-        gone(fs::remove_dir(target))?;
-        gone(fs::remove_file(mark_of(target)))
-    }
+/// Takes what is mounted at `target` away, with its folder and mark. Needs no pool. Nothing there is fine.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn release(target: &Path) -> Result<(), VolumeError> {
+    take_off(target)?;
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", target)(error)),
+        _ => Ok(()),
+    };
+    gone(fs::remove_dir(target))?;
+    gone(fs::remove_file(mark_of(target)))
 }
 
 /// The file that says how `target` was mounted, beside it.
@@ -176,5 +195,25 @@ mod tests {
             (table[1].kind.as_str(), table[1].read_only, table[1].mapped),
             ("ext4", true, false)
         );
+    }
+
+    #[test]
+    fn mounts_of_volumes_are_told_from_others() {
+        let volume = VolumeId::from_bytes([7; 10]);
+        let of = |root: String, kind: &str| {
+            let text = format!("36 35 0:45 {root} /m rw - {kind} /dev/loop0 rw\n");
+            volume_of(&parse_table(&text)[0])
+        };
+        assert_eq!(of(format!("/v/{volume}/data"), "btrfs"), Some(volume));
+        assert_eq!(of(format!("/a/b/v/{volume}/data"), "btrfs"), Some(volume));
+        for (root, kind) in [
+            (format!("/v/{volume}/data"), "ext4"),
+            (format!("/v/{volume}/data/x"), "btrfs"),
+            (format!("/w/{volume}/data"), "btrfs"),
+            ("/v/x/data".to_owned(), "btrfs"),
+            ("/".to_owned(), "btrfs"),
+        ] {
+            assert_eq!(of(root.clone(), kind), None, "{root}");
+        }
     }
 }

@@ -240,6 +240,20 @@ pub fn size_for(wanted: Option<Bytes>, free: Bytes) -> Bytes {
 }
 
 impl Plan {
+    /// Where the volumes are, or will be, for people.
+    pub fn place(&self, settings: &Settings, observed: &Observed) -> String {
+        let dir = settings.dir.display();
+        let made = self.steps.iter().find_map(|step| match step {
+            Step::CreateFile { size, .. } => Some(*size),
+            _ => None,
+        });
+        match (made, observed.file) {
+            (Some(size), _) => format!("a btrfs will be made in a file of up to {size} below {dir}"),
+            (None, Some(file)) => format!("on the btrfs in a file of up to {} below {dir}", file.size),
+            (None, None) => format!("on the btrfs that holds {dir}"),
+        }
+    }
+
     fn warn(&mut self, found: String, cure: impl Into<String>) {
         self.warnings.push(Warning {
             found,

@@ -36,8 +36,49 @@ const OPTIONS: &str = "discard=async";
 pub struct Ready {
     /// Where the volumes are.
     pub root: PathBuf,
+    /// What it is.
+    pub shape: Shape,
     /// What is not well though it works.
     pub warnings: Vec<Warning>,
+}
+
+/// What a pool is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// What volumes' sizes may add up to, bytes: the file, or the whole file system where it is no file.
+    pub capacity: Bytes,
+    /// Where it is, for people.
+    pub kind: String,
+}
+
+fn shape(settings: &Settings, plan: &pool::Plan, observed: &Observed) -> Result<Shape, PoolError> {
+    let root = settings.root();
+    let capacity = match observed.file {
+        Some(file) => file.size,
+        None => {
+            let stat = nix::sys::statvfs::statvfs(nearest(&root))
+                .map_err(|errno| failed("looking at", &root)(errno.into()))?;
+            Bytes(stat.blocks().saturating_mul(stat.fragment_size()))
+        }
+    };
+    Ok(Shape {
+        capacity,
+        kind: plan.place(settings, observed),
+    })
+}
+
+/// What the pool is now. Changes nothing.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn look(settings: &Settings) -> Result<Ready, PoolError> {
+    let observed = observe(settings)?;
+    let plan = pool::plan(settings, &observed)?;
+    Ok(Ready {
+        root: settings.root(),
+        shape: shape(settings, &plan, &observed)?,
+        warnings: plan.warnings,
+    })
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PoolError {
@@ -282,10 +323,12 @@ fn apply(step: &Step) -> Result<(), PoolError> {
 /// [`PoolError`], each with its cause and its cure.
 pub fn ensure(settings: &Settings) -> Result<Ready, PoolError> {
     for _ in 0..LOOKS {
-        let plan = pool::plan(settings, &observe(settings)?)?;
+        let observed = observe(settings)?;
+        let plan = pool::plan(settings, &observed)?;
         if plan.steps.is_empty() {
             return Ok(Ready {
                 root: settings.root(),
+                shape: shape(settings, &plan, &observed)?,
                 warnings: plan.warnings,
             });
         }

@@ -10,7 +10,7 @@ use tokio::io::AsyncRead;
 
 use super::store::Store;
 use super::transfer::{self, Begin};
-use super::{Announced, Listing, Meta, Pool, Sending, Snapshot, VolumeError, Wanted, list};
+use super::{Announced, Listing, Meta, Pool, Sending, Snapshot, VolumeError, Wanted, list, mount};
 
 /// Volumes on a btrfs.
 #[derive(Debug, Clone)]
@@ -140,6 +140,10 @@ impl Pool for BtrfsPool {
     }
 
     async fn unmount(&self, target: PathBuf) -> Result<(), VolumeError> {
-        self.run(move |store| store.unmount(&target)).await
+        self.run(move |_| mount::release(&target)).await
+    }
+
+    async fn mounted(&self) -> Result<Vec<(PathBuf, VolumeId)>, VolumeError> {
+        self.run(|_| mount::all()).await
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::sync::watch;
 
+use super::volumes::BtrfsPools;
 use super::{Host, LogFolders};
 use crate::cgroup::{self, Cgroups, Device};
 use crate::config::Config;
@@ -68,6 +69,9 @@ pub fn open(
         snapshotter,
         disk_limit_hard,
         network: Some((kernel(config)?, network_settings(config))),
+        pools: config
+            .volumes
+            .then(|| Arc::new(BtrfsPools(config.volume_pool())) as _),
     })
 }
 

@@ -207,8 +207,10 @@ fn set(generation: u64, ids: &[u8]) -> DesiredSet {
                 run: RunState::Running,
                 restarts_asked: 0,
                 endpoints: vec![],
+                volumes: vec![],
             })
             .collect(),
+        volumes: vec![],
     }
 }
 
@@ -241,6 +243,7 @@ impl Rig {
         let state_dir = self.dir.path().join("state");
         let host = Host {
             network: None,
+            pools: None,
             facilities: Facilities {
                 runtime: self.runtime.clone(),
                 images: Arc::new(FakeImages::default()),

@@ -1,12 +1,14 @@
 //! Puts the parts together and runs them until told to stop.
 //!
 //! Owns no decision: facilities come in as trait objects, so that the whole agent also runs on fakes. [`host`] makes the
-//! real ones, [`halt`] stops all for a shutdown, [`meter`] turns samples into reports, [`lock`] keeps two agents apart, [`wipe`] undoes everything.
+//! real ones, [`volumes`] opens the pool, [`halt`] stops all for a shutdown, [`meter`] turns samples into reports, [`lock`] keeps two agents apart,
+//! [`wipe`] undoes everything.
 
 pub mod halt;
 pub mod host;
 pub mod lock;
 pub mod meter;
+pub mod volumes;
 pub mod wipe;
 
 #[cfg(test)]
@@ -60,6 +62,8 @@ pub struct Host {
     pub disk_limit_hard: bool,
     /// Containers' networks; none: containers have their loopback alone.
     pub network: Option<(Kernel, NetworkSettings)>,
+    /// Where its volumes are from; none: it has none.
+    pub pools: Option<Arc<dyn volumes::Pools>>,
 }
 
 /// Logs as `berth-log` writes them: one folder for each container.
@@ -123,7 +127,21 @@ impl Agent {
             networks.find_underlay().await;
             host.facilities.runtime.attach_to(networks.clone());
         }
-        let mut facts = describe(&config, &host, networks.as_deref()).await?;
+        let (known_in, known) = watch::channel(volumes::Known::default());
+        let pool = match host.pools.take() {
+            Some(pools) => {
+                let line = volumes::Line {
+                    port: config.volume_port,
+                    files: files.clone(),
+                };
+                volumes::Volumes::open(pools, line, &config.run_dir, &board, known_in)
+            }
+            None => volumes::Volumes::none(),
+        };
+        if let Some(keeper) = pool.keeper() {
+            host.facilities.runtime.provide_by(keeper);
+        }
+        let mut facts = describe(&config, &host, networks.as_deref(), &known).await?;
         ensure_root(&config, &host, &facts).await?;
         weigh_slice(&config, &facts).await;
         let (ledger, restored) = Ledger::open(&config.state_dir, who.node).context("opening the ledger")?;
@@ -159,6 +177,7 @@ impl Agent {
         };
         let sampler = Sampler::new(sources, host.facilities.cgroups.clone());
         let beats = board.clone();
+        let told = pool.report();
         let background = [
             tokio::spawn(meter::run(
                 sampler,
@@ -171,6 +190,7 @@ impl Agent {
             tokio::spawn(collect_images(config.clone(), host.facilities.clone())),
             tokio::spawn(keep_networks(networks.clone())),
             tokio::spawn(renew_keys(networks.clone(), connection.subscribe())),
+            tokio::spawn(pool.keep()),
         ];
         let hears = networks.clone();
         // The loop ends with its last handle: not before the link.
@@ -189,7 +209,8 @@ impl Agent {
             },
             reconciler,
             board: board.clone(),
-            facts: facts_out,
+            facts: facts_out.clone(),
+            volumes: told,
             usage: usage_out,
             usage_interval_ms: interval_in,
             neighbours: Box::new(move |update| {
@@ -207,10 +228,21 @@ impl Agent {
             shutdown: shutdown.clone(),
             idle: dial::IDLE_TIMEOUT,
         };
-        let refresh = tokio::spawn(refresh_facts(config, host, damage, facts_in, networks));
+        let refresh = tokio::spawn(refresh_facts(
+            config,
+            host,
+            damage,
+            facts_in,
+            networks,
+            known.clone(),
+        ));
         ready();
         let alive = tokio::spawn(daemon::watchdog(move || beats.silence()));
-        let mut link = tokio::spawn(link.run());
+        let mut link = tokio::spawn(async move {
+            // To the brain a node that says nothing of volumes has none, and what moves there is given up.
+            volumes::told(known, facts_out).await;
+            link.run().await;
+        });
         let mut loop_task = loop_task;
         let ended = tokio::select! {
             result = &mut link => result.context("the link panicked"),
@@ -250,7 +282,12 @@ async fn renew_keys(networks: Option<Arc<Networks>>, connection: watch::Receiver
 }
 
 /// The host's facts, asking the runtime for its version.
-async fn describe(config: &Config, host: &Host, networks: Option<&Networks>) -> anyhow::Result<NodeFacts> {
+async fn describe(
+    config: &Config,
+    host: &Host,
+    networks: Option<&Networks>,
+    volumes: &watch::Receiver<volumes::Known>,
+) -> anyhow::Result<NodeFacts> {
     let version = tokio::time::timeout(Duration::from_secs(3), host.facilities.runtime.version()).await;
     let version = match version {
         Ok(Ok(version)) => version,
@@ -267,6 +304,9 @@ async fn describe(config: &Config, host: &Host, networks: Option<&Networks>) -> 
         facts.underlay = *networks.underlay().borrow();
         facts.warnings.extend(networks.problems());
     }
+    let volumes = volumes.borrow();
+    facts.volumes.clone_from(&volumes.facts);
+    facts.warnings.extend(volumes.warnings.iter().cloned());
     Ok(facts)
 }
 
@@ -320,6 +360,7 @@ async fn refresh_facts(
     damage: Vec<String>,
     facts: watch::Sender<NodeFacts>,
     networks: Option<Arc<Networks>>,
+    mut volumes: watch::Receiver<volumes::Known>,
 ) {
     let mut underlay = networks.as_ref().map(|networks| networks.underlay());
     loop {
@@ -329,9 +370,13 @@ async fn refresh_facts(
                 None => std::future::pending().await,
             }
         };
-        // Other nodes wait for a new address; everything else has time.
-        let _ = tokio::time::timeout(FACTS_EVERY, moved).await;
-        match describe(&config, &host, networks.as_deref()).await {
+        // Other nodes wait for a new address, and volumes for a place; everything else has time.
+        tokio::select! {
+            () = moved => {}
+            Ok(()) = volumes.changed() => {}
+            () = tokio::time::sleep(FACTS_EVERY) => {}
+        }
+        match describe(&config, &host, networks.as_deref(), &volumes).await {
             Ok(mut now) => {
                 now.warnings.extend(damage.iter().cloned());
                 facts.send_if_modified(|held| {

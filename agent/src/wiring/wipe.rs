@@ -14,6 +14,8 @@ use crate::container::runtime::{Runtime, RuntimeError};
 use crate::containerd::Containerd;
 use crate::network::{Kernel, Namespace, gate};
 use crate::reconcile::apply::chain;
+use crate::volume::pool::Settings;
+use crate::volume::{BtrfsPool, Pool as _, pool_remove};
 
 /// What was done.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -97,6 +99,26 @@ pub fn networks(kernel: &Kernel, port: u16, switched: &Path, wiped: &mut Wiped) 
     if let Err(why) = gate::restore(kernel.host(), port, switched) {
         wiped.errors.push(why);
     }
+}
+
+/// Takes the pool of volumes away, if nothing is in it; `all`: whatever is in it.
+///
+/// # Errors
+/// Why it stays, in words.
+pub async fn volumes(settings: Settings, all: bool) -> Result<(), String> {
+    let root = settings.root();
+    if all && root.join("v").is_dir() {
+        let opened = tokio::task::spawn_blocking(move || BtrfsPool::open(&root)).await;
+        let opened = opened.map_err(|error| error.to_string())?;
+        let (pool, _) = opened.map_err(|error| chain(&error))?;
+        let listing = pool.list().await.map_err(|error| chain(&error))?;
+        for volume in listing.volumes {
+            pool.delete(volume.meta.id).await.map_err(|error| chain(&error))?;
+        }
+    }
+    let away = tokio::task::spawn_blocking(move || pool_remove::take_away(&settings)).await;
+    away.map_err(|error| error.to_string())?
+        .map_err(|error| chain(&error))
 }
 
 /// Removes every image of the namespace; containerd collects their layers before the last answer.

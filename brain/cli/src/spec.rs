@@ -63,6 +63,9 @@ pub fn apply(
     if !args.tmpfs.is_empty() {
         spec.tmpfs.clone_from(&args.tmpfs);
     }
+    if !args.volume.is_empty() {
+        spec.volumes.clone_from(&args.volume);
+    }
     spec.labels.extend(args.label.iter().cloned());
     spec.node_labels.extend(args.on.iter().cloned());
     // The default one is what a spec without a pool means, and so read back the same.
@@ -189,6 +192,14 @@ pub fn remove(spec: &mut ServiceSpec, args: &RemoveArgs) -> Result<(), String> {
             return Err(missing("--tmpfs-rm", path, there.collect()));
         };
         spec.tmpfs.remove(at);
+    }
+    for name in &args.volume_rm {
+        let before = spec.volumes.len();
+        spec.volumes.retain(|mount| mount.volume != *name);
+        if spec.volumes.len() == before {
+            let there = spec.volumes.iter().map(|mount| mount.volume.as_str());
+            return Err(missing("--volume-rm", name.as_str(), there.collect()));
+        }
     }
     for gone in &args.toleration_rm {
         let Some(at) = spec.tolerations.iter().position(|one| one == gone) else {
@@ -337,7 +348,12 @@ mod tests {
         spec.node_labels = map(vec![("disk".into(), "ssd".into())]);
         spec.tmpfs = vec![crate::args::value::tmpfs("/tmp:1MiB").unwrap()];
         spec.health = Some(Default::default());
+        spec.volumes = vec!["old:/old".parse().unwrap()];
         let mut with = SpecArgs {
+            volume: vec![
+                "data:/srv:size=2GiB".parse().unwrap(),
+                "logs:/logs:ro".parse().unwrap(),
+            ],
             link: vec!["db:1".parse().unwrap(), "db:2".parse().unwrap()],
             ingress_from: vec!["none".into()],
             bandwidth_in: Some(Bytes::mib(1)),
@@ -350,6 +366,12 @@ mod tests {
         with.health.health_tcp = Some(80);
         apply(&mut spec, &with, &[], &[], |_| None).unwrap();
         assert_eq!(spec.links, ["db:2".parse().unwrap()]);
+        let volumes: Vec<String> = spec.volumes.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            volumes,
+            ["data:/srv:size=2GiB", "logs:/logs:ro"],
+            "they take the old ones' place"
+        );
         assert_eq!(spec.spread, ["zone,hard".parse().unwrap()]);
         assert_eq!((spec.together.len(), spec.max_per_node), (2, Some(2)));
         assert_eq!(spec.ingress_from, Some(vec![]));
@@ -368,6 +390,7 @@ mod tests {
             label_rm: vec!["tier".into()],
             on_rm: vec!["disk".into()],
             tmpfs_rm: vec!["/tmp".into()],
+            volume_rm: vec!["data".parse().unwrap()],
             health_rm: true,
             link_rm: vec!["db".parse().unwrap()],
             ingress_rm: true,
@@ -384,6 +407,19 @@ mod tests {
         assert_eq!(spec.ports, ["8080/udp".parse().unwrap()]);
         assert_eq!((&spec.health, &spec.ingress_from), (&None, &None));
         assert_eq!(spec.policy, None);
+        assert_eq!(spec.volumes, ["logs:/logs:ro".parse().unwrap()]);
+        let error = remove(
+            &mut spec.clone(),
+            &RemoveArgs {
+                volume_rm: all.volume_rm.clone(),
+                ..Default::default()
+            },
+        );
+        assert!(
+            error
+                .unwrap_err()
+                .contains("--volume-rm \"data\": there is no such; there is logs")
+        );
         assert!(spec.links.is_empty() && spec.bandwidth.is_free());
         assert!(remove(&mut spec, &all).unwrap_err().contains("--env-rm"));
     }

@@ -5,7 +5,8 @@
 #   … | sh -s -- TOKEN                   installs what is missing, joins, starts the agent
 #   … | sh                               on a node: upgrades berth's programs; no container is touched
 #   … | sh -s -- --remove [--purge]      takes berth off this host with its containers; --purge: also the packages that
-#                                        this script installed
+#                                        this script installed; --volumes: also the volumes that are left here, which else
+#                                        it stops at
 set -eu
 BRAINS='@BRAINS@'
 PIN='@PIN@'
@@ -27,18 +28,19 @@ die() {
 }
 
 main() {
-  token= remove= purge=
+  token= remove= purge= volumes=
   for argument in "$@"; do
     case $argument in
     --remove) remove=1 ;;
     --purge) purge=1 ;;
+    --volumes) volumes=--volumes ;;
     -*) die "unknown option $argument" "give a token, --remove, or nothing" ;;
     *) token=$argument ;;
     esac
   done
   [ "$(id -u)" = 0 ] || die "this needs root" "pipe it into: sudo sh -s -- …"
   [ -d /run/systemd/system ] || die "this host is not run by systemd" "install berth-agent by hand: see the README"
-  if [ -n "$remove" ]; then remove "$purge"; return; fi
+  if [ -n "$remove" ]; then remove "$purge" "$volumes"; return; fi
   joined=
   [ ! -f /var/lib/berth-agent/node.crt ] || joined=1
   [ -n "$token$joined" ] || die "no token was given, and this host is no node yet" "run \`berth node token\` where the berth command is, and type the line that it prints"
@@ -134,11 +136,11 @@ install_all() {
   systemctl daemon-reload
 }
 
-remove() { # PURGE
+remove() { # PURGE VOLUMES
   [ -x "$BIN/berth-agent" ] || die "berth-agent is not installed here"
   say "stopping the agent and deleting berth's containers"
   systemctl disable --quiet --now berth-agent.service 2>/dev/null || true
-  "$BIN/berth-agent" wipe --images || die "not everything could be deleted; nothing else was touched" "see the lines above, then type the same again"
+  "$BIN/berth-agent" wipe --images $2 || die "not everything could be deleted; nothing else was touched" "see the lines above, then type the same again"
   systemctl disable --quiet --now berth-containers.service 2>/dev/null || true
   for file in $UNITS; do rm -f "$SYSTEMD/$file"; done
   systemctl daemon-reload

@@ -29,6 +29,7 @@ pub mod tokens;
 pub mod usage;
 pub mod version;
 pub mod views;
+mod volumes;
 
 #[cfg(test)]
 mod borders;
@@ -160,6 +161,7 @@ pub fn documented() -> (Router<ApiState>, OpenApi) {
         .merge(tokens::routes())
         .merge(registries::routes())
         .merge(networks::routes())
+        .merge(volumes::routes())
         .merge(services::routes())
         .merge(containers::routes())
         .merge(schedule::routes())

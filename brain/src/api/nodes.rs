@@ -7,7 +7,7 @@ use axum::extract::{Path, Query, State as Extract};
 use axum::http::StatusCode;
 use berth_common::api::{CreateJoinToken, CreatedJoinToken, Listing, NodeView, UpdateNode};
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{NodeId, TokenId, clip};
+use berth_common::id::{NodeId, TenantId, TokenId, clip};
 use berth_common::model::{MAX_TAINTS, NODE_LABEL, NodeKind, NodeRecord, Taint, UnixMillis};
 use berth_common::protocol::JoinToken;
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 use super::auth::{Caller, hash_secret, new_secret, visible_tenant};
 use super::page::Page;
 use super::problem::{ApiError, Json};
-use super::{Answer, ApiState, pools, tenants, views};
+use super::{Answer, ApiState, pools, tenants, views, volumes};
 use crate::cluster::{Change, JoinTokenRecord, State};
 use crate::controllers::NewEvent;
 
@@ -45,6 +45,14 @@ pub fn visible(caller: &Caller, node: &NodeRecord) -> bool {
     match node.kind {
         NodeKind::Shared => caller.is_admin(),
         NodeKind::Private { tenant } => caller.sees(tenant),
+    }
+}
+
+/// Whether a tenant's containers and volumes may be on a node.
+pub fn usable(tenant: TenantId, node: &NodeRecord) -> bool {
+    match node.kind {
+        NodeKind::Shared => true,
+        NodeKind::Private { tenant: owner } => owner == tenant,
     }
 }
 
@@ -280,7 +288,8 @@ async fn drain(
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Force {
-    /// Also with containers on it; they are replaced elsewhere, and what runs on the host goes on until it is shut down.
+    /// Also with containers on it; they are replaced elsewhere, and what runs on the host goes on until it is shut down. Volumes on it are
+    /// to be moved or given up before.
     #[serde(default)]
     force: bool,
 }
@@ -309,6 +318,7 @@ async fn remove(
                     old.name
                 )));
             }
+            volumes::none_on(state, &old)?;
             let told = event("node-removed", state, &old, "removed");
             Ok((vec![Change::DeleteNode(old.id)], vec![told], ()))
         })

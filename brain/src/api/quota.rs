@@ -1,10 +1,14 @@
-//! Quotas: what all services of a tenant reserve together (R4). Pure.
+//! Quotas: what all services and volumes of a tenant reserve together (R4). Pure.
 //!
-//! Counted are specs and not containers, so that what waits for room counts too, and a rollout's extra container does not.
+//! Counted are specs and not containers, so that what waits for room counts too, and a rollout's extra container does not. Volumes count by
+//! their sizes against the limit for disk, those too that services' mounts will have made.
 //! A tenant over its quota (it was lowered) may still change whatever does not reserve more of what is exceeded.
 
+use std::collections::BTreeMap;
+
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::model::{Reservation, ServiceRecord, ServiceSpec, TenantRecord};
+use berth_common::id::Name;
+use berth_common::model::{DEFAULT_VOLUME, Reservation, ServiceRecord, ServiceSpec, TenantRecord};
 use berth_common::units::{Bytes, Millicores};
 
 use super::problem::spec_problem;
@@ -63,6 +67,70 @@ impl Total {
     }
 }
 
+/// What a tenant with these services has in all; `except`: a volume that counts only if it is there already.
+fn total(state: &State, tenant: &TenantRecord, specs: &[&ServiceSpec], except: Option<&Name>) -> Total {
+    let services = specs
+        .iter()
+        .fold(Total::default(), |sum, spec| sum.plus(Total::of(spec)));
+    // Where nothing limits it the sum over volumes is not needed.
+    if tenant.quota.disk == Bytes::ZERO {
+        return services;
+    }
+    let mut missing = BTreeMap::new();
+    for spec in specs {
+        for mount in &spec.volumes {
+            let replicas = if mount.per_replica { spec.replicas } else { 1 };
+            let names = (1..=replicas).filter_map(|replica| mount.name_for(replica).ok());
+            for name in names.filter(|name| state.volume(tenant.id, name).is_none()) {
+                missing
+                    .entry(name)
+                    .or_insert(mount.size.unwrap_or(DEFAULT_VOLUME));
+            }
+        }
+    }
+    if let Some(name) = except {
+        missing.remove(name);
+    }
+    let there = super::volumes::of_tenant(state, tenant.id).map(|volume| volume.size);
+    let volumes = there.chain(missing.into_values());
+    services.plus(Total {
+        reserved: Reservation {
+            disk: volumes.fold(Bytes::ZERO, Bytes::saturating_add),
+            ..Reservation::default()
+        },
+        containers: 0,
+    })
+}
+
+/// Whether the tenant's quota has room for so much more of a volume, new or there already.
+///
+/// # Errors
+/// `quota-exceeded`, with numbers.
+pub fn judge_volume(state: &State, tenant: &TenantRecord, name: &Name, more: Bytes) -> Result<(), Problem> {
+    let own = state.services.values().filter(|s| s.tenant == tenant.id);
+    let specs: Vec<_> = own.map(|service| &service.spec).collect();
+    let before = total(state, tenant, &specs, Some(name)).reserved.disk;
+    let after = Reservation {
+        disk: before.saturating_add(more),
+        ..Reservation::default()
+    };
+    match tenant.quota.exceeded_by(after, 0) {
+        None => Ok(()),
+        Some(what) => Err(exceeded(tenant, &format!("volume {name}"), &what)),
+    }
+}
+
+fn exceeded(tenant: &TenantRecord, with: &str, what: &str) -> Problem {
+    let detail = format!(
+        "with {with}, tenant {} would exceed its quota. {what}",
+        tenant.name
+    );
+    Problem::new(ErrorKind::QuotaExceeded, detail).cure(format!(
+        "reserve less, remove something, or ask an administrator for: berth tenant quota {}",
+        tenant.name
+    ))
+}
+
 /// Whether the tenant's quota has room for `spec` in place of `replaced`.
 ///
 /// # Errors
@@ -77,10 +145,13 @@ pub fn judge(
     let others = state
         .services
         .values()
-        .filter(|s| s.tenant == tenant.id && replaced.is_none_or(|old| old.id != s.id))
-        .fold(Total::default(), |sum, s| sum.plus(Total::of(&s.spec)));
-    let before = others.plus(replaced.map_or_else(Total::default, |old| Total::of(&old.spec)));
-    let after = others.plus(Total::of(spec));
+        .filter(|s| s.tenant == tenant.id && replaced.is_none_or(|old| old.id != s.id));
+    let mut specs: Vec<_> = others.map(|service| &service.spec).collect();
+    specs.push(spec);
+    let after = total(state, tenant, &specs, None);
+    specs.pop();
+    specs.extend(replaced.map(|old| &old.spec));
+    let before = total(state, tenant, &specs, None);
     let grown = after.grown(before);
     if grown.containers > MAX_CONTAINERS {
         return Err(Problem::new(
@@ -95,17 +166,7 @@ pub fn judge(
     let Some(what) = tenant.quota.exceeded_by(grown.reserved, grown.containers) else {
         return Ok(());
     };
-    Err(Problem::new(
-        ErrorKind::QuotaExceeded,
-        format!(
-            "with service {}, tenant {} would exceed its quota. {what}",
-            spec.name, tenant.name
-        ),
-    )
-    .cure(format!(
-        "reserve less, remove something, or ask an administrator for: berth tenant quota {}",
-        tenant.name
-    )))
+    Err(exceeded(tenant, &format!("service {}", spec.name), &what))
 }
 
 #[cfg(test)]

@@ -202,6 +202,13 @@ fn removal(state: &State, id: TenantId) -> Result<Vec<Change>, Problem> {
             "remove them first",
         );
     }
+    let volumes: Vec<_> = super::volumes::of_tenant(state, id).map(|v| &v.name).collect();
+    if !volumes.is_empty() {
+        return refuse(
+            format!("tenant {name} has volumes: {}", super::volumes::named(&volumes)),
+            "remove them first, with all that they hold: berth volume rm",
+        );
+    }
     let role = Role::Tenant { tenant: id };
     let tokens = state.tokens.values().filter(|t| t.role == role);
     let joins = state.join_tokens.values().filter(|t| t.kind == private);

@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use berth_common::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId, TokenId};
+use berth_common::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId, TokenId, VolumeId};
 use berth_common::model::{
-    ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, PoolRecord, RegistryCredential,
-    ServiceRecord, TenantRecord, TokenRecord, Vni,
+    ContainerRecord, ImageRef, LoadedImage, NodeRecord, ObservedContainer, ObservedVolume, PoolRecord,
+    RegistryCredential, ServiceRecord, TenantRecord, TokenRecord, Vni, VolumeRecord,
 };
 
-use super::{Connection, JoinTokenRecord, Network, State};
+use super::{Connection, JoinTokenRecord, Network, State, volumes};
 use crate::scheduler::forecast::Estimate;
 
 /// A change to the cluster. Variants beginning with `Put` and `Delete` are durable, the rest lives in memory only.
@@ -49,6 +49,10 @@ pub enum Change {
     PutContainer(ContainerRecord),
     /// A container is gone from its node, or never had one.
     DeleteContainer(ContainerId),
+    /// A volume is new or changed.
+    PutVolume(VolumeRecord),
+    /// A volume goes; nothing is left of it.
+    DeleteVolume(VolumeId),
     /// A network is new, or numbers of it were given or given back.
     PutNetwork(Network),
     /// A network goes; nobody is on it any more.
@@ -80,6 +84,15 @@ pub enum Change {
         /// Nothing is left of these.
         gone: Vec<ContainerId>,
     },
+    /// A node says what volumes it has, all of them.
+    ObservedVolumes {
+        /// Which node.
+        node: NodeId,
+        /// All.
+        volumes: Vec<ObservedVolume>,
+        /// Nothing is left of these, which were to go.
+        gone: Vec<VolumeId>,
+    },
     /// A container was first seen in its present run at this monotonic millisecond of the brain. Rollouts count from it.
     RunningSince(ContainerId, u64),
 }
@@ -89,7 +102,11 @@ impl Change {
     pub const fn durable(&self) -> bool {
         !matches!(
             self,
-            Self::Connected(..) | Self::Disconnected(..) | Self::Observed { .. } | Self::RunningSince(..)
+            Self::Connected(..)
+                | Self::Disconnected(..)
+                | Self::Observed { .. }
+                | Self::ObservedVolumes { .. }
+                | Self::RunningSince(..)
         )
     }
 }
@@ -154,6 +171,19 @@ impl State {
                     nodes.extend(old.node);
                 }
             }
+            Change::PutVolume(new) => {
+                let old = self.volumes.get(&new.id);
+                nodes.extend(volumes::nodes_of(new));
+                nodes.extend(old.into_iter().flat_map(|old| volumes::nodes_of(old)));
+            }
+            Change::DeleteVolume(id) => {
+                nodes.extend(
+                    self.volumes
+                        .get(id)
+                        .into_iter()
+                        .flat_map(|old| volumes::nodes_of(old)),
+                );
+            }
             Change::PutTenant(new) => {
                 let changed = self
                     .tenants
@@ -205,6 +235,10 @@ impl State {
                     true => self.linking.remove(&s.id),
                     false => self.linking.insert(s.id),
                 };
+                match s.spec.volumes.is_empty() {
+                    true => self.mounting.remove(&s.id),
+                    false => self.mounting.insert(s.id),
+                };
                 match s.spec.together.is_empty() {
                     true => self.accompanying.remove(&s.id),
                     false => self.accompanying.insert(s.id),
@@ -217,6 +251,7 @@ impl State {
                     self.publishing.remove(&id);
                     self.linking.remove(&id);
                     self.accompanying.remove(&id);
+                    self.mounting.remove(&id);
                 }
             }
             Change::PutContainer(c) => self.put_container(c),
@@ -228,6 +263,9 @@ impl State {
                     self.gone.remove(&id);
                 }
             }
+            Change::PutVolume(volume) => self.put_volume(volume.id, Some(volume)),
+            Change::DeleteVolume(id) => self.put_volume(id, None),
+            Change::ObservedVolumes { node, volumes, gone } => self.observe_volumes(node, volumes, &gone),
             Change::PutNetwork(n) => self.put_network(n.record.vni, Some(n)),
             Change::DeleteNetwork(vni) => self.put_network(vni, None),
             Change::PutNode(n) => {
@@ -254,6 +292,7 @@ impl State {
                 self.connections.remove(&id);
                 self.taken.remove(&id);
                 self.by_node.remove(&id);
+                self.observe_volumes(id, Vec::new(), &[]);
             }
             Change::PutPool(p) => drop(self.pools.insert(p.name.clone(), Arc::new(p))),
             Change::DeletePool(name) => drop(self.pools.remove(&name)),
@@ -346,6 +385,7 @@ fn with_revision(change: Change, revision: Revision) -> Change {
         Change::PutToken(t) => Change::PutToken(TokenRecord { revision, ..t }),
         Change::PutService(s) => Change::PutService(ServiceRecord { revision, ..s }),
         Change::PutContainer(c) => Change::PutContainer(ContainerRecord { revision, ..c }),
+        Change::PutVolume(v) => Change::PutVolume(VolumeRecord { revision, ..v }),
         Change::PutNode(n) => Change::PutNode(NodeRecord { revision, ..n }),
         Change::PutPool(p) => Change::PutPool(PoolRecord { revision, ..p }),
         Change::PutNetwork(mut n) => {

@@ -4,7 +4,7 @@ use berth_common::id::NodeId;
 use berth_common::model::ContainerRecord;
 use berth_common::protocol::{DesiredContainer, DesiredEndpoint, DesiredSet, TenantShare};
 
-use super::State;
+use super::{State, volumes};
 
 fn endpoints(state: &State, container: &ContainerRecord) -> Vec<DesiredEndpoint> {
     let places = state
@@ -42,9 +42,11 @@ pub fn desired_set(state: &State, node: NodeId) -> DesiredSet {
             run: c.run,
             restarts_asked: c.restarts_asked,
             endpoints: endpoints(state, c),
+            volumes: volumes::mounts(state, c).unwrap_or_default(),
         });
     }
     set.containers.sort_by_key(|c| c.id);
+    set.volumes = volumes::desired(state, node);
     for tenant in tenants.iter().filter_map(|id| state.tenants.get(id)) {
         let first = (tenant.id, String::new());
         let credentials = state

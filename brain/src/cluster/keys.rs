@@ -26,6 +26,8 @@ fn key(change: &Change) -> Option<String> {
         Change::DeleteContainer(id) => format!("containers/{id}"),
         Change::PutNetwork(n) => format!("networks/{}", n.record.vni),
         Change::DeleteNetwork(vni) => format!("networks/{vni}"),
+        Change::PutVolume(v) => format!("volumes/{}", v.id),
+        Change::DeleteVolume(id) => format!("volumes/{id}"),
         Change::PutNode(n) => format!("nodes/{}", n.id),
         Change::DeleteNode(id) => format!("nodes/{id}"),
         Change::PutPool(p) => format!("pools/{}", p.name),
@@ -34,6 +36,7 @@ fn key(change: &Change) -> Option<String> {
         Change::Connected(..)
         | Change::Disconnected(..)
         | Change::Observed { .. }
+        | Change::ObservedVolumes { .. }
         | Change::RunningSince(..) => {
             return None;
         }
@@ -52,6 +55,7 @@ fn stored(change: &Change) -> Option<Stored> {
         Change::PutContainer(c) => Stored::Container(c),
         Change::PutNetwork(n) => Stored::Network(n),
         Change::PutNode(n) => Stored::Node(n),
+        Change::PutVolume(v) => Stored::Volume(v),
         Change::PutPool(p) => Stored::Pool(p),
         Change::PutEstimate(service, learned) => Stored::Estimate { service, learned },
         _ => return None,
@@ -99,6 +103,7 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
             Stored::Container(c) => Change::PutContainer(c),
             Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
+            Stored::Volume(v) => Change::PutVolume(v),
             Stored::Pool(p) => Change::PutPool(p),
             Stored::Estimate { service, learned } => Change::PutEstimate(service, learned),
         });
@@ -130,6 +135,7 @@ pub fn change(entry: &Entry) -> Result<Change, String> {
         }
         "nodes" => Change::DeleteNode(id.parse().map_err(|_| bad())?),
         "estimates" => Change::DeleteEstimate(id.parse().map_err(|_| bad())?),
+        "volumes" => Change::DeleteVolume(id.parse().map_err(|_| bad())?),
         "pools" => Change::DeletePool(id.parse().map_err(|_| bad())?),
         _ => return Err(bad()),
     })

@@ -14,6 +14,7 @@ mod pools;
 mod publications;
 pub mod sites;
 pub mod state;
+pub mod volumes;
 mod writer;
 
 pub use change::Change;

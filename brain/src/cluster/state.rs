@@ -7,11 +7,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use berth_common::id::{ContainerId, Generation, Name, NodeId, Revision, ServiceId, TenantId, TokenId};
-use berth_common::model::{
-    ContainerRecord, HostNumber, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer, PoolRecord,
-    RegistryCredential, ServiceRecord, Taint, Taken, TenantRecord, TokenRecord, UnixMillis, Vni,
+use berth_common::id::{
+    ContainerId, Generation, Name, NodeId, Revision, ServiceId, TenantId, TokenId, VolumeId,
 };
+use berth_common::model::{
+    ContainerRecord, HostNumber, ImageRef, LoadedImage, NodeKind, NodeRecord, ObservedContainer,
+    ObservedVolume, PoolRecord, RegistryCredential, ServiceRecord, Taint, Taken, TenantRecord, TokenRecord,
+    UnixMillis, Vni, VolumeRecord,
+};
+use berth_common::units::Bytes;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +98,20 @@ pub struct State {
     pub claiming: OrdSet<ContainerId>,
     /// Containers that are to move to a node that was chosen for them.
     pub moving: OrdSet<ContainerId>,
+    /// Volumes.
+    pub volumes: OrdMap<VolumeId, Arc<VolumeRecord>>,
+    /// Volumes by tenant and name.
+    pub volume_names: OrdMap<(TenantId, Name), VolumeId>,
+    /// Volumes of each node: those it has, those on their way to it, and those it is to delete.
+    pub volumes_on: OrdMap<NodeId, OrdSet<VolumeId>>,
+    /// What the sizes of volumes on each node add up to, bytes, with those on their way to it.
+    pub volumes_taken: OrdMap<NodeId, Bytes>,
+    /// What nodes last said of their volumes.
+    pub volumes_seen: OrdMap<(NodeId, VolumeId), Arc<ObservedVolume>>,
+    /// Volumes of which nodes said that nothing is left, where they were to go.
+    pub volumes_gone: OrdSet<(NodeId, VolumeId)>,
+    /// Services whose containers have volumes.
+    pub mounting: OrdSet<ServiceId>,
     /// Networks.
     pub networks: OrdMap<Vni, Arc<Network>>,
     /// Networks by tenant and name.
@@ -168,6 +186,8 @@ pub enum Stored {
     Node(NodeRecord),
     /// A pool.
     Pool(PoolRecord),
+    /// A volume.
+    Volume(VolumeRecord),
     /// What was learned of a service's containers.
     Estimate {
         /// Whose.
@@ -251,6 +271,7 @@ impl State {
             Stored::Network(n) => Change::PutNetwork(n),
             Stored::Node(n) => Change::PutNode(n),
             Stored::Pool(p) => Change::PutPool(p),
+            Stored::Volume(v) => Change::PutVolume(v),
             Stored::Estimate { service, learned } => Change::PutEstimate(service, learned),
         });
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use berth_common::id::{ContainerId, NodeId, ServiceId};
-use berth_common::model::{ContainerRecord, Moves, Restart, RunState, UpdateOrder};
+use berth_common::model::{ContainerRecord, Moves, Restart, RunState};
 
 use super::{NewEvent, wishes};
 use crate::cluster::{Change, State};
@@ -158,9 +158,8 @@ pub(super) fn hindrance(
         _ if container.removing => Some("is being removed"),
         _ if container.run != RunState::Running => Some("is stopped"),
         _ if container.moves.is_some() => Some("is moving already"),
-        Some(service) if service.spec.update.order != UpdateOrder::StartFirst => {
-            Some("must stop before its successor may start")
-        }
+        Some(service) if !service.spec.volumes.is_empty() => Some("has volumes"),
+        Some(service) if !service.spec.starts_first() => Some("must stop before its successor may start"),
         _ if container.spec.restart.on != Restart::Always => Some("is not to be started again when it ends"),
         _ if !seen.is_some_and(|seen| seen.serves()) => Some("does not serve where it is"),
         Some(service) if replacing.services.contains(&service.id) => {
@@ -191,8 +190,14 @@ impl Room<'_> {
             return None;
         }
         if !self.searches.contains_key(&service.id) {
-            let mut request =
-                wishes::request(self.state, service, &record.spec, &BTreeSet::new(), self.outlook);
+            let mut request = wishes::request(
+                self.state,
+                service,
+                &record.spec,
+                record.replica,
+                &BTreeSet::new(),
+                self.outlook,
+            );
             request.load = self.outlook.container(container)?.measured();
             self.searches.insert(service.id, Search::new(&self.view, request));
         }

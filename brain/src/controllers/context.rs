@@ -7,6 +7,7 @@ use berth_common::model::{ContainerRecord, NodeRecord, ObservedContainer, Phase,
 
 use super::endpoints::Networks;
 use super::preemption::Preemption;
+use super::volumes::Planned;
 use super::{Input, NewEvent, NewIds, Plan};
 use crate::cluster::{Change, State};
 use crate::scheduler::{Footprint, View};
@@ -31,6 +32,8 @@ pub(super) struct Context<'a, 'n> {
     released: Vec<(NodeId, Footprint)>,
     /// Networks as this plan leaves them.
     pub networks: Networks,
+    /// Volumes as this plan leaves them.
+    pub volumes: Planned,
     new_id: &'a mut NewIds<'n>,
 }
 
@@ -49,6 +52,7 @@ impl<'a, 'n> Context<'a, 'n> {
             view: None,
             released: Vec::new(),
             networks: Networks::default(),
+            volumes: Planned::default(),
             new_id,
         }
     }
@@ -195,10 +199,11 @@ impl<'a, 'n> Context<'a, 'n> {
     pub fn finish(mut self) -> Plan {
         let networks: Vec<_> = self.changed_networks().collect();
         self.plan.changes.splice(0..0, networks);
+        self.plan.changes.extend(self.volumes.changes());
         // Removals before additions; the sort is stable, so the order is otherwise that of the decisions.
         self.plan.changes.sort_by_key(|change| match change {
             Change::DeleteContainer(_) | Change::DeleteToken(_) | Change::DeleteJoinToken(_) => 0,
-            Change::PutNetwork(_) => 0,
+            Change::PutNetwork(_) | Change::PutVolume(_) => 0,
             Change::PutContainer(c) if c.removing => 1,
             _ => 2,
         });

@@ -34,6 +34,8 @@ pub enum Reason {
     Taint,
     /// Its node is hot.
     Load,
+    /// One of its volumes moves.
+    Volume,
 }
 
 /// Who was stopped for another.

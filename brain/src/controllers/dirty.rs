@@ -1,7 +1,7 @@
 //! What a batch of changes makes worth planning again: small, so that a quiet cluster costs nothing.
 
 use berth_common::id::{ContainerId, Name, TenantId};
-use berth_common::model::{NodeRecord, ObservedContainer};
+use berth_common::model::{NodeRecord, ObservedContainer, ObservedVolume};
 
 use super::Dirty;
 use crate::cluster::{Change, State};
@@ -37,6 +37,7 @@ impl Dirty {
         self.leases |= other.leases;
         self.addresses |= other.addresses;
         self.services.extend(other.services);
+        self.volumes.extend(other.volumes);
         self.nodes.extend(other.nodes);
     }
 
@@ -59,6 +60,12 @@ impl Dirty {
             }
             Change::PutContainer(container) => {
                 self.services.insert(container.service);
+                if !container.spec.volumes.is_empty() {
+                    // Others of its service may have waited for it.
+                    let all = before.containers_of(container.service);
+                    let volumes = all.flat_map(|c| before.volumes_of(c)).flatten();
+                    self.volumes.extend(volumes.map(|volume| volume.id));
+                }
                 let old = before.containers.get(&container.id);
                 if container.node.is_some() && old.is_none_or(|old| old.node.is_none()) {
                     self.near(container.tenant, &container.service_name, before);
@@ -74,6 +81,10 @@ impl Dirty {
             }
             Change::DeleteContainer(id) => {
                 self.container(*id, before);
+                if let Some(container) = before.containers.get(id) {
+                    let volumes = before.volumes_of(container).flatten();
+                    self.volumes.extend(volumes.map(|volume| volume.id));
+                }
                 self.freed = true;
             }
             Change::PutNode(node) => {
@@ -128,6 +139,25 @@ impl Dirty {
                     let missing = before.containers_on(*node).filter(|c| !reported.contains(&c.id));
                     self.services.extend(missing.map(|c| c.service));
                 }
+            }
+            Change::PutVolume(volume) => {
+                self.volumes.insert(volume.id);
+                self.services.extend(before.services_with(volume));
+            }
+            Change::DeleteVolume(id) => {
+                if let Some(volume) = before.volumes.get(id) {
+                    self.services.extend(before.services_with(volume));
+                }
+                self.freed = true;
+            }
+            Change::ObservedVolumes { node, volumes, gone } => {
+                let differs = |seen: &&ObservedVolume| {
+                    let old = before.volume_seen(*node, seen.id);
+                    old.is_none_or(|old| changed(old, seen))
+                };
+                self.volumes
+                    .extend(volumes.iter().filter(differs).map(|seen| seen.id));
+                self.volumes.extend(gone);
             }
             // Whoever waits for one of this name; numbers come free with their containers.
             Change::PutNetwork(network) => {
@@ -192,7 +222,18 @@ fn placement_differs(old: &NodeRecord, new: &NodeRecord) -> bool {
         || old.pool != new.pool
         || old.overcommit != new.overcommit
         || old.facts.capacity != new.facts.capacity
+        || old.facts.volumes != new.facts.volumes
         || old.facts.system_reserve != new.facts.system_reserve
+}
+
+/// Whether a volume's observation says something that a plan asks about.
+fn changed(old: &ObservedVolume, new: &ObservedVolume) -> bool {
+    let ready = |seen: &ObservedVolume| seen.sending.as_ref().is_some_and(|sending| sending.ready);
+    let ids = |seen: &ObservedVolume| seen.snapshots.iter().map(|one| one.id).collect::<Vec<_>>();
+    ready(old) != ready(new)
+        || old.snapshots_gone != new.snapshots_gone
+        || old.writable != new.writable
+        || ids(old) != ids(new)
 }
 
 fn moved_on(old: &ObservedContainer, new: &ObservedContainer) -> bool {

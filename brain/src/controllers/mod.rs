@@ -21,6 +21,7 @@ mod rollout;
 mod seating;
 pub mod services;
 pub mod view;
+pub mod volumes;
 mod wishes;
 
 #[cfg(test)]
@@ -57,11 +58,17 @@ mod respread_cases;
 mod sim;
 #[cfg(test)]
 mod sim_rules;
+#[cfg(test)]
+mod volume_cases;
+#[cfg(test)]
+mod volume_model;
+#[cfg(test)]
+mod volume_sim;
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use berth_common::id::{ContainerId, Name, NodeId, ServiceId};
+use berth_common::id::{ContainerId, Name, NodeId, ServiceId, VolumeId};
 use berth_common::model::UnixMillis;
 
 use crate::cluster::{Change, State};
@@ -86,6 +93,8 @@ pub struct Dirty {
     pub all: bool,
     /// Services to look at.
     pub services: BTreeSet<ServiceId>,
+    /// Volumes to look at.
+    pub volumes: BTreeSet<VolumeId>,
     /// Nodes whose liveness or settings changed.
     pub nodes: BTreeSet<NodeId>,
     /// Room may have come free: what waits for some is tried again.
@@ -216,5 +225,17 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
         }
         cx.planned.insert(service);
     }
+    let mut volumes = dirty.volumes.clone();
+    if dirty.all {
+        volumes.extend(input.state.volumes.keys().copied());
+    }
+    let turned: BTreeSet<NodeId> = cx.turned.keys().chain(&dirty.nodes).copied().collect();
+    for node in turned {
+        volumes.extend(input.state.volumes_on.get(&node).into_iter().flatten().copied());
+    }
+    if freed {
+        volumes.extend(volumes::waiting(input.state));
+    }
+    volumes::plan(&mut cx, &volumes);
     cx.finish()
 }

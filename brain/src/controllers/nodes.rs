@@ -198,7 +198,14 @@ pub fn drain_waits(state: &State, outlook: &At<'_>, node: NodeId) -> Vec<String>
             waits.push(format!("{name} stays: {why}"));
             continue;
         }
-        let request = wishes::request(state, service, &container.spec, &BTreeSet::new(), outlook);
+        let request = wishes::request(
+            state,
+            service,
+            &container.spec,
+            container.replica,
+            &BTreeSet::new(),
+            outlook,
+        );
         waits.push(match Search::new(view, request).possible_for(view, Some(node)) {
             Ok(()) => format!("{name} is next"),
             Err(refusal) => format!("{name} stays: {refusal}"),

@@ -146,7 +146,8 @@ impl Pass<'_, '_, '_> {
                     return false;
                 };
                 let outlook = cx.input.outlook;
-                let request = wishes::request(cx.state, service, &c.spec, &BTreeSet::new(), outlook);
+                let request =
+                    wishes::request(cx.state, service, &c.spec, c.replica, &BTreeSet::new(), outlook);
                 Search::new(trial, request).take_elsewhere(trial, node)
             })
         };

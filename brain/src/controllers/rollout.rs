@@ -1,7 +1,8 @@
 //! Rollouts: the one step that a slot may take (update, leave a draining node, replace what a lost node holds), and when a
 //! replacement has proven itself.
 
-use berth_common::model::{ContainerRecord, Moves, Reservation, RunState, UpdateOrder};
+use berth_common::id::{Name, NodeId};
+use berth_common::model::{ContainerRecord, Moves, Reservation, RunState};
 
 use super::context::{complete, label};
 use super::decisions::{Decision, Reason};
@@ -93,7 +94,7 @@ impl Pass<'_, '_, '_> {
         let replica = current.record.replica;
         let old = current.record.id;
         let policy = self.service.spec.update;
-        let stop_first = policy.order == UpdateOrder::StopFirst;
+        let stop_first = !self.service.spec.starts_first();
         if self.idle(&current) {
             // Nothing serves here, so nothing is lost by going ahead at once.
             self.remove(current);
@@ -218,6 +219,25 @@ impl Pass<'_, '_, '_> {
             ..New::default()
         });
         flight.unsettled += 1;
+    }
+
+    /// Stops a container, one of whose volumes moves, or has moved, to another node; its successor waits for it.
+    pub fn follow(&mut self, current: Live, volume: &Name, to: NodeId) {
+        let waiting = format!("its volume {volume} moves to {}", self.cx.node_name(to));
+        let text = format!("stops on {}: {waiting}", self.node_name(&current));
+        self.cx.container_event("moved", &current.record, text);
+        self.cx.plan.decisions.add(Decision::Moved(Reason::Volume));
+        let (replica, old, run) = (current.record.replica, current.record.id, current.record.run);
+        self.cx.departs(current.record.node);
+        let endpoints = self.remove_for_successor(current);
+        self.add(New {
+            replica,
+            replaces: Some(old),
+            waiting: Some(waiting),
+            run,
+            endpoints,
+            ..New::default()
+        });
     }
 
     /// Forgets a move that was not begun, and the room that was kept for it.

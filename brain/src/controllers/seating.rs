@@ -1,13 +1,13 @@
 //! Making, seating and removing a service's containers: each step changes at most one record, with its places on networks.
 
 use berth_common::id::{ContainerId, NodeId};
-use berth_common::model::{ContainerRecord, Endpoint, RunState, UpdateOrder};
+use berth_common::model::{ContainerRecord, Endpoint, RunState};
 
 use super::context::{Context, label};
 use super::decisions::Decision;
 use super::preemption::Redeemed;
 use super::services::{Live, Pass};
-use super::wishes;
+use super::{volumes, wishes};
 use crate::scheduler::preempt::Eviction;
 use crate::scheduler::{Refusal, Search};
 
@@ -67,7 +67,7 @@ impl Pass<'_, '_, '_> {
             )
         });
         if let Some((name, node)) = &before
-            && self.service.spec.update.order == UpdateOrder::StopFirst
+            && !self.service.spec.starts_first()
         {
             one.record.waiting = Some(format!(
                 "waits until {name} on {node} has stopped, which it replaces"
@@ -78,6 +78,12 @@ impl Pass<'_, '_, '_> {
             && let Some(why) = self.link_missing()
         {
             // Others may need the room meanwhile, the one that it links to among them.
+            self.unclaim(one);
+            self.tell_waiting(one.record.waiting.as_deref(), &why);
+            one.record.waiting = Some(why);
+            return;
+        }
+        if let Some(why) = volumes::hindrance(self.cx, self.service, self.replica) {
             self.unclaim(one);
             self.tell_waiting(one.record.waiting.as_deref(), &why);
             one.record.waiting = Some(why);
@@ -94,6 +100,7 @@ impl Pass<'_, '_, '_> {
                     return;
                 }
                 one.record.node = Some(node);
+                volumes::bind(self.cx, self.service, self.replica, node);
                 let text = format!("placed on {}", self.cx.node_name(node));
                 self.cx.container_event("placed", &one.record, text);
                 self.cx.plan.decisions.add(Decision::Placed);
@@ -174,6 +181,7 @@ impl Pass<'_, '_, '_> {
     /// A new container, placed at once where that is possible and `now` allows.
     pub fn create(&mut self, replica: u32, replaces: Option<ContainerId>, now: bool) {
         let links = replaces.is_none().then(|| self.link_missing()).flatten();
+        let links = links.or_else(|| volumes::hindrance(self.cx, self.service, self.replica));
         let (mut eviction, mut asking) = (None, false);
         let placed = match links {
             _ if !now => Err("waits until the container it replaces has stopped".to_owned()),
@@ -240,6 +248,7 @@ impl Pass<'_, '_, '_> {
             record.node = None;
         }
         if let Some(node) = record.node {
+            volumes::bind(self.cx, self.service, self.replica, node);
             let text = format!("placed on {}", self.cx.node_name(node));
             self.cx.container_event("placed", &record, text);
             self.cx.plan.decisions.add(Decision::Placed);
@@ -300,7 +309,17 @@ impl Pass<'_, '_, '_> {
     pub fn prepare(&mut self) {
         if self.search.is_none() {
             let outlook = self.cx.input.outlook;
-            let request = wishes::request(self.cx.state, self.service, &self.want, &self.gone, outlook);
+            let mut request = wishes::request(
+                self.cx.state,
+                self.service,
+                &self.want,
+                self.replica,
+                &self.gone,
+                outlook,
+            );
+            let (tenant, mounts) = (self.service.tenant, &self.want.volumes);
+            let wish = self.cx.volumes.wish(self.cx.state, tenant, mounts, self.replica);
+            request.constraints.volumes = wish;
             self.search = Some(Search::new(self.cx.view(), request));
         }
     }

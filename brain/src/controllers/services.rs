@@ -14,6 +14,7 @@ use super::context::{Context, ended, failing};
 use super::decisions::{Decision, Reason};
 use super::rollout;
 use super::seating::remove;
+use super::volumes;
 use crate::scheduler::{Refusal, Search, taints};
 
 /// A container with what this plan makes of it.
@@ -42,6 +43,8 @@ pub(super) struct Pass<'p, 'a, 'n> {
     /// Containers that this pass has removed.
     pub gone: BTreeSet<ContainerId>,
     pub told_waiting: bool,
+    /// The replica whose turn it is: its volumes say where it can be.
+    pub replica: u32,
 }
 
 /// Plans one service, or what is left of one.
@@ -82,6 +85,7 @@ pub(super) fn plan_service(cx: &mut Context<'_, '_>, id: ServiceId) {
         hopeless: false,
         gone: BTreeSet::new(),
         told_waiting: false,
+        replica: 1,
     }
     .run(live);
 }
@@ -285,6 +289,7 @@ impl<'a> Pass<'_, 'a, '_> {
     /// Brings one slot forward by at most one step.
     fn fill(&mut self, replica: u32, slot: Slot, flight: &mut rollout::Flight) {
         let Slot { current, next } = slot;
+        self.turn_to(replica);
         let Some(mut current) = current else {
             self.create(replica, None, true);
             return;
@@ -297,6 +302,9 @@ impl<'a> Pass<'_, 'a, '_> {
             self.seat(&mut current);
             return self.keep(current);
         }
+        if let Some((volume, to)) = volumes::drawn_away(self.cx, &current.record) {
+            return self.follow(current, &volume, to);
+        }
         let done = ended(&current.record, self.seen(&current.record));
         if self.lost(&current) {
             if !done && current.record.run == RunState::Running {
@@ -308,6 +316,18 @@ impl<'a> Pass<'_, 'a, '_> {
             return self.evacuate(current, flight);
         }
         self.keep(current);
+    }
+
+    /// It is this replica's turn: what was found for another counts for it only if neither has volumes.
+    fn turn_to(&mut self, replica: u32) {
+        self.replica = replica;
+        if self.want.volumes.is_empty() {
+            return;
+        }
+        volumes::ensure(self.cx, self.service, replica);
+        self.search = None;
+        self.refused.clear();
+        self.hopeless = false;
     }
 
     pub fn node_name(&self, one: &Live) -> String {

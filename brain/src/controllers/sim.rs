@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{ContainerId, Generation, NodeId, ServiceId};
+use berth_common::id::{ContainerId, Generation, NodeId, ServiceId, VolumeId};
 use berth_common::model::{
     Endpoint, ExitInfo, Health, HealthState, NodeKind, NodeRecord, ObservedContainer, Phase, Restart,
     RunState, ServiceRecord, UnixMillis,
 };
 
 use super::fixtures::{container_id, tenant};
+use super::volume_sim::FakeVolumes;
 use super::{Dirty, Input, NewEvent, Now, Plan, plan};
 use crate::allocate::QUARANTINE_MS;
 use crate::cluster::{Change, Connection, State};
@@ -29,6 +30,7 @@ struct FakeNode {
     ledger: BTreeSet<ContainerId>,
     has: BTreeMap<ContainerId, ObservedContainer>,
     reported: BTreeMap<ContainerId, ObservedContainer>,
+    volumes: FakeVolumes,
 }
 
 pub(super) struct World {
@@ -42,6 +44,8 @@ pub(super) struct World {
     pub patient_until_ms: u64,
     ids: u64,
     pending: Option<(u64, Dirty)>,
+    /// How many writes to each volume were acknowledged.
+    pub acknowledged: BTreeMap<VolumeId, u64>,
     /// Places that nobody has any more, and since when.
     given_back: BTreeMap<Endpoint, u64>,
 }
@@ -58,6 +62,7 @@ impl World {
             patient_until_ms: 0,
             ids: 0,
             pending: None,
+            acknowledged: BTreeMap::new(),
             given_back: BTreeMap::new(),
         };
         for n in 1..=2 {
@@ -267,9 +272,20 @@ impl World {
                 .filter(|c| c.service == service.id)
                 .map(|c| c.replica)
                 .collect();
+            // Those that share a volume go with it, all at once.
+            let drawn: BTreeSet<u32> = state
+                .containers_of(service.id)
+                .filter(|c| {
+                    c.waiting
+                        .as_ref()
+                        .is_some_and(|why| why.starts_with("its volume "))
+                })
+                .filter(|c| c.spec.volumes.iter().any(|mount| !mount.per_replica))
+                .map(|c| c.replica)
+                .collect();
             let lowered = was
                 .difference(&is)
-                .filter(|replica| !taken.contains(replica))
+                .filter(|replica| !taken.contains(replica) && !drawn.contains(replica))
                 .count() as u32;
             let stop_first = |c: &&std::sync::Arc<berth_common::model::ContainerRecord>| {
                 c.node.is_none() && c.replaces.is_some() && !before.containers.contains_key(&c.id)
@@ -319,6 +335,7 @@ impl World {
             for id in self.nodes.keys().copied().collect::<Vec<_>>() {
                 self.tick_node(id);
             }
+            self.transfer();
             let due = self.pending.take_if(|(at, _)| *at <= self.now);
             if let Some((_, dirty)) = due {
                 self.run_plan(&dirty);
@@ -358,6 +375,8 @@ impl World {
             if news {
                 let bound = self.state.containers_on(id).filter(|c| !c.removing);
                 fake.ledger = bound.map(|c| c.id).collect();
+                fake.volumes
+                    .order(&crate::cluster::desired::desired_set(&self.state, id));
                 fake.applied = generation;
             }
             self.live(&mut fake);
@@ -376,6 +395,16 @@ impl World {
                 containers,
                 gone,
             });
+            let observed = fake.volumes.observed();
+            if full || fake.volumes.reported.as_ref() != Some(&observed) {
+                fake.volumes.reported = Some(observed.clone());
+                let (volumes, gone) = observed;
+                batch.push(Change::ObservedVolumes {
+                    node: id,
+                    volumes,
+                    gone,
+                });
+            }
             fake.reported = fake.has.clone();
             fake.linked = true;
             if news {
@@ -395,8 +424,39 @@ impl World {
         }
     }
 
+    /// What agents send one another of volumes.
+    fn transfer(&mut self) {
+        for from in self.nodes.keys().copied().collect::<Vec<_>>() {
+            let fake = self.nodes.get_mut(&from).expect("it is there");
+            if !fake.up {
+                continue;
+            }
+            for sent in fake.volumes.send() {
+                if let Some(to) = self.nodes.get_mut(&sent.to).filter(|to| to.up) {
+                    to.volumes.take(&sent, from);
+                }
+            }
+        }
+    }
+
+    /// What a node has of a volume that can be written, in writes.
+    pub fn writable(&self, node: NodeId, volume: VolumeId) -> Option<u64> {
+        self.nodes.get(&node)?.volumes.writable(volume)
+    }
+
+    /// How many snapshots of a volume a node has; none if it has nothing of it.
+    pub fn snapshots(&self, node: NodeId, volume: VolumeId) -> Option<usize> {
+        self.nodes.get(&node)?.volumes.snapshots(volume)
+    }
+
     /// One tick of a node's containers, each at most one phase forward.
-    fn live(&self, fake: &mut FakeNode) {
+    fn live(&mut self, fake: &mut FakeNode) {
+        self.live_containers(fake);
+        fake.volumes.write(&fake.has, &mut self.acknowledged);
+        fake.volumes.live(&mut self.acknowledged);
+    }
+
+    fn live_containers(&self, fake: &mut FakeNode) {
         for id in &fake.ledger {
             fake.has
                 .entry(*id)
@@ -422,6 +482,9 @@ impl World {
             };
             seen.phase = match seen.phase {
                 Phase::Pending => Phase::Creating,
+                Phase::Creating if !stop && !fake.volumes.ready(*id, want.spec.volumes.len()) => {
+                    Phase::Creating
+                }
                 Phase::Creating | Phase::Backoff if !stop => {
                     seen.started_at = Some(UnixMillis(self.now));
                     Phase::Running

@@ -25,7 +25,16 @@ pub(super) fn check_indexes(state: &State) {
         .containers
         .values()
         .map(|one| Change::PutContainer((**one).clone()));
-    anew.apply(nodes.chain(services).chain(containers).collect(), state.revision);
+    let volumes = state
+        .volumes
+        .values()
+        .map(|one| Change::PutVolume((**one).clone()));
+    let all = nodes.chain(services).chain(containers).chain(volumes);
+    anew.apply(all.collect(), state.revision);
+    assert_eq!(state.volume_names, anew.volume_names);
+    assert_eq!(state.volumes_on, anew.volumes_on);
+    assert_eq!(state.volumes_taken, anew.volumes_taken);
+    assert_eq!(state.mounting, anew.mounting);
     assert_eq!(state.labelled, anew.labelled);
     assert_eq!(state.gates.all(state), anew.gates.all(&anew));
     assert_eq!(state.successors, anew.successors);

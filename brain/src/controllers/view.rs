@@ -83,7 +83,14 @@ pub fn service_problem(state: &State, outlook: &At<'_>, service: ServiceId) -> O
     }
     if let Ok(want) = record.spec.container_spec() {
         let view = View::new(state, &BTreeMap::new()).with_loads(outlook);
-        let request = wishes::request(state, record, &want, &BTreeSet::new(), outlook);
+        let request = wishes::request(
+            state,
+            record,
+            &want,
+            stranded.first().map_or(1, |c| c.replica),
+            &BTreeSet::new(),
+            outlook,
+        );
         let possible = Search::new(&view, request).possible(&view);
         let refused = outlook
             .unheard(record)

@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{ContainerId, NodeId, TenantId};
-use berth_common::model::{ContainerRecord, ContainerSpec, ServiceRecord, Together};
+use berth_common::model::{ContainerRecord, ContainerSpec, Reservation, ServiceRecord, Together};
 
 use crate::cluster::State;
 use crate::outlook::At;
 use crate::scheduler::affinity::{Companion, Replicas};
+use crate::scheduler::forecast::Loads;
+use crate::scheduler::volumes::Volumes;
 use crate::scheduler::{Constraints, Request};
 
-/// What the next container of `service`, made from `spec`, asks of nodes. `gone`: containers that the plan has removed already.
+/// What the next container of `service`, made from `spec` for this replica, asks of nodes. `gone`: containers that the plan has removed already.
 pub(super) fn request<'a>(
     state: &'a State,
     service: &'a ServiceRecord,
     spec: &ContainerSpec,
+    replica: u32,
     gone: &BTreeSet<ContainerId>,
     outlook: &At<'_>,
 ) -> Request<'a> {
@@ -62,6 +65,7 @@ pub(super) fn request<'a>(
                 .iter()
                 .map(|together| companion(state, service.tenant, together))
                 .collect(),
+            volumes: Volumes::of(state, service.tenant, &spec.volumes, replica),
             verdict: outlook.verdict(service),
         },
         load: outlook.newcomer(service.id, spec),
@@ -78,7 +82,7 @@ pub(super) fn anew<'a>(
     outlook: &At<'_>,
 ) -> Request<'a> {
     let gone = BTreeSet::from([container.id]);
-    let mut request = request(state, service, &container.spec, &gone, outlook);
+    let mut request = request(state, service, &container.spec, container.replica, &gone, outlook);
     if let Some(told) = outlook.container(container.id) {
         request.load = told.expected;
     }
@@ -93,6 +97,27 @@ pub(super) fn anew<'a>(
     let present = &mut request.constraints.replicas.present;
     fewer(present, container.node.or(container.claim));
     request
+}
+
+/// What a volume asks of nodes that no container has.
+pub(super) fn of_volume(
+    tenant: TenantId,
+    volumes: Volumes,
+    labels: &BTreeMap<String, String>,
+) -> Request<'_> {
+    Request {
+        tenant,
+        reservation: Reservation::default(),
+        node_labels: labels,
+        replicas: BTreeMap::new(),
+        image_on: BTreeSet::new(),
+        constraints: Constraints {
+            volumes,
+            ..Constraints::default()
+        },
+        load: Loads::default(),
+        seed: u64::from_be_bytes(*b"volumes_"),
+    }
 }
 
 /// Where a service's replicas are.

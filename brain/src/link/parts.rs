@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{ContainerId, Generation};
-use berth_common::model::ObservedContainer;
+use berth_common::id::{ContainerId, Generation, VolumeId, clip};
+use berth_common::model::{MAX_SNAPSHOTS, MAX_VOLUMES, ObservedContainer, ObservedVolume};
 
 /// An observation, or a part of one.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +71,41 @@ impl Parts {
             gone: whole.gone.into_iter().collect(),
         })
     }
+}
+
+/// What is there of an observation of volumes whose last part is still to come. A node has [`MAX_VOLUMES`] at most: of what is
+/// beyond twice that nothing is kept.
+#[derive(Debug, Default)]
+pub(super) struct VolumeParts {
+    volumes: Vec<ObservedVolume>,
+    gone: Vec<VolumeId>,
+}
+
+impl VolumeParts {
+    /// Takes a part; `more` follow, or it was the last, which brings the whole.
+    pub(super) fn take(
+        &mut self,
+        volumes: Vec<ObservedVolume>,
+        gone: Vec<VolumeId>,
+        more: bool,
+    ) -> Option<(Vec<ObservedVolume>, Vec<VolumeId>)> {
+        let most = 2 * MAX_VOLUMES;
+        let (left, left_gone) = (
+            most.saturating_sub(self.volumes.len()),
+            most.saturating_sub(self.gone.len()),
+        );
+        self.volumes.extend(volumes.into_iter().take(left).map(bounded));
+        self.gone.extend(gone.into_iter().take(left_gone));
+        (!more).then(|| (std::mem::take(&mut self.volumes), std::mem::take(&mut self.gone)))
+    }
+}
+
+/// No more of what an agent says of a volume than an honest one would say.
+fn bounded(mut seen: ObservedVolume) -> ObservedVolume {
+    seen.snapshots.truncate(2 * MAX_SNAPSHOTS);
+    seen.snapshots_gone.truncate(2 * MAX_SNAPSHOTS);
+    seen.problem = seen.problem.map(|problem| clip(&problem, 1_000));
+    seen
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use orders::{Refusal, transmit};
 
 use super::Membership;
 use super::hello::{Hello, MAX_TEXT, bounded, greeting, judge, reject, who};
-use super::parts::{Observation, Parts};
+use super::parts::{Observation, Parts, VolumeParts};
 use super::requests::{self, Asker};
 use super::seen::Seen;
 use super::server::{Place, REFUSED, Shared};
@@ -181,6 +181,7 @@ impl Session<'_> {
         let mut facts_due = Instant::now();
         let mut window = (Instant::now(), 0u32);
         let mut parts = Parts::default();
+        let mut parts_of_volumes = VolumeParts::default();
         loop {
             let message = self.next(&mut receive, seen).await?;
             cluster.heard(self.node());
@@ -219,6 +220,16 @@ impl Session<'_> {
                         full: whole.full,
                         containers: whole.containers,
                         gone: whole.gone,
+                    });
+                }
+                AgentMessage::Volumes { more, volumes, gone } => {
+                    let Some((volumes, gone)) = parts_of_volumes.take(volumes, gone, more) else {
+                        continue;
+                    };
+                    changes.push(Change::ObservedVolumes {
+                        node: self.node(),
+                        volumes,
+                        gone,
                     });
                 }
                 AgentMessage::Facts { facts } => {

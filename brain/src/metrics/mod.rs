@@ -176,7 +176,13 @@ impl Default for Metrics {
             new.asked.clone(),
         );
         // What never happened is zero and not absent: rates of what has just begun need a first value.
-        for reason in [Reason::NodeLost, Reason::Drain, Reason::Taint, Reason::Load] {
+        for reason in [
+            Reason::NodeLost,
+            Reason::Drain,
+            Reason::Taint,
+            Reason::Load,
+            Reason::Volume,
+        ] {
             drop(new.moves.get_or_create(&ByReason::from(reason)));
         }
         for whom in [Whom::LowerPriority, Whom::BestEffort] {
@@ -194,6 +200,7 @@ impl From<Reason> for ByReason {
             Reason::Drain => "drain",
             Reason::Taint => "taint",
             Reason::Load => "load",
+            Reason::Volume => "volume",
         };
         Self { reason }
     }

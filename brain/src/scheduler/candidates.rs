@@ -262,6 +262,9 @@ impl Candidates {
 
 /// The nodes that have the rarest of the labels that are asked for, if it is rare enough that looking for them among all would cost more.
 fn rare(view: &View<'_>, request: &Request<'_>) -> Option<Rc<[usize]>> {
+    if let Some(node) = request.constraints.volumes.node() {
+        return Some(view.find(node).into_iter().collect());
+    }
     let most = view.seats.len() / COMMON;
     let labels = request.node_labels.iter();
     let lists = labels.filter_map(|(key, value)| view.labelled(key, value, most));

@@ -10,6 +10,7 @@ use berth_common::units::{Bytes, Millicores};
 use super::affinity::{self, Companion, Replicas};
 use super::filter::Obstacle;
 use super::score::Standing;
+use super::volumes::Volumes;
 use super::{Request, Seat, taints};
 use crate::policies::Verdict;
 
@@ -32,6 +33,8 @@ pub struct Constraints<'a> {
     pub idle: Reservation,
     /// Services that it is to be near.
     pub companions: Vec<Companion<'a>>,
+    /// Its volumes.
+    pub volumes: Volumes,
     /// What its policy says of nodes, if it has one and that was heard.
     pub verdict: Option<Arc<Verdict>>,
 }
@@ -97,6 +100,22 @@ pub enum Broken {
         /// Why, in its words.
         why: Arc<str>,
     },
+    /// It does not have a volume that is somewhere else.
+    VolumeElsewhere {
+        /// The volume.
+        volume: String,
+        /// The node that has it.
+        node: String,
+    },
+    /// Its agent has nothing to put volumes in.
+    NoVolumes,
+    /// Too little is left for volumes.
+    VolumesFull {
+        /// What is needed.
+        need: Bytes,
+        /// What is left.
+        free: Bytes,
+    },
     /// As many replicas as allowed are there.
     Crowded {
         /// How many.
@@ -120,6 +139,9 @@ impl Broken {
             Self::IdleMemory { .. } => 7,
             Self::IdleCpu { .. } => 8,
             Self::Policy { .. } => 9,
+            Self::NoVolumes => 10,
+            Self::VolumesFull { .. } => 11,
+            Self::VolumeElsewhere { .. } => 12,
         }
     }
 
@@ -135,6 +157,7 @@ impl Broken {
             Self::IdleMemory { .. } => "idle_memory",
             Self::IdleCpu { .. } => "idle_cpu",
             Self::Policy { .. } => "policy",
+            Self::NoVolumes | Self::VolumesFull { .. } | Self::VolumeElsewhere { .. } => "volumes",
         }
     }
 
@@ -143,6 +166,7 @@ impl Broken {
         match (self, other) {
             (Self::IdleMemory { idle, .. }, Self::IdleMemory { idle: less, .. }) => idle > less,
             (Self::IdleCpu { idle, .. }, Self::IdleCpu { idle: less, .. }) => idle > less,
+            (Self::VolumesFull { free, .. }, Self::VolumesFull { free: less, .. }) => free > less,
             _ => false,
         }
     }
@@ -211,6 +235,18 @@ impl Broken {
                     verb("is", "are")
                 )
             }
+            Self::NoVolumes => format!(
+                "{nodes} {} no place for volumes (`berth-agent check` there says why)",
+                verb("has", "have")
+            ),
+            Self::VolumesFull { need, free } => format!(
+                "{nodes} {} room for volumes (need {need}, most free is {free} on {on})",
+                verb("lacks", "lack")
+            ),
+            Self::VolumeElsewhere { volume, node } => format!(
+                "{nodes} {} not have its volume {volume}, which is on {node}",
+                verb("does", "do")
+            ),
             Self::Crowded { here, most } => {
                 let has = verb("has", "have");
                 format!("{nodes} {has} {here} of its replicas (max_per_node {most})")
@@ -293,7 +329,10 @@ pub fn standing(seat: &Seat<'_>, request: &Request<'_>) -> Option<Obstacle> {
         return Some(Obstacle::Broken(Broken::Taint(taint.to_string())));
     }
     let apart = affinity::standing(seat.node, asked.spread, &asked.companions);
-    apart.or_else(|| refused(seat, asked)).map(Obstacle::Broken)
+    apart
+        .or_else(|| asked.volumes.obstacle(seat))
+        .or_else(|| refused(seat, asked))
+        .map(Obstacle::Broken)
 }
 
 /// What the service's policy has against the node.

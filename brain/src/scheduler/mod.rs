@@ -21,6 +21,7 @@ pub mod score;
 mod seat;
 pub mod taints;
 mod view;
+pub mod volumes;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

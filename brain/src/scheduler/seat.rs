@@ -7,6 +7,7 @@ use std::ops::{Index, IndexMut};
 
 use berth_common::id::{Name, NodeId};
 use berth_common::model::{NODE_LABEL, NodeRecord, Reservation};
+use berth_common::units::Bytes;
 
 use super::affinity::Domains;
 use super::filter::Obstacle;
@@ -73,6 +74,8 @@ pub struct Seat<'a> {
     pub known: Lazy<'a>,
     /// What best-effort containers use of what is left.
     pub lent: Reservation,
+    /// What its volumes' sizes add up to, bytes, and how many they are.
+    pub volumes: (Bytes, usize),
     /// This plan has reserved more there.
     pub grown: bool,
 }
@@ -156,6 +159,10 @@ impl<'a> Source<'a> {
                 known: OnceCell::new(),
             },
             lent: taken.lent,
+            volumes: (
+                self.state.volumes_taken_on(node.id),
+                self.state.volumes_on.get(&node.id).map_or(0, imbl::OrdSet::len),
+            ),
             grown: false,
         }
     }

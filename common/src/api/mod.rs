@@ -12,6 +12,12 @@
 //! | GET, POST `/tenants/{t}/tokens`, DELETE `/tenants/{t}/tokens/{id}` | [`CreateToken`] → [`CreatedToken`], list of [`TokenView`] |
 //! | GET, PUT, DELETE `/tenants/{t}/registries[/{host}]` | [`PutRegistry`] → list of [`RegistryView`] |
 //! | GET, POST `/tenants/{t}/networks`, GET, DELETE `/tenants/{t}/networks/{name}` | [`CreateNetwork`] → [`Listing`] of, or one [`NetworkView`] |
+//! | GET, POST `/tenants/{t}/volumes` | [`CreateVolume`] → [`Listing`] of, or one [`VolumeView`] |
+//! | GET, PATCH `/tenants/{t}/volumes/{v}` | [`ResizeVolume`] → [`VolumeView`] |
+//! | DELETE `/tenants/{t}/volumes/{v}?force=` | → [`RemovedVolume`] |
+//! | POST `/tenants/{t}/volumes/{v}/snapshots`, DELETE `…/snapshots/{s}` | [`CreateSnapshot`] → [`VolumeView`] |
+//! | POST `/tenants/{t}/volumes/{v}/rollback` | [`RollBackVolume`] → [`VolumeView`] |
+//! | POST, DELETE `/tenants/{t}/volumes/{v}/move` | [`MoveVolume`] → [`VolumeView`] |
 //! | GET, POST `/tenants/{t}/services` | `ServiceSpec` → [`Listing`] of, or one [`ServiceView`] |
 //! | GET, PUT, DELETE `/tenants/{t}/services/{name}` | `ServiceSpec` (`?generation=N` compares) → [`ServiceView`] |
 //! | POST `/tenants/{t}/services/{name}/scale` | [`Scale`] → [`ServiceView`] |
@@ -51,6 +57,7 @@ mod nodes;
 mod pools;
 mod schedule;
 mod usage;
+mod volumes;
 
 pub use check::{CheckEvent, CheckNetworks, Finding, HopView, NodePath, PairCheck, Trace};
 pub use networks::{CreateNetwork, EndpointView, NetworkView, ServiceAddress};
@@ -61,6 +68,10 @@ pub use schedule::{
     PackView, PackedMove, PackedNode, PlacementView, ScoreParts,
 };
 pub use usage::{ContainerLoad, ExpectedLoad, NodeLoad, UsageView};
+pub use volumes::{
+    CloneOf, CreateSnapshot, CreateVolume, MoveView, MoveVolume, RemovedVolume, ResizeVolume, RollBackVolume,
+    SnapshotState, SnapshotView, SourceView, VolumeState, VolumeView,
+};
 
 use std::collections::BTreeMap;
 

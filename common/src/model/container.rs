@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ContainerId, Name, NodeId, Revision, ServiceId, TenantId};
 use crate::model::{
     Bandwidth, Class, Digest, Endpoint, Health, HealthCheck, ImageRef, Limits, Reservation, RestartPolicy,
-    Tmpfs, UnixMillis, default_networks,
+    Tmpfs, UnixMillis, VolumeMount, default_networks,
 };
 
 /// Everything an agent needs to make one container. No field is optional in effect: what the user left out is filled in.
@@ -42,6 +42,9 @@ pub struct ContainerSpec {
     /// Scratch file systems.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tmpfs: Vec<Tmpfs>,
+    /// Volumes that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
     /// When to start it again.
     #[serde(default)]
     pub restart: RestartPolicy,

@@ -19,6 +19,7 @@ mod strict;
 mod taint;
 mod tenant;
 mod validate;
+mod volume;
 mod wireguard;
 
 pub use class::Class;
@@ -44,6 +45,11 @@ pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, Upd
 pub use taint::{MAX_TAINTS, Taint, TaintEffect, Toleration};
 pub use tenant::{Quota, Role, TenantRecord, TokenRecord};
 pub use validate::SpecError;
+pub use volume::{
+    DEFAULT_VOLUME, LARGEST_VOLUME, LEAST_VOLUME, MAX_MOUNTS, MAX_SNAPSHOTS, MAX_VOLUMES, MountError,
+    MoveStage, ObservedSending, ObservedSnapshot, ObservedVolume, PoolFacts, RollBack, SnapshotRecord,
+    VolumeMount, VolumeMove, VolumeMoved, VolumeRecord, VolumeSource, check_size,
+};
 pub use wireguard::{NoKey, WireGuard, WireGuardKey};
 
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, Name, NodeId, Revision, TenantId};
 use crate::model::pool::own_overcommit;
-use crate::model::{Reservation, Taint, UnixMillis, WireGuard, default_pool};
+use crate::model::{PoolFacts, Reservation, Taint, UnixMillis, WireGuard, default_pool};
 use crate::units::{Bytes, Millicores};
 
 /// Whose a node is.
@@ -112,6 +112,9 @@ pub struct NodeFacts {
     /// Where other nodes reach its networks; none of an agent that has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay: Option<Underlay>,
+    /// What it has for volumes; none of an agent that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<PoolFacts>,
     /// What this host can't do, in words.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -134,6 +137,7 @@ impl NodeFacts {
             disk_limit_hard: false,
             boot_id: String::new(),
             underlay: None,
+            volumes: None,
             warnings: Vec::new(),
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Name, Revision, ServiceId, TenantId};
 use crate::model::{
     Bandwidth, Class, ContainerSpec, HealthCheck, ImageRef, Link, PublishedPort, ResourceSpec, RunState,
-    SpecError, Spread, Together, Toleration, UnixMillis, default_networks, strict,
+    SpecError, Spread, Together, Toleration, UnixMillis, VolumeMount, default_networks, strict,
 };
 use crate::units::Bytes;
 
@@ -51,6 +51,13 @@ pub struct ServiceSpec {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub tmpfs: Vec<Tmpfs>,
+    /// Volumes: data that outlasts its containers and goes where they go. What is not there yet is made.
+    #[serde(
+        default,
+        deserialize_with = "strict::volumes",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub volumes: Vec<VolumeMount>,
     /// Labels of the service.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -288,6 +295,7 @@ impl ServiceSpec {
             hostname: None,
             resources: ResourceSpec::default(),
             tmpfs: Vec::new(),
+            volumes: Vec::new(),
             labels: BTreeMap::new(),
             node_labels: BTreeMap::new(),
             pool: None,
@@ -333,6 +341,7 @@ impl ServiceSpec {
             reservation,
             limits,
             tmpfs: self.tmpfs.clone(),
+            volumes: self.volumes.clone(),
             restart: self.restart,
             stop_grace_secs: self.stop_grace_secs,
             stop_signal: self.stop_signal.clone(),

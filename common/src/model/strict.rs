@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::health;
 use super::service::{restart_delay, restart_max, restart_reset, tmpfs_size};
-use crate::model::{Bandwidth, Class, HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs};
+use crate::id::Name;
+use crate::model::{Bandwidth, Class, HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs, VolumeMount};
 use crate::units::Bytes;
 
 #[derive(Deserialize)]
@@ -118,5 +119,25 @@ pub(super) fn restart<'de, D: Deserializer<'de>>(d: D) -> Result<RestartPolicy, 
 pub(super) fn tmpfs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Tmpfs>, D::Error> {
     #[derive(Deserialize)]
     struct One(#[serde(with = "StrictTmpfs")] Tmpfs);
+    Ok(Vec::<One>::deserialize(d)?.into_iter().map(|one| one.0).collect())
+}
+
+#[derive(Deserialize)]
+#[serde(remote = "VolumeMount", deny_unknown_fields)]
+struct StrictMount {
+    volume: Name,
+    path: String,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    per_replica: bool,
+    #[serde(default)]
+    size: Option<Bytes>,
+}
+
+/// For a field that holds a user's volumes.
+pub(super) fn volumes<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<VolumeMount>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(with = "StrictMount")] VolumeMount);
     Ok(Vec::<One>::deserialize(d)?.into_iter().map(|one| one.0).collect())
 }

@@ -68,6 +68,7 @@ impl ServiceSpec {
         self.check_texts()?;
         self.check_process()?;
         self.check_tmpfs()?;
+        self.check_volumes()?;
         self.check_stop()?;
         self.check_capabilities()?;
         self.check_networks()?;
@@ -285,7 +286,7 @@ impl ServiceSpec {
     }
 }
 
-fn check_path(field: &'static str, path: &str) -> Result<(), SpecError> {
+pub(super) fn check_path(field: &'static str, path: &str) -> Result<(), SpecError> {
     let ok = path.starts_with('/')
         && path.len() <= 4096
         && !path.contains('\0')

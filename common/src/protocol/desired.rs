@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ContainerId, Generation, Name, NodeId, ServiceId, TenantId};
+use super::{DesiredMount, DesiredVolume};
+use crate::id::{ContainerId, Generation, Name, NodeId, ServiceId, TenantId, VolumeId};
 use crate::model::{ContainerSpec, HostNumber, RegistryCredential, RunState, Subnets, Vni};
 
 /// A container's place on one network, with all that its node needs to make it.
@@ -46,6 +47,9 @@ pub struct DesiredContainer {
     /// Its places on its networks, the first with the default route.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<DesiredEndpoint>,
+    /// Which volumes its spec's are, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<DesiredMount>,
 }
 
 /// A tenant's part of a node.
@@ -73,6 +77,9 @@ pub struct DesiredSet {
     pub tenants: Vec<TenantShare>,
     /// Containers, sorted by id.
     pub containers: Vec<DesiredContainer>,
+    /// Volumes, sorted by id. One that is not in it is left alone: only what is said to go does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<DesiredVolume>,
 }
 
 /// A full set or a delta.
@@ -104,6 +111,12 @@ pub enum DesiredUpdate {
         /// Containers to delete.
         #[serde(default)]
         gone: Vec<ContainerId>,
+        /// Volumes added or changed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        volumes: Vec<DesiredVolume>,
+        /// Volumes that are no longer in the set; nothing is done to them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        volumes_left: Vec<VolumeId>,
     },
     /// A form of a newer brain: refused, never applied. The refusal names generation 0, since which one it leads to
     /// can't be told, and the brain answers with a full set.
@@ -147,7 +160,16 @@ impl DesiredSet {
             generation: Generation(0),
             tenants: Vec::new(),
             containers: Vec::new(),
+            volumes: Vec::new(),
         }
+    }
+
+    /// The volume of an id.
+    pub fn volume(&self, id: VolumeId) -> Option<&DesiredVolume> {
+        self.volumes
+            .binary_search_by_key(&id, |volume| volume.id)
+            .ok()
+            .map(|at| &self.volumes[at])
     }
 
     /// The container of an id.
@@ -184,6 +206,8 @@ impl DesiredSet {
                 tenants_gone,
                 containers,
                 gone,
+                volumes,
+                volumes_left,
                 ..
             } => {
                 if *base != self.generation {
@@ -202,6 +226,10 @@ impl DesiredSet {
                     .collect();
                 set.containers.retain(|c| !replaced.contains(&c.id));
                 set.containers.extend(containers.iter().cloned());
+                set.volumes.retain(|old| {
+                    !volumes_left.contains(&old.id) && !volumes.iter().any(|new| new.id == old.id)
+                });
+                set.volumes.extend(volumes.iter().cloned());
                 set
             }
         };
@@ -209,6 +237,8 @@ impl DesiredSet {
         new.tenants.dedup_by_key(|t| t.tenant);
         new.containers.sort_by_key(|c| c.id);
         new.containers.dedup_by_key(|c| c.id);
+        new.volumes.sort_by_key(|volume| volume.id);
+        new.volumes.dedup_by_key(|volume| volume.id);
         if new == *self {
             return Apply::Same;
         }
@@ -248,6 +278,18 @@ impl DesiredSet {
                 .collect(),
             containers,
             gone,
+            volumes: to
+                .volumes
+                .iter()
+                .filter(|volume| self.volume(volume.id) != Some(volume))
+                .cloned()
+                .collect(),
+            volumes_left: self
+                .volumes
+                .iter()
+                .map(|volume| volume.id)
+                .filter(|id| to.volume(*id).is_none())
+                .collect(),
         }
     }
 }
@@ -271,6 +313,7 @@ mod tests {
             run: RunState::Running,
             restarts_asked: restarts,
             endpoints: vec![],
+            volumes: vec![],
         }
     }
 
@@ -294,6 +337,7 @@ mod tests {
             generation: Generation(generation),
             tenants,
             containers,
+            volumes: vec![],
         }
     }
 

@@ -19,6 +19,7 @@ mod probe;
 mod streams;
 mod trace;
 mod usage;
+mod volumes;
 
 pub use codec::{CodecError, FrameDecoder, MAX_FRAME, decode, encode, read_frame, write_frame};
 pub use desired::{Apply, DesiredContainer, DesiredEndpoint, DesiredSet, DesiredUpdate, TenantShare};
@@ -34,17 +35,23 @@ pub use streams::{
 };
 pub use trace::{Half, Hop, TraceRequest, Verdict};
 pub use usage::{ContainerUsage, NodeUsage, Pressure, UsageReport};
+pub use volumes::{
+    DesiredMount, DesiredVolume, SendTo, VOLUMES_A_MESSAGE, VolumePlace, is_round_snapshot, round_of,
+    round_snapshot,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
-use crate::id::{ContainerId, Generation, Name, NodeId};
-use crate::model::{NodeFacts, ObservedContainer};
+use crate::id::{ContainerId, Generation, Name, NodeId, VolumeId};
+use crate::model::{NodeFacts, ObservedContainer, ObservedVolume};
 
 /// ALPN of the link.
 pub const ALPN_LINK: &[u8] = b"berth/1";
 /// ALPN of joining, the one exchange without a client certificate.
 pub const ALPN_JOIN: &[u8] = b"berth-join/1";
+/// ALPN of nodes among themselves.
+pub const ALPN_PEER: &[u8] = b"berth-peer/1";
 
 /// The protocol revision of this build.
 pub const PROTOCOL: u32 = 1;
@@ -85,6 +92,18 @@ pub enum AgentMessage {
         /// Containers of which nothing is left on this node.
         #[serde(default)]
         gone: Vec<ContainerId>,
+    },
+    /// Volumes as they are. Sent when they change, all of them, in as many messages as it takes, one right after the other: all but the
+    /// last say `more`. They are one observation, which counts when its last part is there.
+    Volumes {
+        /// The next message goes on with this observation.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
+        /// At most [`VOLUMES_A_MESSAGE`].
+        volumes: Vec<ObservedVolume>,
+        /// Those that were to go and of which nothing is left.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gone: Vec<VolumeId>,
     },
     /// The host changed.
     Facts {

@@ -77,6 +77,7 @@ pub fn facts() -> NodeFacts {
         disk_limit_hard: true,
         boot_id: "5f0c6a3e".to_owned(),
         underlay: None,
+        volumes: None,
         warnings: words(&["no swap accounting"]),
     }
 }
@@ -118,6 +119,7 @@ pub fn spec() -> ContainerSpec {
             path: "/run".to_owned(),
             size: Bytes::mib(16),
         }],
+        volumes: Vec::new(),
         restart: RestartPolicy {
             on: Restart::OnFailure,
             delay_ms: 500,
@@ -163,6 +165,7 @@ pub fn desired_container() -> DesiredContainer {
         run: RunState::Stopped,
         restarts_asked: 2,
         endpoints: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 
@@ -177,6 +180,7 @@ pub fn on_networks() -> DesiredUpdate {
             generation: Generation(9),
             tenants: vec![share()],
             containers: vec![container],
+            volumes: Vec::new(),
         },
     }
 }
@@ -257,6 +261,7 @@ pub fn full() -> DesiredUpdate {
             generation: Generation(7),
             tenants: vec![share()],
             containers: vec![desired_container()],
+            volumes: Vec::new(),
         },
     }
 }
@@ -270,6 +275,8 @@ pub fn delta() -> DesiredUpdate {
         tenants_gone: vec![TenantId::from_bytes([5; 10])],
         containers: vec![desired_container()],
         gone: vec![ContainerId::from_bytes([6; 10])],
+        volumes: Vec::new(),
+        volumes_left: Vec::new(),
     }
 }
 
@@ -352,6 +359,7 @@ pub fn best_effort() -> DesiredUpdate {
             generation: Generation(10),
             tenants: vec![share()],
             containers: vec![container],
+            volumes: Vec::new(),
         },
     }
 }

@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt as _;
 use super::bench::{Bench, meta};
 
 /// What makes two trees equal: content, kind, mode, owners, links, blocks, attributes.
-fn tree(top: &Path) -> BTreeMap<String, String> {
+pub fn tree(top: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut dirs = vec![top.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -58,7 +58,7 @@ fn attributes(path: &Path) -> String {
     text
 }
 
-fn furnish(data: &Path) {
+pub fn furnish(data: &Path) {
     fs::create_dir_all(data.join("a/b")).unwrap();
     fs::write(data.join("a/b/file"), "content").unwrap();
     chown(data.join("a/b/file"), Some(1000), Some(1001)).unwrap();
@@ -76,7 +76,7 @@ fn furnish(data: &Path) {
     run(Command::new("python3").args(["-c", set]).arg(data.join("large")));
 }
 
-fn change(data: &Path) {
+pub fn change(data: &Path) {
     fs::write(data.join("new"), vec![9; 1 << 20]).unwrap();
     fs::remove_file(data.join("a/link")).unwrap();
     fs::rename(data.join("a/b"), data.join("moved")).unwrap();

@@ -5,6 +5,7 @@ mod health;
 mod schedule;
 mod service;
 pub mod value;
+mod volume;
 
 use berth_common::id::Name;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -15,6 +16,7 @@ pub use admin::{
 };
 pub use schedule::{ScheduleCommand, WhatIfArgs};
 pub use service::{ExecArgs, LogsArgs, RemoveArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
+pub use volume::{VolumeCommand, WaitArgs};
 
 /// Run containers on your nodes.
 #[derive(Debug, Parser)]
@@ -88,6 +90,7 @@ pub enum Command {
   berth run nginx
   berth run --name web --replicas 3 --cpus 0.5 --memory 256MiB nginx:1.27
   berth run -p 8080:80 nginx                       reached at port 8080 of every node
+  berth run -v data:/var/lib/postgresql/data postgres
   berth run -e MODE=fast --tmpfs /tmp:32MiB --on disk=ssd reg.example/app -- serve --port 80")]
     Run(Box<RunArgs>),
     /// List, inspect, change and remove services
@@ -134,6 +137,9 @@ pub enum Command {
     /// Make, list, inspect and remove networks
     #[command(subcommand, visible_alias = "net")]
     Network(NetworkCommand),
+    /// Make, list, snapshot, move and remove volumes: data that outlives containers
+    #[command(subcommand, visible_alias = "vol")]
+    Volume(VolumeCommand),
     /// List nodes, let hosts join, empty and remove nodes
     #[command(subcommand)]
     Node(NodeCommand),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::id::Name;
-use berth_common::model::{ImageRef, Link, PublishedPort, Spread, Tmpfs, Together, Toleration};
+use berth_common::model::{ImageRef, Link, PublishedPort, Spread, Tmpfs, Together, Toleration, VolumeMount};
 use berth_common::units::{Bytes, Millicores};
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -95,6 +95,10 @@ pub struct SpecArgs {
     /// Scratch file system in memory: /path[:size].
     #[arg(long, value_parser = value::tmpfs)]
     pub tmpfs: Vec<Tmpfs>,
+    /// Volume, which is made unless it is there: data:/var/lib/data, data:/data:ro, data:/data:size=10GiB; with per-replica each
+    /// replica has one of its own.
+    #[arg(short, long, value_name = "NAME:/PATH[:OPTION,…]")]
+    pub volume: Vec<VolumeMount>,
     /// Label of the service.
     #[arg(short, long, value_name = "K=V", value_parser = value::pair)]
     pub label: Vec<(String, String)>,
@@ -218,6 +222,9 @@ pub struct RemoveArgs {
     /// Remove the scratch file system at this path.
     #[arg(long, value_name = "PATH")]
     pub tmpfs_rm: Vec<String>,
+    /// Mount this volume no more; it stays.
+    #[arg(long, value_name = "NAME")]
+    pub volume_rm: Vec<Name>,
 }
 
 /// When to start again.
@@ -247,6 +254,7 @@ pub enum ServiceCommand {
     #[command(after_help = "Examples:
   berth service update web --memory 512MiB      live, without restart
   berth service update web --image nginx:1.28 -e MODE=slow --env-rm DEBUG
+  berth service update web -v data:/srv          its only volume; --volume-rm data takes it off
   berth service update web -f web.yaml")]
     Update {
         /// Which.

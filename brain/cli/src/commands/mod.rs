@@ -13,6 +13,7 @@ mod progress;
 mod schedule;
 mod service;
 mod tenant;
+mod volume;
 mod wait;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -180,6 +181,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Start { target } => service::act(&session, &target, "start", "starts").await,
         Command::Restart { target } => service::act(&session, &target, "restart", "restarts").await,
         Command::Network(command) => network::network(&session, command).await,
+        Command::Volume(command) => volume::volume(&session, command).await,
         Command::Node(command) => node::node(&session, command).await,
         Command::Pool(command) => pool::pool(&session, command).await,
         Command::Schedule(command) => schedule::schedule(&session, command).await,

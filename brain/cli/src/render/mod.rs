@@ -8,6 +8,7 @@ pub mod schedule;
 pub mod service;
 pub mod text;
 pub mod usage;
+pub mod volume;
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;

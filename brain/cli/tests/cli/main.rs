@@ -3,4 +3,5 @@
 mod cluster;
 mod fake;
 mod setup;
+mod volumes;
 mod workloads;

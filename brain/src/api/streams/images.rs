@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use berth_common::api::{ImageView, Listing, PullEvent, PullImage, RemovedImage};
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{Name, TenantId, clip};
-use berth_common::model::{Digest, ImageRef, LoadedImage, NodeKind, NodeRecord};
+use berth_common::model::{Digest, ImageRef, LoadedImage, NodeRecord};
 use berth_common::protocol::{ImageSummary, NodeReply, NodeRequest};
 use berth_common::units::Bytes;
 use futures::future::join_all;
@@ -45,20 +45,12 @@ pub(super) fn routes() -> OpenApiRouter<ApiState> {
     upload.merge(OpenApiRouter::new().routes(routes!(pull)))
 }
 
-/// Whether the tenant's containers may be on a node.
-fn usable(tenant: TenantId, node: &NodeRecord) -> bool {
-    match node.kind {
-        NodeKind::Shared => true,
-        NodeKind::Private { tenant: owner } => owner == tenant,
-    }
-}
-
 fn connected(state: &State, tenant: TenantId) -> Vec<Arc<NodeRecord>> {
     state
         .node_names
         .values()
         .filter_map(|id| state.nodes.get(id))
-        .filter(|node| usable(tenant, node) && state.connections.contains_key(&node.id))
+        .filter(|node| nodes::usable(tenant, node) && state.connections.contains_key(&node.id))
         .cloned()
         .collect()
 }
@@ -171,7 +163,7 @@ fn architecture(state: &State, tenant: TenantId) -> String {
     for node in state
         .nodes
         .values()
-        .filter(|node| usable(tenant, node) && !node.lost)
+        .filter(|node| nodes::usable(tenant, node) && !node.lost)
     {
         *count.entry(node.facts.arch.0.to_string()).or_default() += 1;
     }
@@ -255,7 +247,7 @@ async fn pull(
         let mut named = BTreeMap::new();
         for name in &asked.nodes {
             let node = nodes::find(&state, &scope.caller, name.as_str())?;
-            if !usable(tenant, &node) {
+            if !nodes::usable(tenant, &node) {
                 let detail = format!("tenant {} may not use node {name}", scope.tenant.name);
                 return Err(Problem::new(ErrorKind::Precondition, detail)
                     .field("/nodes")

@@ -140,6 +140,7 @@ impl Policy for Berth {
             taken: reserved(cluster.hosts[host].cpu, cluster.hosts[host].memory_mib),
             claimed: Reservation::default(),
             lent: Reservation::default(),
+            volumes: (Bytes::ZERO, 0),
             grown: false,
             capacity: crate::scheduler::capacity(node),
             known: Lazy::of(self.known(host, now)),

@@ -1,0 +1,77 @@
+//! Volumes as a constraint: a container goes where its volumes are, and those that are yet to be made need room for them.
+
+use std::collections::BTreeMap;
+
+use berth_common::id::{NodeId, TenantId};
+use berth_common::model::{DEFAULT_VOLUME, MAX_VOLUMES, VolumeMount};
+use berth_common::units::Bytes;
+
+use super::Seat;
+use super::constraints::Broken;
+use crate::cluster::State;
+
+/// Where a container's volumes are, and what they need where they are not yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Volumes {
+    /// The node that has one of them, the volume, and the node's name.
+    pub at: Option<(NodeId, String, String)>,
+    /// It has some.
+    pub any: bool,
+    /// What those that are nowhere yet will take, bytes.
+    pub needs: Bytes,
+    /// What the same plan has given to volumes on nodes, bytes.
+    pub given: BTreeMap<NodeId, Bytes>,
+}
+
+impl Volumes {
+    /// Of a replica's mounts.
+    pub fn of(state: &State, tenant: TenantId, mounts: &[VolumeMount], replica: u32) -> Self {
+        let mut volumes = Self::default();
+        for mount in mounts {
+            volumes.any = true;
+            let volume = state.volume_of(tenant, mount, replica);
+            match volume.and_then(|volume| Some((volume.node?, volume))) {
+                Some((node, volume)) => {
+                    let named = (node, volume.name.to_string(), state.name_of_node(node));
+                    volumes.at.get_or_insert(named);
+                }
+                None => {
+                    let size = volume.map_or(mount.size.unwrap_or(DEFAULT_VOLUME), |volume| volume.size);
+                    volumes.needs = volumes.needs.saturating_add(size);
+                }
+            }
+        }
+        volumes
+    }
+
+    /// The one node that it can be on.
+    pub fn node(&self) -> Option<NodeId> {
+        self.at.as_ref().map(|(node, ..)| *node)
+    }
+
+    /// What a node has against it.
+    pub fn obstacle(&self, seat: &Seat<'_>) -> Option<Broken> {
+        if !self.any {
+            return None;
+        }
+        if let Some((_, volume, name)) = self.at.as_ref().filter(|(node, ..)| *node != seat.node.id) {
+            return Some(Broken::VolumeElsewhere {
+                volume: volume.clone(),
+                node: name.clone(),
+            });
+        }
+        let Some(pool) = &seat.node.facts.volumes else {
+            return Some(Broken::NoVolumes);
+        };
+        let given = self.given.get(&seat.node.id).copied().unwrap_or(Bytes::ZERO);
+        let (taken, count) = seat.volumes;
+        let free = match count < MAX_VOLUMES {
+            true => pool.capacity.saturating_sub(taken.saturating_add(given)),
+            false => Bytes::ZERO,
+        };
+        (self.needs > free).then_some(Broken::VolumesFull {
+            need: self.needs,
+            free,
+        })
+    }
+}

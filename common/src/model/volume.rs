@@ -1,0 +1,482 @@
+//! Volumes: data that follows its containers. How services mount them, what the brain keeps of them, and what agents see.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::validate::{SpecError, check_path};
+use crate::id::{Epoch, Name, NodeId, Revision, SnapshotId, TenantId, VolumeId, clip};
+use crate::model::{ServiceSpec, UnixMillis, UpdateOrder};
+use crate::units::Bytes;
+
+/// The smallest volume.
+pub const LEAST_VOLUME: Bytes = Bytes::mib(1);
+/// The largest.
+pub const LARGEST_VOLUME: Bytes = Bytes::gib(64 << 10);
+/// Size of a volume of which nothing else was said.
+pub const DEFAULT_VOLUME: Bytes = Bytes::gib(1);
+/// Most volumes of one service's container.
+pub const MAX_MOUNTS: usize = 16;
+/// Most snapshots of one volume: what btrfs's quotas cost at each commit grows with them.
+pub const MAX_SNAPSHOTS: usize = 256;
+/// Most volumes on one node, for the same reason.
+pub const MAX_VOLUMES: usize = 1_000;
+/// Bytes of a file's name on Linux; and so many as make a path.
+const MAX_MOUNT_PATH: usize = 1_024;
+
+/// A volume as a service's containers have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeMount {
+    /// The volume; with `per_replica` the beginning of their names: replica 2 of `data` has `data-2`.
+    pub volume: Name,
+    /// Absolute path inside.
+    pub path: String,
+    /// Its containers can't write to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Each replica has a volume of its own; else all have the same, and are on the same node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub per_replica: bool,
+    /// Size of a volume that is made for it; default 1GiB. One that is there keeps its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Bytes>,
+}
+
+/// A mount that can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("volume {0:?}: {1}")]
+pub struct MountError(String, String);
+
+impl VolumeMount {
+    /// The volume's name for a replica, counted from 1.
+    ///
+    /// # Errors
+    /// A name that gets too long by the replica's number.
+    pub fn name_for(&self, replica: u32) -> Result<Name, SpecError> {
+        if !self.per_replica {
+            return Ok(self.volume.clone());
+        }
+        format!("{}-{replica}", self.volume).parse().map_err(|_| {
+            err(format!(
+                "{} is too long for a name with a replica's number",
+                self.volume
+            ))
+        })
+    }
+}
+
+/// `name:/path[:option,…]` with options `ro`, `per-replica`, `size=10GiB`.
+impl FromStr for VolumeMount {
+    type Err = MountError;
+
+    fn from_str(text: &str) -> Result<Self, MountError> {
+        let no = |why: &str| MountError(clip(text, 80), why.to_owned());
+        let usage = "write NAME:/PATH[:OPTION,…], options: ro, per-replica, size=10GiB";
+        let (name, rest) = text.split_once(':').ok_or_else(|| no(usage))?;
+        if name.contains('/') || name.starts_with('.') {
+            return Err(no(
+                "a folder of the host can't be mounted: data lives in volumes; write NAME:/PATH",
+            ));
+        }
+        let volume = name.parse().map_err(|error| no(&format!("{error}")))?;
+        let (path, options) = rest.split_once(':').unwrap_or((rest, ""));
+        let mut mount = Self {
+            volume,
+            path: path.to_owned(),
+            read_only: false,
+            per_replica: false,
+            size: None,
+        };
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                None if option == "ro" => mount.read_only = true,
+                None if option == "rw" => mount.read_only = false,
+                None if option == "per-replica" => mount.per_replica = true,
+                Some(("size", size)) => {
+                    mount.size = Some(size.parse().map_err(|error| no(&format!("{error}")))?);
+                }
+                _ => return Err(no(usage)),
+            }
+        }
+        Ok(mount)
+    }
+}
+
+impl fmt::Display for VolumeMount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.volume, self.path)?;
+        let mut options = Vec::new();
+        options.extend(self.read_only.then(|| "ro".to_owned()));
+        options.extend(self.per_replica.then(|| "per-replica".to_owned()));
+        options.extend(self.size.map(|size| format!("size={size}")));
+        match options.is_empty() {
+            true => Ok(()),
+            false => write!(f, ":{}", options.join(",")),
+        }
+    }
+}
+
+fn err(why: impl Into<String>) -> SpecError {
+    SpecError::new("/volumes", why)
+}
+
+/// Checks a volume's size.
+///
+/// # Errors
+/// What sizes there are.
+pub fn check_size(size: Bytes) -> Result<(), SpecError> {
+    if size < LEAST_VOLUME || size > LARGEST_VOLUME {
+        return Err(SpecError::new(
+            "/size",
+            format!("{size} is no size of a volume: {LEAST_VOLUME} to {LARGEST_VOLUME}"),
+        ));
+    }
+    Ok(())
+}
+
+impl ServiceSpec {
+    /// Whether its containers write to volumes: two of them at a time would be two writers.
+    pub fn writes_to_volumes(&self) -> bool {
+        self.volumes.iter().any(|mount| !mount.read_only)
+    }
+
+    /// Whether a container's successor may run beside it.
+    pub fn starts_first(&self) -> bool {
+        self.update.order == UpdateOrder::StartFirst && !self.writes_to_volumes()
+    }
+
+    pub(super) fn check_volumes(&self) -> Result<(), SpecError> {
+        if self.volumes.len() > MAX_MOUNTS {
+            return Err(err(format!(
+                "{} volumes; at most {MAX_MOUNTS}",
+                self.volumes.len()
+            )));
+        }
+        for (at, mount) in self.volumes.iter().enumerate() {
+            check_path("/volumes", &mount.path)?;
+            let path = normal(&mount.path);
+            if path.is_empty() || mount.path.len() > MAX_MOUNT_PATH {
+                return Err(err(format!(
+                    "{} can't be mounted at {:?}: use a path below / of at most {MAX_MOUNT_PATH} bytes",
+                    mount.volume,
+                    clip(&mount.path, 80)
+                )));
+            }
+            if let Some(own) = ["/proc", "/sys", "/dev"].iter().find(|own| within(&path, own)) {
+                return Err(err(format!(
+                    "{} can't be mounted at {}: {own} is the kernel's",
+                    mount.volume, mount.path
+                )));
+            }
+            if let Some(size) = mount.size {
+                check_size(size).map_err(|error| err(error.why))?;
+            }
+            mount.name_for(self.replicas.max(1))?;
+            let taken = self.volumes[..at].iter().map(|other| &other.path);
+            if taken
+                .chain(self.tmpfs.iter().map(|tmpfs| &tmpfs.path))
+                .any(|other| normal(other) == path)
+            {
+                return Err(err(format!("two are mounted at {}", mount.path)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path without what does not matter: `//a/./b/` is `/a/b`, and `/` is nothing.
+fn normal(path: &str) -> String {
+    let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+    parts.fold(String::new(), |mut all, part| {
+        all.push('/');
+        all.push_str(part);
+        all
+    })
+}
+
+fn within(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// A volume as the brain keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeRecord {
+    /// Its id.
+    pub id: VolumeId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Unique in the tenant.
+    pub name: Name,
+    /// Most that it holds, bytes; its node's kernel enforces it.
+    pub size: Bytes,
+    /// The node that has it, and may write to it; none before it is first used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// Fencing number: grows whenever another node, or the same anew, may write to it (R2).
+    pub epoch: Epoch,
+    /// The snapshot of another volume that it begins as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<VolumeSource>,
+    /// Its node has made it: from then on it is lost if it is not there, and never made anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
+    /// Its snapshots, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotRecord>,
+    /// The last roll back that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollBack>,
+    /// It is on its way to another node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<VolumeMove>,
+    /// The move before: what is left of its snapshots goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<VolumeMoved>,
+    /// It is to go: its node deletes it, then the record goes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removing: bool,
+    /// The service that it was made for, if it was not made by command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_for: Option<Name>,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// Store revision of its last change.
+    pub revision: Revision,
+}
+
+/// Where a volume's first content is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeSource {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its snapshot.
+    pub snapshot: SnapshotId,
+}
+
+/// A volume's state at one moment, on the volume's node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnapshotRecord {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Unique in the volume.
+    pub name: Name,
+    /// When it was asked for.
+    pub created_at: UnixMillis,
+    /// It is to go.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removing: bool,
+}
+
+/// A roll back: done once the snapshot `keep` is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RollBack {
+    /// What the volume becomes.
+    pub snapshot: SnapshotId,
+    /// What it was before becomes this snapshot.
+    pub keep: SnapshotId,
+}
+
+/// A volume's way to another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeMove {
+    /// Where to.
+    pub to: NodeId,
+    /// Why, for people.
+    pub why: String,
+    /// The snapshot that it ends with; those of the rounds before are numbered from it.
+    pub last: SnapshotId,
+    /// How far it is.
+    pub stage: MoveStage,
+    /// When it was begun.
+    pub since: UnixMillis,
+}
+
+/// How far a volume's move is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MoveStage {
+    /// Snapshots are sent while its containers write.
+    Copying,
+    /// Its containers stop.
+    Stopping,
+    /// They have stopped; the last increment is sent.
+    Finishing,
+}
+
+/// What is left of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeMoved {
+    /// The node that had it, or would have had it, and deletes what it has; none: it did so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<NodeId>,
+    /// The snapshot that it was to end with.
+    pub last: SnapshotId,
+    /// The holder may have given up its writable state for that snapshot: the volume goes on from it where there is no other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumes: bool,
+}
+
+impl VolumeRecord {
+    /// A snapshot by name.
+    pub fn snapshot(&self, name: &Name) -> Option<&SnapshotRecord> {
+        self.snapshots
+            .iter()
+            .find(|one| one.name == *name && !one.removing)
+    }
+}
+
+/// What a node has for volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PoolFacts {
+    /// What volumes' sizes may add up to, bytes.
+    pub capacity: Bytes,
+    /// What it is, for people: a btrfs, or a file on another file system.
+    pub kind: String,
+    /// UDP port at which other nodes' agents send volumes; none: it takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// A volume as an agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ObservedVolume {
+    /// Its id.
+    pub id: VolumeId,
+    /// The epoch that its node keeps for it.
+    pub epoch: Epoch,
+    /// It has a state that can be written; else only snapshots.
+    pub writable: bool,
+    /// The limit in force, bytes.
+    pub size: Bytes,
+    /// What counts against it, bytes, as of the last look.
+    pub used: Bytes,
+    /// Some container has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mounted: bool,
+    /// Its snapshots, by id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<ObservedSnapshot>,
+    /// What keeps it from being as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// How far its sending is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sending: Option<ObservedSending>,
+    /// Snapshots that were to go and are not there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots_gone: Vec<SnapshotId>,
+}
+
+/// A snapshot as an agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ObservedSnapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its content, bytes.
+    pub referenced: Bytes,
+    /// What would be free if it went, bytes.
+    pub exclusive: Bytes,
+}
+
+/// How far a volume's sending is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ObservedSending {
+    /// The round under way, from 0.
+    pub round: u32,
+    /// Bytes of this round so far.
+    pub sent: Bytes,
+    /// About how many there will be.
+    pub expected: Bytes,
+    /// The rest is small: what was written since the last round is sent in a moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ready: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(text: &str) -> VolumeMount {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn mounts_are_read_and_written() {
+        for text in [
+            "data:/var/lib/x",
+            "data:/x:ro",
+            "data:/x:ro,per-replica,size=10GiB",
+            "d:/x:size=1MiB",
+        ] {
+            assert_eq!(mount(text).to_string(), text);
+        }
+        assert!(!mount("data:/x:rw").read_only);
+        let table = [
+            ("data", "NAME:/PATH"),
+            ("/etc:/x", "a folder of the host can't be mounted"),
+            ("./etc:/x", "a folder of the host can't be mounted"),
+            ("Data:/x", "name"),
+            ("data:/x:rx", "options"),
+            ("data:/x:size=1", "unit"),
+        ];
+        for (text, told) in table {
+            let error = text.parse::<VolumeMount>().expect_err(text).to_string();
+            assert!(error.contains(told), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn replicas_have_their_own_names() {
+        assert_eq!(mount("data:/x").name_for(3).unwrap().as_str(), "data");
+        assert_eq!(
+            mount("data:/x:per-replica").name_for(3).unwrap().as_str(),
+            "data-3"
+        );
+        let long = format!("{}:/x:per-replica", "a".repeat(63));
+        assert!(mount(&long).name_for(1).is_err());
+    }
+
+    #[test]
+    fn bad_mounts_are_refused_with_the_cure() {
+        let table = [
+            ("data:x", "absolute"),
+            ("data:/", "below /"),
+            ("data://./", "below /"),
+            ("data:/a/../b", ".."),
+            ("data:/proc", "kernel"),
+            ("data:/sys/fs", "kernel"),
+            ("data:/x:size=1KiB", "1MiB to"),
+        ];
+        let spec = |mounts: &[&str]| {
+            let mut spec = ServiceSpec::new("web".parse().unwrap(), "nginx".parse().unwrap());
+            spec.volumes = mounts.iter().map(|text| mount(text)).collect();
+            spec
+        };
+        for (text, told) in table {
+            let error = spec(&[text]).validate().expect_err(text).to_string();
+            assert!(error.starts_with("/volumes"), "{text}: {error}");
+            assert!(error.contains(told), "{text}: {error}");
+        }
+        assert!(spec(&["a:/x", "b:/x/"]).validate().is_err(), "one path twice");
+        assert!(spec(&["a:/process", "b:/x"]).validate().is_ok());
+        let many: Vec<_> = (0..17).map(|n| format!("v{n}:/x{n}")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        assert!(spec(&many).validate().is_err());
+        assert!(spec(&["a:/x"]).writes_to_volumes());
+        assert!(!spec(&["a:/x:ro"]).writes_to_volumes());
+    }
+}
