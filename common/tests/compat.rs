@@ -73,6 +73,7 @@ fn recordings() -> Vec<Recording> {
             ("desired_full", samples::full()),
             ("desired_delta", samples::delta()),
             ("desired_on_networks", samples::on_networks()),
+            ("desired_with_volumes", samples::with_volumes()),
             ("desired_checked", samples::checked().0),
             ("desired_best_effort", samples::best_effort()),
         ],

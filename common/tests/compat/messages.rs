@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_common::id::{ContainerId, Generation};
+use berth_common::id::{ContainerId, Generation, VolumeId};
 use berth_common::model::{HostNumber, LoadedImage, Subnets, UnixMillis, Vni};
 use berth_common::protocol::*;
 use berth_common::units::Bytes;
@@ -38,6 +38,14 @@ pub fn agent() -> Vec<(&'static str, AgentMessage)> {
                 generation: Generation(7),
                 containers: vec![checked().1],
                 gone: Vec::new(),
+            },
+        ),
+        (
+            "agent_volumes",
+            AgentMessage::Volumes {
+                more: true,
+                volumes: vec![observed_volume()],
+                gone: vec![VolumeId::from_bytes([9; 10])],
             },
         ),
         ("agent_facts", AgentMessage::Facts { facts: facts() }),

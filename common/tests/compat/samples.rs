@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::collections::BTreeMap;
 
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{ContainerId, Generation, NodeId, ServiceId, TenantId};
+use berth_common::id::{ContainerId, Epoch, Generation, NodeId, ServiceId, SnapshotId, TenantId, VolumeId};
 use berth_common::model::*;
 use berth_common::protocol::*;
 use berth_common::units::{Bytes, Millicores};
@@ -181,6 +181,84 @@ pub fn on_networks() -> DesiredUpdate {
             tenants: vec![share()],
             containers: vec![container],
             volumes: Vec::new(),
+        },
+    }
+}
+
+pub fn observed_volume() -> ObservedVolume {
+    ObservedVolume {
+        id: VolumeId::from_bytes([8; 10]),
+        epoch: Epoch(3),
+        writable: true,
+        size: Bytes::gib(1),
+        used: Bytes::mib(7),
+        mounted: true,
+        snapshots: vec![ObservedSnapshot {
+            id: SnapshotId::from_bytes([7; 10]),
+            referenced: Bytes::mib(5),
+            exclusive: Bytes::mib(2),
+        }],
+        problem: Some("the pool is full".to_owned()),
+        sending: Some(ObservedSending {
+            round: 2,
+            sent: Bytes::mib(3),
+            expected: Bytes::mib(9),
+            ready: true,
+        }),
+        snapshots_gone: vec![SnapshotId::from_bytes([6; 10])],
+    }
+}
+
+/// Of a brain that knows volumes.
+pub fn with_volumes() -> DesiredUpdate {
+    let (id, other) = (VolumeId::from_bytes([8; 10]), NodeId::from_bytes([5; 10]));
+    let snapshot = |n| SnapshotId::from_bytes([n; 10]);
+    let mut container = desired_container();
+    Arc::make_mut(&mut container.spec).volumes = vec!["data:/data:ro".parse().unwrap()];
+    container.volumes = vec![DesiredMount {
+        volume: id,
+        epoch: Epoch(3),
+    }];
+    let held = DesiredVolume {
+        id,
+        tenant: tenant(),
+        size: Bytes::gib(1),
+        epoch: Epoch(3),
+        place: VolumePlace::Held {
+            source: Some(VolumeSource {
+                volume: VolumeId::from_bytes([7; 10]),
+                snapshot: snapshot(1),
+            }),
+            made: true,
+            resume: Some(snapshot(2)),
+        },
+        snapshots: vec![snapshot(3)],
+        snapshots_gone: vec![snapshot(4)],
+        rollback: Some(RollBack {
+            snapshot: snapshot(3),
+            keep: snapshot(5),
+        }),
+        send: Some(SendTo {
+            node: other,
+            addresses: vec!["192.0.2.7:7444".parse().unwrap()],
+            last: snapshot(6),
+            finish: true,
+        }),
+        moved: Some(snapshot(2)),
+    };
+    let arriving = DesiredVolume {
+        id: VolumeId::from_bytes([9; 10]),
+        place: VolumePlace::Arriving { from: other },
+        send: None,
+        ..held.clone()
+    };
+    DesiredUpdate::Full {
+        set: DesiredSet {
+            node: node(),
+            generation: Generation(10),
+            tenants: vec![share()],
+            containers: vec![container],
+            volumes: vec![held, arriving],
         },
     }
 }

@@ -4,6 +4,7 @@ pub mod agents;
 pub mod idle;
 pub mod network;
 pub mod start;
+pub mod volume;
 pub mod writes;
 
 /// Median and 99th percentile of milliseconds.

@@ -1,8 +1,8 @@
-//! Benchmarks of the whole: `scripts/bench [start|idle|writes|network|agents|place]`. Ratios against the peer in one run, never a verdict.
+//! Benchmarks of the whole: `scripts/bench [start|idle|writes|network|agents|place|volume [MIB]]`. Ratios against the peer in one run, never a verdict.
 
 use std::time::Duration;
 
-use berth_tests::bench::{agents, idle, network, start, writes};
+use berth_tests::bench::{agents, idle, network, start, volume, writes};
 
 fn main() -> anyhow::Result<()> {
     let what = std::env::args().nth(1).unwrap_or_else(|| "all".into());
@@ -31,6 +31,10 @@ fn main() -> anyhow::Result<()> {
             .and_then(|n| n.parse().ok())
             .unwrap_or(1_000);
         agents::run(count, 20, Duration::from_secs(20))?;
+    }
+    if all || what == "volume" {
+        let mib = std::env::args().nth(2).and_then(|n| n.parse().ok());
+        volume::run(mib.unwrap_or(1_024))?;
     }
     if all || what == "place" {
         agents::place(100, 5_000)?;
