@@ -136,7 +136,11 @@ impl Agent {
                 };
                 volumes::Volumes::open(pools, line, &config.run_dir, &board, known_in)
             }
-            None => volumes::Volumes::none(),
+            None => {
+                // Nobody waits to hear of them.
+                drop(known_in);
+                volumes::Volumes::none()
+            }
         };
         if let Some(keeper) = pool.keeper() {
             host.facilities.runtime.provide_by(keeper);

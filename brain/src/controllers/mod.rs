@@ -21,6 +21,7 @@ mod rollout;
 mod seating;
 pub mod services;
 pub mod view;
+mod volume_moves;
 pub mod volumes;
 mod wishes;
 

@@ -1,35 +1,27 @@
-//! Volumes: made with the containers that mount them, bound to the node where the first of these is placed, moved from node to node, and
-//! taken away once nothing is left of them.
-//!
-//! Owns a volume's node and epoch (R2). A move is three stages, each begun only on its nodes' own words: snapshots are sent while
-//! containers write; these stop; the last increment is sent, which the sender can only make by giving up its writable state. Only when the
-//! receiver has that last snapshot the volume is its own, under a new epoch. Until then the move can be given up, and the volume stays where
-//! it was.
+//! Volumes: made with the containers that mount them, bound to the node where the first of these is placed, and taken away once nothing is
+//! left of them. Owns a volume's node and epoch (R2); how it gets to another node is in [`super::volume_moves`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{Epoch, Name, NodeId, SnapshotId, TenantId, VolumeId};
+use berth_common::id::{Epoch, Name, NodeId, TenantId, VolumeId};
 use berth_common::model::{
-    ContainerRecord, DEFAULT_VOLUME, MoveStage, RollBack, ServiceRecord, VolumeMount, VolumeMove,
-    VolumeMoved, VolumeRecord,
+    ContainerRecord, DEFAULT_VOLUME, MoveStage, RollBack, ServiceRecord, VolumeMount, VolumeRecord,
 };
 use berth_common::units::Bytes;
 
 use super::context::Context;
-use super::wishes;
+pub use super::volume_moves::{cancel, companions};
+use super::volume_moves::{depart, give_up, travel};
 use crate::cluster::{Change, State};
 use crate::scheduler::volumes::Volumes;
-use crate::scheduler::{Search, place};
-
-static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
 /// Volumes as one plan leaves them.
 #[derive(Debug, Default)]
 pub(super) struct Planned {
-    changed: BTreeMap<VolumeId, VolumeRecord>,
+    pub changed: BTreeMap<VolumeId, VolumeRecord>,
     deleted: BTreeSet<VolumeId>,
     made: BTreeMap<(TenantId, Name), VolumeId>,
-    given: BTreeMap<NodeId, Bytes>,
+    pub given: BTreeMap<NodeId, Bytes>,
 }
 
 impl Planned {
@@ -223,7 +215,7 @@ pub(super) fn plan(cx: &mut Context<'_, '_>, ids: &BTreeSet<VolumeId>) {
     }
 }
 
-fn event(cx: &mut Context<'_, '_>, volume: &VolumeRecord, kind: &'static str, text: String) {
+pub(super) fn event(cx: &mut Context<'_, '_>, volume: &VolumeRecord, kind: &'static str, text: String) {
     let subject = format!("volume {}", volume.name);
     cx.event(kind, Some(volume.tenant), subject, text);
 }
@@ -268,253 +260,4 @@ fn tend(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord) -> bool {
         travel(cx, volume, node);
     }
     true
-}
-
-/// All volumes that must go together with one, since containers mount both, itself included.
-pub fn companions(state: &State, volume: &VolumeRecord) -> BTreeSet<VolumeId> {
-    let mut all = BTreeSet::from([volume.id]);
-    let mut next = vec![volume.id];
-    while let Some(record) = next.pop().and_then(|id| state.volumes.get(&id)) {
-        for container in state.containers_with(record) {
-            for other in state.volumes_of(container).flatten() {
-                if other.node == volume.node && all.insert(other.id) {
-                    next.push(other.id);
-                }
-            }
-        }
-    }
-    all
-}
-
-/// Whether something is under way on its node that a move must not disturb.
-fn stays_for_now(state: &State, volume: &VolumeRecord) -> bool {
-    let begins_from_it = |other: &std::sync::Arc<VolumeRecord>| {
-        !other.made && other.source.is_some_and(|source| source.volume == volume.id)
-    };
-    volume.removing
-        || volume.rollback.is_some()
-        || volume.moved.is_some_and(|moved| moved.left.is_some())
-        || state.volumes.values().any(begins_from_it)
-}
-
-/// Its node is being drained: it begins to move with all that must go with it, if there is an elsewhere.
-fn depart(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, from: NodeId) {
-    let together = companions(cx.state, volume);
-    let latest = |cx: &Context<'_, '_>, id: VolumeId| {
-        let known = cx.state.volumes.get(&id).map(|volume| &**volume);
-        cx.volumes.changed.get(&id).or(known).cloned()
-    };
-    let others: Vec<VolumeRecord> = together
-        .iter()
-        .filter(|id| **id != volume.id)
-        .filter_map(|id| latest(cx, *id))
-        .collect();
-    if others
-        .iter()
-        .chain([&*volume])
-        .any(|one| stays_for_now(cx.state, one))
-    {
-        return;
-    }
-    let first = others
-        .iter()
-        .find_map(|other| other.moves.as_ref().map(|moves| moves.to));
-    let to = match first {
-        Some(to) => to,
-        // Why not is told by `berth node inspect`; it is tried again with the next change that may help.
-        None => match destination(cx, volume, &together, from) {
-            Ok(to) => to,
-            Err(_) => return,
-        },
-    };
-    let why = format!("node {} is being drained", cx.node_name(from));
-    begin(cx, volume, to, why.clone());
-    for mut other in others.into_iter().filter(|other| other.moves.is_none()) {
-        begin(cx, &mut other, to, why.clone());
-        cx.volumes.changed.insert(other.id, other);
-    }
-}
-
-/// Begins a move.
-fn begin(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, to: NodeId, why: String) {
-    let text = format!("begins to move to {}: {why}", cx.node_name(to));
-    event(cx, volume, "volume-moves", text);
-    volume.moves = Some(VolumeMove {
-        to,
-        why,
-        last: SnapshotId::from_bytes(cx.fresh_id().bytes()),
-        stage: MoveStage::Copying,
-        since: cx.input.now.wall,
-    });
-}
-
-/// Where volumes that go together could go from a node: where the containers that mount them would be placed.
-///
-/// # Errors
-/// Why nowhere.
-fn destination(
-    cx: &mut Context<'_, '_>,
-    volume: &VolumeRecord,
-    together: &BTreeSet<VolumeId>,
-    from: NodeId,
-) -> Result<NodeId, String> {
-    let state = cx.state;
-    let sizes = together
-        .iter()
-        .filter_map(|id| state.volumes.get(id))
-        .map(|v| v.size);
-    let needs = sizes.fold(Bytes::ZERO, Bytes::saturating_add);
-    let wish = Volumes {
-        at: None,
-        any: true,
-        needs,
-        given: cx.volumes.given.clone(),
-    };
-    let container = state
-        .containers_with(volume)
-        .find(|c| c.node == Some(from) && !c.removing);
-    let chosen = match container.and_then(|c| Some((c, state.services.get(&c.service)?))) {
-        Some((container, service)) => {
-            let outlook = cx.input.outlook;
-            let mut request = wishes::anew(state, service, container, outlook);
-            request.constraints.volumes = wish;
-            let view = cx.view();
-            Search::new(view, request).place(view)
-        }
-        None => {
-            let request = wishes::of_volume(volume.tenant, wish, &NO_LABELS);
-            let view = cx.view();
-            place(view, request)
-        }
-    };
-    let node = chosen.map_err(|refusal| refusal.to_string())?;
-    let given = cx.volumes.given.entry(node).or_insert(Bytes::ZERO);
-    *given = given.saturating_add(needs);
-    Ok(node)
-}
-
-/// The volume stays where it is, and what arrived elsewhere goes.
-fn give_up(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, why: &str) {
-    let Some(moves) = volume.moves.take() else { return };
-    let text = format!("does not move to {}: {why}", cx.node_name(moves.to));
-    event(cx, volume, "volume-stays", text);
-    volume.moves = Some(moves);
-    cancel(volume);
-}
-
-/// A move is over before it was done: the volume stays where it is.
-pub fn cancel(volume: &mut VolumeRecord) {
-    let Some(moves) = volume.moves.take() else { return };
-    // What was kept of it may have been given up for the last snapshot already: it goes on from that, as somebody new.
-    volume.epoch = Epoch(volume.epoch.0 + 1);
-    volume.moved = Some(VolumeMoved {
-        left: Some(moves.to),
-        last: moves.last,
-        resumes: moves.stage == MoveStage::Finishing,
-    });
-}
-
-/// Whether others of its services are being replaced, whose turn it is: those that share no volume go one after the other.
-fn in_turn(cx: &Context<'_, '_>, volume: &VolumeRecord, together: &BTreeSet<VolumeId>) -> bool {
-    let state = cx.state;
-    let latest = |id: VolumeId| {
-        let known = state.volumes.get(&id).map(|volume| &**volume);
-        cx.volumes.changed.get(&id).or(known)
-    };
-    let on_its_way = |other: &VolumeRecord| {
-        let moves = other.moves.as_ref();
-        !together.contains(&other.id) && moves.is_some_and(|moves| moves.stage != MoveStage::Copying)
-    };
-    let services = state.services_with(volume);
-    let mut containers = services.iter().flat_map(|service| state.containers_of(*service));
-    containers.any(|c| {
-        let mut volumes = state
-            .volumes_of(c)
-            .flatten()
-            .filter_map(|volume| latest(volume.id));
-        let shares = |id: &VolumeId| together.contains(id);
-        let own = state.volumes_of(c).flatten().any(|volume| shares(&volume.id));
-        !c.removing && (!own && c.replaces.is_some() || volumes.any(on_its_way))
-    })
-}
-
-/// Brings a move forward.
-fn travel(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, node: NodeId) {
-    let Some(moves) = volume.moves.clone() else { return };
-    if cx.node(moves.to).is_none_or(|to| to.facts.volumes.is_none()) || cx.lost(moves.to) {
-        return give_up(cx, volume, "that node is lost");
-    }
-    let together = companions(cx.state, volume);
-    let latest = |id: &VolumeId| {
-        let known = cx.state.volumes.get(id).map(|volume| &**volume);
-        cx.volumes.changed.get(id).or(known)
-    };
-    let others: Vec<VolumeRecord> = together
-        .iter()
-        .filter(|id| **id != volume.id)
-        .filter_map(|id| latest(id).cloned())
-        .collect();
-    match moves.stage {
-        MoveStage::Copying => {
-            let ready = |id: VolumeId| {
-                let seen = cx.state.volume_seen(node, id).filter(|_| cx.current(node));
-                seen.is_some_and(|seen| seen.sending.as_ref().is_some_and(|sending| sending.ready))
-            };
-            let goes_too =
-                |other: &&VolumeRecord| other.moves.as_ref().is_some_and(|theirs| theirs.to == moves.to);
-            if let Some(stays) = others.iter().find(|other| !goes_too(other)) {
-                let why = format!("it is mounted together with {}, which does not", stays.name);
-                return give_up(cx, volume, &why);
-            }
-            let with = |other: &VolumeRecord| {
-                let moves = other.moves.as_ref();
-                moves.is_some_and(|theirs| theirs.stage != MoveStage::Copying) || ready(other.id)
-            };
-            let busy = in_turn(cx, volume, &together);
-            if ready(volume.id) && others.iter().all(with) && !busy {
-                let text = "all but the last increment is there; its containers stop".to_owned();
-                event(cx, volume, "volume-moves", text);
-                volume.moves = Some(VolumeMove {
-                    stage: MoveStage::Stopping,
-                    ..moves
-                });
-            }
-        }
-        MoveStage::Stopping => {
-            let state = cx.state;
-            let stays =
-                |c: &std::sync::Arc<ContainerRecord>| c.node == Some(node) && !cx.deleted.contains(&c.id);
-            let left = state.containers_with(volume).any(stays);
-            if !left {
-                volume.moves = Some(VolumeMove {
-                    stage: MoveStage::Finishing,
-                    ..moves
-                });
-            }
-        }
-        MoveStage::Finishing => {
-            let seen = cx
-                .state
-                .volume_seen(moves.to, volume.id)
-                .filter(|_| cx.current(moves.to));
-            // The sender makes the last snapshot by giving up its writable state: who has it may write.
-            if seen.is_some_and(|seen| seen.snapshots.iter().any(|one| one.id == moves.last)) {
-                let text = format!(
-                    "moved from {} to {}: {}",
-                    cx.node_name(node),
-                    cx.node_name(moves.to),
-                    moves.why
-                );
-                event(cx, volume, "volume-moved", text);
-                volume.node = Some(moves.to);
-                volume.epoch = Epoch(volume.epoch.0 + 1);
-                volume.moves = None;
-                volume.moved = Some(VolumeMoved {
-                    left: Some(node),
-                    last: moves.last,
-                    resumes: true,
-                });
-            }
-        }
-    }
 }
