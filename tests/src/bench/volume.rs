@@ -95,8 +95,8 @@ fn whole(f: &Fleet, mib: u64) -> anyhow::Result<()> {
     )?;
     let by_hand = began.elapsed().as_secs_f64();
     sh(
-        "btrfs -q subvolume delete \"$1\" \"$2\"; sync -f \"$2\"",
-        &[&snapshot, &target.join("by-hand")],
+        "btrfs -q subvolume delete \"$1\" \"$2\"; sync -f \"$3\"",
+        &[&snapshot, &target.join("by-hand"), &target],
     )?;
     let began = Instant::now();
     f.brain.berth(&["volume", "move", "data", to, "-d"]);
