@@ -106,6 +106,8 @@ pub struct Config {
     pub volumes: bool,
     /// UDP port at which other nodes' agents send volumes to this one.
     pub volume_port: u16,
+    /// Most that all volumes that are sent from here take of its network together, bytes a second; 0: no limit.
+    pub volume_rate: Bytes,
     /// Where volumes are; empty: `<state_dir>/volumes`. A folder on a btrfs is used as it is, else a btrfs is made in a file there.
     pub volume_dir: PathBuf,
     /// Size of that file, as `"50GiB"`, or `auto`: half of what is free when it is made, at most 100 GiB. More than it has: it
@@ -166,6 +168,7 @@ impl Default for Config {
             snapshotter: "auto".to_owned(),
             volumes: true,
             volume_port: 7444,
+            volume_rate: Bytes::ZERO,
             volume_dir: PathBuf::new(),
             volume_pool_size: "auto".to_owned(),
             cgroup_parent: "auto".to_owned(),

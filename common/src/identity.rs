@@ -11,7 +11,8 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientCertVerifierBuilder, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
 
@@ -198,26 +199,44 @@ pub fn join_tls(ca_fingerprint: &str) -> Result<rustls::ClientConfig, IdentityEr
     Ok(config)
 }
 
+/// How the CA's clients are judged.
+fn client_rules(identity: &Identity) -> Result<ClientCertVerifierBuilder, IdentityError> {
+    Ok(WebPkiClientVerifier::builder_with_provider(
+        roots(&identity.ca)?,
+        provider(),
+    ))
+}
+
+fn built(rules: ClientCertVerifierBuilder) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
+    rules.build().map_err(|e| IdentityError::Malformed {
+        what: "the CA certificate",
+        why: e.to_string(),
+    })
+}
+
+/// TLS 1.3 of a server that judges its clients so.
+fn server_tls(
+    identity: &Identity,
+    rules: Arc<dyn ClientCertVerifier>,
+) -> Result<rustls::ServerConfig, IdentityError> {
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(rules)
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+    // 0-RTT data could be replayed; nobody here needs it.
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
 /// TLS of the brain's link endpoint. Client certificates are verified when given; whether one was given is for the
 /// application to judge, since joining agents have none.
 ///
 /// # Errors
 /// [`IdentityError::Tls`] or a CA that is none.
 pub fn brain_tls(identity: &Identity) -> Result<rustls::ServerConfig, IdentityError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&identity.ca)?, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| IdentityError::Malformed {
-            what: "the CA certificate",
-            why: e.to_string(),
-        })?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+    let anyone = client_rules(identity)?.allow_unauthenticated();
+    let mut config = server_tls(identity, built(anyone)?)?;
     config.alpn_protocols = vec![ALPN_LINK.to_vec(), ALPN_JOIN.to_vec()];
-    // 0-RTT data could be replayed; the link never needs it.
-    config.max_early_data_size = 0;
     Ok(config)
 }
 

@@ -132,5 +132,9 @@ fn r2_volumes_move_between_debian_12_and_13_and_outlast_power_cuts_and_killed_ag
     assert!(removed.is_some(), "{}", c.berth(&["volume", "ls"]));
     let host = c.lab.host(number);
     host.eventually("! grep -q /run/berth/volumes/ /proc/mounts", BACK);
-    host.ok("test -z \"$(btrfs subvolume list /var/lib/berth-agent/volumes | grep /data)\"");
+    // Of the pool that is mounted there nothing of a volume is left.
+    host.eventually(
+        "mountpoint -q /var/lib/berth-agent/volumes/pool && test -z \"$(ls -A /var/lib/berth-agent/volumes/pool/v)\"",
+        BACK,
+    );
 }

@@ -1,7 +1,10 @@
 //! Volumes with everything there is of berth: hosts with a btrfs each, containers that write all the time.
 
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use berth_tests::fleet::Fleet;
@@ -11,9 +14,10 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Writes numbered lines with the host's uptime, each on disk before it is told, and goes on from the last one.
-const WRITER: &str = "n=$(tail -n1 /data/log 2>/dev/null | cut -d' ' -f1); while true; do n=$((n+1)); \
-    echo $n $(cut -d' ' -f1 /proc/uptime) >>/data/log; sync /data/log; echo ack $n; sleep 0.05; done";
+/// Writes numbered lines, each on disk before it is acknowledged, and goes on from the last one. Each has when its writer began and when it was
+/// written, by the host's uptime: a number that was acknowledged and lost would be there again by another writer.
+const WRITER: &str = "t=$(cut -d' ' -f1 /proc/uptime); n=$(tail -n1 /data/log 2>/dev/null | cut -d' ' -f1); while true; do n=$((n+1)); \
+    echo $n $t $(cut -d' ' -f1 /proc/uptime) >>/data/log; sync /data/log; echo ack $n $t; sleep 0.05; done";
 
 /// Sleeps, and ends as soon as it is told to.
 const SLEEPER: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
@@ -53,13 +57,23 @@ fn volume(f: &Fleet, name: &str) -> Value {
     f.brain.json(&["volume", "inspect", name])
 }
 
-/// What a host's pool holds below a folder.
-fn subvolumes(pool: &Path) -> String {
+/// What a host's pool holds of volumes: data and snapshots.
+fn held(pool: &Path) -> Vec<String> {
     let out = Command::new("btrfs")
         .args(["subvolume", "list"])
         .arg(pool)
         .output();
-    String::from_utf8_lossy(&out.expect("btrfs-progs").stdout).into_owned()
+    let out = out.expect("btrfs-progs");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let paths = text.lines().filter(|line| line.contains("pool/v/"));
+    paths.map(str::to_owned).collect()
+}
+
+/// Waits until it holds nothing.
+fn emptied(pool: &Path) {
+    let gone = eventually(SOON, || held(pool).is_empty().then_some(()));
+    assert!(gone.is_some(), "something is left: {:?}", held(pool));
 }
 
 #[test]
@@ -110,6 +124,10 @@ fn a_volume_is_limited_snapshotted_rolled_back_and_cloned_and_outlasts_its_conta
     let (ok, text) = exec(&f, "other", "echo no >/x/f");
     assert!(!ok && text.contains("Read-only"), "{text}");
 
+    assert!(
+        held(&f.disks[0].mount).len() >= 5,
+        "two volumes and their snapshots"
+    );
     // The service goes, its data stays, and the next has it.
     let no = f.brain.try_berth(&["volume", "rm", "data"]);
     let told = String::from_utf8_lossy(&no.stderr).into_owned();
@@ -129,32 +147,52 @@ fn a_volume_is_limited_snapshotted_rolled_back_and_cloned_and_outlasts_its_conta
         assert!(removed.is_some(), "{}", volume(&f, name));
     }
     assert_eq!(f.brain.items(&["volume", "ls"]), Vec::<Value>::new());
-    let left = eventually(SOON, || {
-        let mut lines = subvolumes(&f.disks[0].mount);
-        lines.retain(|c| c != '\r');
-        (!lines.contains("/data") && !lines.contains("snapshots/")).then_some(())
-    });
-    assert!(left.is_some(), "{}", subvolumes(&f.disks[0].mount));
+    emptied(&f.disks[0].mount);
     let mounts = std::fs::read_to_string("/proc/mounts").expect("mounts");
     let run_dir = f.agents[0].run_dir().join("volumes").display().to_string();
     assert!(!mounts.contains(&run_dir), "nothing stays mounted");
 }
 
-/// How many lines the writer's file has, numbered from 1 on, and the longest time between two of them after this one, seconds.
-fn judge(log: &str, after: u64) -> (u64, f64) {
-    let lines: Vec<(u64, f64)> = log
-        .lines()
-        .map(|line| {
-            let (number, at) = line.split_once(' ').unwrap_or_else(|| panic!("torn: {line:?}"));
-            (number.parse().expect("number"), at.parse().expect("time"))
-        })
-        .collect();
-    for (n, (number, _)) in lines.iter().enumerate() {
-        assert_eq!(*number, n as u64 + 1, "a line is missing or there twice");
+/// The writer's lines: who wrote each, and when, seconds. They are numbered from 1 on.
+fn lines(log: &str) -> Vec<(String, f64)> {
+    let lines = log.lines().enumerate().map(|(n, line)| {
+        let mut words = line.split(' ');
+        let mut word = || words.next().unwrap_or_else(|| panic!("torn: {line:?}"));
+        assert_eq!(word(), (n + 1).to_string(), "a line is missing or there twice");
+        (word().to_owned(), word().parse().expect("time"))
+    });
+    lines.collect()
+}
+
+/// The longest time between two of them after this one, seconds.
+fn pause(lines: &[(String, f64)], after: usize) -> f64 {
+    let times = lines.windows(2).skip(after).map(|two| two[1].1 - two[0].1);
+    times.fold(0.0, f64::max)
+}
+
+/// What a service's containers acknowledge, one after the other.
+struct Acknowledged(Child, JoinHandle<Vec<String>>);
+
+impl Acknowledged {
+    fn follow(f: &Fleet, service: &str) -> Self {
+        let mut command = f.brain.berth_command(&["logs", "-f", service]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("berth");
+        let out = BufReader::new(child.stdout.take().expect("stdout"));
+        let read = std::thread::spawn(move || {
+            let lines = out.lines().map_while(Result::ok);
+            lines
+                .filter_map(|line| Some(line.split_once("ack ")?.1.to_owned()))
+                .collect()
+        });
+        Self(child, read)
     }
-    let pauses = lines.windows(2).skip(after as usize);
-    let pauses = pauses.map(|two| two[1].1 - two[0].1);
-    (lines.len() as u64, pauses.fold(0.0, f64::max))
+
+    /// All so far: number and writer.
+    fn all(mut self) -> Vec<String> {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        self.1.join().expect("reader")
+    }
 }
 
 fn where_is(f: &Fleet, name: &str) -> String {
@@ -182,11 +220,12 @@ fn r2_a_volume_moves_while_its_container_writes_and_no_acknowledged_line_is_lost
     let sum = read(&f, "db", "sha256sum </more/blob");
     f.brain.berth(&["volume", "snapshot", "data", "early"]);
     let address = first[0]["addresses"][0]["ipv4"].clone();
+    let acknowledged = Acknowledged::follow(&f, "db");
     let mut pauses = Vec::new();
     for round in 0..10 {
         let from = where_is(&f, "data");
         let to = if from == "h1" { "h2" } else { "h1" };
-        let before = judge(&read(&f, "db", "cat /data/log"), 0).0;
+        let before = lines(&read(&f, "db", "cat /data/log")).len();
         // It says what goes with it, and waits until it is there.
         f.brain.berth(&["volume", "move", "data", to]);
         let now = f.brain.wait_running(1, 60);
@@ -201,27 +240,37 @@ fn r2_a_volume_moves_while_its_container_writes_and_no_acknowledged_line_is_lost
         );
         let log = eventually(SOON, || {
             let (ok, log) = exec(&f, "db", "cat /data/log");
-            (ok && judge(&log, 0).0 > before + 40).then_some(log)
+            ok.then(|| lines(&log)).filter(|lines| lines.len() > before + 40)
         });
-        let (_, pause) = judge(&log.expect("it goes on"), before);
-        pauses.push(pause);
+        pauses.push(pause(&log.expect("it goes on"), before));
         assert_eq!(read(&f, "db", "sha256sum </more/blob"), sum, "round {round}");
-        let gone = eventually(SOON, || {
-            let pool = &f.disks[usize::from(from == "h2")].mount;
-            let lines = subvolumes(pool);
-            (!lines.contains("/data") && !lines.contains("snapshots/")).then_some(())
-        });
-        assert!(gone.is_some(), "{from} has nothing left");
+        emptied(&f.disks[usize::from(from == "h2")].mount);
     }
     pauses.sort_by(f64::total_cmp);
     eprintln!(
         "pauses of ten moves: median {:.2} s, longest {:.2} s",
         pauses[5], pauses[9]
     );
+    let acknowledged = acknowledged.all();
+    let log = lines(&read(&f, "db", "cat /data/log"));
+    for told in &acknowledged {
+        let (number, writer) = told.split_once(' ').expect("number and writer");
+        let number: usize = number.parse().expect("number");
+        let line = log.get(number - 1).map(|(writer, _)| writer.as_str());
+        assert_eq!(line, Some(writer), "line {number} was acknowledged and is lost");
+    }
+    let writers: BTreeSet<_> = log.iter().map(|(writer, _)| writer).collect();
+    assert_eq!(writers.len(), 11, "each node's container wrote");
+    assert!(
+        acknowledged.len() > log.len() / 2,
+        "{} of {}",
+        acknowledged.len(),
+        log.len()
+    );
     // Its snapshots went along.
     f.brain.berth(&["volume", "rollback", "data", "early"]);
-    let (lines, _) = judge(&read(&f, "db", "cat /data/log"), 0);
-    assert!(lines > 0 && read(&f, "db", "cat /data/f") == "x");
+    assert!(!lines(&read(&f, "db", "cat /data/log")).is_empty());
+    assert_eq!(read(&f, "db", "cat /data/f"), "x");
 }
 
 #[test]
@@ -247,7 +296,7 @@ fn a_drained_host_gives_its_volumes_away_and_a_lost_one_is_waited_for() {
         f.brain.berth(&["volume", "ls"])
     );
     for name in ["db.1", "db.2"] {
-        assert!(judge(&read(&f, name, "cat /data/log"), 0).0 > 0);
+        assert!(!lines(&read(&f, name, "cat /data/log")).is_empty());
     }
     f.brain.berth(&["node", "uncordon", "h1"]);
     // Its host is lost: the data is there and nowhere else.

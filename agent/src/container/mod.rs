@@ -26,7 +26,7 @@ mod start;
 mod sweep;
 mod update;
 pub mod users;
-mod volumes;
+pub(crate) mod volumes;
 
 pub use containerd::{ContainerdRuntime, IoDevice, RuntimeSettings};
 pub use shim::holds;

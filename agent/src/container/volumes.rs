@@ -7,10 +7,41 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use berth_common::id::ContainerId;
+use berth_common::model::VolumeMount;
 
 use super::containerd::{ContainerdRuntime, Inner};
 use super::record::Record;
 use super::runtime::RuntimeError;
+use crate::volume::keeper::Provide;
+
+/// Has a container's volumes mounted; `owner`: first id of its range, 0 for none of its own.
+pub(crate) async fn provide(
+    volumes: Option<&Arc<dyn Provide>>,
+    id: ContainerId,
+    owner: u32,
+    spec: &[VolumeMount],
+) -> Result<(), RuntimeError> {
+    let mounted = match volumes {
+        Some(volumes) => volumes.mount(id, owner, spec).await,
+        None if spec.is_empty() => Ok(()),
+        None => Err("this agent has no volumes".into()),
+    };
+    mounted.map_err(|why| RuntimeError::NoVolumes { container: id, why })
+}
+
+/// Has them taken away.
+pub(crate) async fn take(volumes: Option<&Arc<dyn Provide>>, id: ContainerId) -> Result<(), RuntimeError> {
+    let Some(volumes) = volumes else {
+        return Ok(());
+    };
+    let taken = volumes.unmount(id).await;
+    taken.map_err(|message| RuntimeError::Failed {
+        operation: "unmounting the volumes",
+        container: id,
+        message,
+        retryable: true,
+    })
+}
 
 impl Inner {
     pub(super) async fn await_volumes(&self, id: ContainerId) -> Result<(), RuntimeError> {
@@ -29,12 +60,7 @@ impl Inner {
         if !spec.is_empty() && self.task(id).await?.is_some() {
             return Ok(());
         }
-        let mounted = match self.volumes.get() {
-            Some(volumes) => volumes.mount(id, owner, spec).await,
-            None if spec.is_empty() => Ok(()),
-            None => Err("this agent has no volumes".into()),
-        };
-        mounted.map_err(|why| RuntimeError::NoVolumes { container: id, why })
+        provide(self.volumes.get(), id, owner, spec).await
     }
 
     /// Takes them away from one that has no process any more.
@@ -42,16 +68,7 @@ impl Inner {
     /// # Errors
     /// What is still mounted.
     pub(super) async fn take_volumes(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        let Some(volumes) = self.volumes.get() else {
-            return Ok(());
-        };
-        let taken = volumes.unmount(id).await;
-        taken.map_err(|message| RuntimeError::Failed {
-            operation: "unmounting the volumes",
-            container: id,
-            message,
-            retryable: true,
-        })
+        take(self.volumes.get(), id).await
     }
 
     /// As [`Self::take_volumes`], where something else is more important; the next list tries again.

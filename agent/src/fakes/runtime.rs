@@ -16,6 +16,7 @@ use crate::container::runtime::{
     CreateRequest, ExecSession, Runtime, RuntimeContainer, RuntimeError, RuntimeEvent, Started, TaskExit,
     TaskState,
 };
+use crate::container::volumes;
 use crate::volume::keeper::Provide;
 
 #[derive(Debug, Default)]
@@ -77,26 +78,7 @@ impl FakeRuntime {
         if container.task != TaskState::None {
             return Ok(());
         }
-        let spec = &container.spec.volumes;
-        let mounted = match self.volumes.get() {
-            Some(volumes) => volumes.mount(id, BASE, spec).await,
-            None if spec.is_empty() => Ok(()),
-            None => Err("this runtime has no volumes".into()),
-        };
-        mounted.map_err(|why| RuntimeError::NoVolumes { container: id, why })
-    }
-
-    async fn take_volumes(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        let Some(volumes) = self.volumes.get() else {
-            return Ok(());
-        };
-        let taken = volumes.unmount(id).await;
-        taken.map_err(|message| RuntimeError::Failed {
-            operation: "unmounting the volumes",
-            container: id,
-            message,
-            retryable: true,
-        })
+        volumes::provide(self.volumes.get(), id, BASE, &container.spec.volumes).await
     }
 
     /// Ends a container's process as if by itself.
@@ -296,7 +278,7 @@ impl Runtime for FakeRuntime {
             container.task == TaskState::None
         };
         if ended {
-            self.take_volumes(id).await?;
+            volumes::take(self.volumes.get(), id).await?;
         }
         Self::finish(lost)?;
         Ok(exit)
@@ -304,7 +286,7 @@ impl Runtime for FakeRuntime {
 
     async fn delete(&self, id: ContainerId) -> Result<(), RuntimeError> {
         let lost = self.fault("delete", id).await?;
-        self.take_volumes(id).await?;
+        volumes::take(self.volumes.get(), id).await?;
         let mut state = self.state.lock();
         state.containers.remove(&id);
         state.disk.remove(&id);

@@ -1,101 +1,63 @@
-//! How many bytes a second all transfers together may send. [`Bucket`] decides (pure), [`Rate`] waits.
-//!
-//! Not `governor`: its cells are a whole number of nanoseconds apart, which at a gigabyte a second is one or none, and a limiter
-//! keeps the rate that it was made with.
+//! How many bytes a second all transfers together may send.
 
-use std::num::NonZeroU64;
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
-use parking_lot::Mutex;
+use berth_common::units::Bytes;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-/// So much may be caught up at once after a pause.
-const BURST: Duration = Duration::from_millis(100);
+use super::frame::CHUNK;
 
-/// A token bucket that lends: whoever finds anything in it takes all that it needs, and the next one waits until that is paid.
-/// So a chunk larger than a burst passes too.
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    /// Bytes a second; none: no limit.
-    rate: Option<NonZeroU64>,
-    /// Bytes; below zero: lent.
-    credit: f64,
-    at: Instant,
-}
+/// What is counted, bytes: at a gigabyte a second one of these passes in a microsecond, and governor counts in whole nanoseconds.
+const CELL: u64 = 1 << 10;
 
-impl Bucket {
-    /// Takes `bytes`, or says how long to wait before asking again.
-    fn take(&mut self, bytes: usize, now: Instant) -> Result<(), Duration> {
-        let Some(rate) = self.rate else {
-            return Ok(());
-        };
-        let rate = rate.get() as f64;
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * rate;
-        self.at = self.at.max(now);
-        self.credit = (self.credit + earned).min(rate * BURST.as_secs_f64());
-        if self.credit < 0.0 {
-            return Err(Duration::try_from_secs_f64(-self.credit / rate).unwrap_or(Duration::MAX));
-        }
-        self.credit -= bytes as f64;
-        Ok(())
-    }
-
-    /// From now on.
-    fn set(&mut self, rate: Option<NonZeroU64>, now: Instant) {
-        *self = Self {
-            rate,
-            credit: 0.0,
-            at: now,
-        };
-    }
+/// Cells of so many bytes.
+fn cells(bytes: u64) -> NonZeroU32 {
+    let cells = u32::try_from(bytes.div_ceil(CELL)).unwrap_or(u32::MAX);
+    NonZeroU32::new(cells).unwrap_or(NonZeroU32::MIN)
 }
 
 /// A rate limit; clones are the same one. It counts bytes on the wire, those that are sent again after a broken link too.
 #[derive(Debug, Clone)]
-pub struct Rate(Arc<Limit>);
-
-#[derive(Debug)]
-struct Limit {
-    bucket: Mutex<Bucket>,
-    changed: watch::Sender<()>,
-}
+pub struct Rate(Arc<watch::Sender<Option<Arc<DefaultDirectRateLimiter>>>>);
 
 impl Default for Rate {
     fn default() -> Self {
-        Self::new(None)
+        Self::new(Bytes::ZERO)
     }
 }
 
 impl Rate {
-    /// Bytes a second; none: no limit.
-    pub fn new(rate: Option<NonZeroU64>) -> Self {
-        Self(Arc::new(Limit {
-            bucket: Mutex::new(Bucket {
-                rate,
-                credit: 0.0,
-                at: Instant::now(),
-            }),
-            changed: watch::channel(()).0,
-        }))
+    /// Bytes a second; 0: no limit.
+    pub fn new(rate: Bytes) -> Self {
+        let new = Self(Arc::new(watch::channel(None).0));
+        new.set(rate);
+        new
     }
 
-    /// Changes it at once, for what is under way too. Bytes a second; none: no limit.
-    pub fn set(&self, rate: Option<NonZeroU64>) {
-        self.0.bucket.lock().set(rate, Instant::now());
-        self.0.changed.send_replace(());
+    /// Changes it at once, for what is under way too. Bytes a second; 0: no limit.
+    pub fn set(&self, rate: Bytes) {
+        // A frame has to pass as a whole, with its head.
+        let burst = cells((rate.0 / 10).max(2 * CHUNK as u64));
+        let limiter = || RateLimiter::direct(Quota::per_second(cells(rate.0)).allow_burst(burst));
+        self.0
+            .send_replace((rate > Bytes::ZERO).then(|| Arc::new(limiter())));
     }
 
-    /// Waits until so many bytes may pass.
+    /// Waits until so many bytes, at most a frame's, may pass.
     pub(super) async fn pass(&self, bytes: usize) {
-        let mut changed = self.0.changed.subscribe();
+        let mut limit = self.0.subscribe();
         loop {
-            let taken = self.0.bucket.lock().take(bytes, Instant::now());
-            let Err(wait) = taken else { return };
+            let Some(limiter) = limit.borrow_and_update().clone() else {
+                return;
+            };
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                _ = changed.changed() => {}
+                passed = limiter.until_n_ready(cells(bytes as u64)) => {
+                    debug_assert!(passed.is_ok(), "a frame is larger than a burst");
+                    return;
+                }
+                _ = limit.changed() => {}
             }
         }
     }
@@ -105,55 +67,32 @@ impl Rate {
 mod tests {
     use super::*;
 
-    fn per_second(bytes: u64) -> Option<NonZeroU64> {
-        NonZeroU64::new(bytes)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn all_together_pass_at_the_rate_and_a_change_wakes_who_waits() {
-        let rate = Rate::new(per_second(1_000_000));
-        let begin = Instant::now();
-        let passing = (0..4).map(|_| {
-            let rate = rate.clone();
-            tokio::spawn(async move {
-                for _ in 0..25 {
-                    rate.pass(100_000).await;
-                }
-            })
-        });
-        for one in passing.collect::<Vec<_>>() {
-            one.await.unwrap();
-        }
-        // 10 MB; the last piece is lent.
-        let took = begin.elapsed().as_secs_f64();
-        assert!((9.7..=10.0).contains(&took), "{took}");
-
-        rate.set(per_second(1));
-        rate.pass(1_000_000).await;
+    #[tokio::test]
+    async fn who_waits_goes_on_when_the_limit_is_lifted() {
+        let rate = Rate::new(Bytes(1));
+        // A burst is there at once, and two frames are more than that.
+        rate.pass(2 * CHUNK).await;
         let waiting = tokio::spawn({
             let rate = rate.clone();
-            async move { rate.pass(1).await }
+            async move { rate.pass(CHUNK).await }
         });
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        assert!(!waiting.is_finished());
-        rate.set(None);
+        tokio::task::yield_now().await;
+        assert!(
+            !waiting.is_finished(),
+            "at a cell a second it would take two minutes"
+        );
+        rate.set(Bytes::ZERO);
         waiting.await.unwrap();
-        assert!(begin.elapsed() < Duration::from_secs(25));
+        rate.pass(usize::MAX).await;
     }
 
     #[test]
-    fn a_pause_is_not_saved_up_and_clocks_may_stand_still() {
-        let start = Instant::now();
-        let mut bucket = Bucket {
-            rate: per_second(1_000),
-            credit: 0.0,
-            at: start,
-        };
-        assert_eq!(bucket.take(1_000, start), Ok(()));
-        assert_eq!(bucket.take(1, start), Err(Duration::from_secs(1)));
-        let later = start + Duration::from_secs(3_600);
-        assert_eq!(bucket.take(101, later), Ok(()));
-        assert!(bucket.take(1, later).is_err());
-        assert!(bucket.take(1, start).is_err(), "an older time earns nothing");
+    fn every_rate_lets_a_frame_pass() {
+        for rate in [1, CELL, 1 << 20, 1 << 30, u64::MAX] {
+            let limited = Rate::new(Bytes(rate));
+            let limiter = limited.0.borrow().clone().unwrap();
+            assert!(limiter.check_n(cells(CHUNK as u64 + 64)).is_ok(), "{rate}");
+        }
+        assert!(Rate::default().0.borrow().is_none());
     }
 }

@@ -5,7 +5,6 @@ mod proxy;
 mod transfers;
 
 use std::collections::HashMap;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,10 +36,6 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     };
     let waited = tokio::time::timeout(PATIENCE, waiting).await;
     waited.unwrap_or_else(|_| panic!("never: {what}"));
-}
-
-fn per_second(bytes: u64) -> Option<NonZeroU64> {
-    NonZeroU64::new(bytes)
 }
 
 fn noise(length: usize) -> Vec<u8> {

@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub enum Stays {
     /// There are volumes in it.
     #[error(
-        "{count} volumes are left below {root}: move them to other nodes or remove them (`berth volume move`, `berth volume rm`), \
+        "volumes are left below {root} ({count}): move them to other nodes or remove them (`berth volume move`, `berth volume rm`), \
          or delete them here with `berth-agent wipe --volumes`"
     )]
     Holds {
@@ -29,6 +29,9 @@ pub enum Stays {
         /// Where.
         root: String,
     },
+    /// Somebody is in it.
+    #[error("{0} is in use: `fuser -vm {0}` shows by whom; end that, and type the same again")]
+    Busy(String),
     /// It can't be looked into.
     #[error("whether volumes are left on this host can't be told: {0}")]
     Unknown(String),
@@ -64,7 +67,7 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 /// Unmounts an empty pool and removes its file, or its folder on a btrfs, and what remembers it. None is fine.
 ///
 /// # Errors
-/// `Holds` before anything is changed; `Unknown`, `Io`.
+/// `Holds` before anything is changed; `Busy`, `Unknown`, `Io`.
 pub fn take_away(settings: &Settings) -> Result<(), Stays> {
     let (root, marker) = (settings.root(), settings.marker());
     let unknown = |error: super::pool_error::PoolError| Stays::Unknown(chain(&error));
@@ -93,6 +96,7 @@ pub fn take_away(settings: &Settings) -> Result<(), Stays> {
             match umount2(&root, MntFlags::empty()) {
                 Ok(()) | Err(Errno::EINVAL) => break,
                 Err(Errno::EBUSY) if !last => std::thread::sleep(PAUSE),
+                Err(Errno::EBUSY) => return Err(Stays::Busy(root.display().to_string())),
                 Err(errno) => return Err(failed("unmounting", &root)(errno.into())),
             }
         }

@@ -132,15 +132,12 @@ impl Agent {
             Some(pools) => {
                 let line = volumes::Line {
                     port: config.volume_port,
+                    rate: config.volume_rate,
                     files: files.clone(),
                 };
                 volumes::Volumes::open(pools, line, &config.run_dir, &board, known_in)
             }
-            None => {
-                // Nobody waits to hear of them.
-                drop(known_in);
-                volumes::Volumes::none()
-            }
+            None => volumes::Volumes::none(),
         };
         if let Some(keeper) = pool.keeper() {
             host.facilities.runtime.provide_by(keeper);
@@ -213,7 +210,7 @@ impl Agent {
             },
             reconciler,
             board: board.clone(),
-            facts: facts_out.clone(),
+            facts: facts_out,
             volumes: told,
             usage: usage_out,
             usage_interval_ms: interval_in,
@@ -232,19 +229,10 @@ impl Agent {
             shutdown: shutdown.clone(),
             idle: dial::IDLE_TIMEOUT,
         };
-        let refresh = tokio::spawn(refresh_facts(
-            config,
-            host,
-            damage,
-            facts_in,
-            networks,
-            known.clone(),
-        ));
+        let refresh = tokio::spawn(refresh_facts(config, host, damage, facts_in, networks, known));
         ready();
         let alive = tokio::spawn(daemon::watchdog(move || beats.silence()));
         let mut link = tokio::spawn(async move {
-            // To the brain a node that says nothing of volumes has none, and what moves there is given up.
-            volumes::told(known, facts_out).await;
             link.run().await;
         });
         let mut loop_task = loop_task;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_common::id::{NodeId, VolumeId};
-use berth_common::model::{NodeFacts, PoolFacts};
+use berth_common::model::PoolFacts;
 use berth_common::protocol::VolumePlace;
+use berth_common::units::Bytes;
 use tokio::sync::watch;
 
 use crate::join::NodeFiles;
-use crate::peers::{Admission, Peers};
+use crate::peers::{Admission, Peers, Rate};
 use crate::reconcile::Board;
 use crate::reconcile::apply::chain;
 use crate::volume::keeper::{Access, Keeper, Report};
@@ -24,9 +25,6 @@ use crate::volume::{BtrfsPool, Meta, Pool, VolumeError, pool_apply};
 
 /// Pause between looks, and between attempts.
 const EVERY: Duration = Duration::from_secs(60);
-
-/// How long the link waits for the pool: one that was there before takes a moment, after a power cut a little more.
-const POOL_WITHIN: Duration = Duration::from_secs(5);
 
 /// A pool, and what is told of it.
 pub struct Opened {
@@ -51,13 +49,14 @@ pub trait Pools: Send + Sync {
     /// # Errors
     /// What is wrong with it now, with the cure.
     fn look(&self) -> Result<(PoolFacts, Vec<String>), String>;
+
+    /// What it is, if it was made before. Changes nothing, and opens nothing.
+    fn remembered(&self) -> Option<PoolFacts>;
 }
 
 /// What is known of the pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
-    /// It was looked at.
-    pub looked: bool,
     /// What the node has for volumes.
     pub facts: Option<PoolFacts>,
     /// For the node's warnings.
@@ -101,6 +100,12 @@ impl Pools for BtrfsPools {
         let warnings = ready.warnings.iter().map(ToString::to_string).collect();
         Ok((facts(ready.shape), warnings))
     }
+
+    fn remembered(&self) -> Option<PoolFacts> {
+        let seen = pool_apply::observe(&self.0).ok()?;
+        seen.marker?;
+        Some(self.look().ok()?.0)
+    }
 }
 
 /// How other nodes' agents reach this one.
@@ -108,6 +113,8 @@ impl Pools for BtrfsPools {
 pub struct Line {
     /// UDP port.
     pub port: u16,
+    /// How fast all that is sent may go, bytes a second; 0: no limit.
+    pub rate: Bytes,
     /// Its certificate, which is renewed there.
     pub files: NodeFiles,
 }
@@ -181,7 +188,8 @@ impl Volumes {
         }
     }
 
-    /// Touches nothing before [`Self::keep`].
+    /// Touches nothing before [`Self::keep`]. What was there before the agent's start is known at once: to the brain a node that says
+    /// nothing of volumes has none, and what moves there is given up. Blocks.
     pub fn open(
         pools: Arc<dyn Pools>,
         line: Line,
@@ -190,8 +198,13 @@ impl Volumes {
         known: watch::Sender<Known>,
     ) -> Self {
         let (access_in, access) = watch::channel(Access::Opening);
+        let facts = pools.remembered().map(|facts| PoolFacts {
+            port: Some(line.port),
+            ..facts
+        });
+        known.send_modify(|known| known.facts = facts);
         Self {
-            keeper: Some(Keeper::new(board.clone(), run_dir, access)),
+            keeper: Some(Keeper::new(board.clone(), run_dir, access, Rate::new(line.rate))),
             board: Some(board.clone()),
             opening: Some((pools, line, access_in, known)),
         }
@@ -216,18 +229,6 @@ impl Volumes {
             tokio::join!(Arc::clone(&keeper).run(), keep(opening, board, keeper));
         }
     }
-}
-
-/// Waits until what is known of the pool is among the facts; not for long.
-pub(super) async fn told(mut known: watch::Receiver<Known>, mut facts: watch::Receiver<NodeFacts>) {
-    let wait = async {
-        let looked = known.wait_for(|known| known.looked).await;
-        let Ok(found) = looked.map(|known| known.facts.clone()) else {
-            return;
-        };
-        let _ = facts.wait_for(|facts| facts.volumes == found).await;
-    };
-    let _ = tokio::time::timeout(POOL_WITHIN, wait).await;
 }
 
 /// Opens the pool and looks after it for ever.
@@ -267,7 +268,6 @@ async fn keep((pools, line, access, known): Opening, board: Arc<Board>, keeper: 
                     access.send_replace(Access::Open(pool.clone(), peers.clone()));
                 }
                 Known {
-                    looked: true,
                     facts: Some(facts),
                     warnings,
                 }
@@ -277,7 +277,6 @@ async fn keep((pools, line, access, known): Opening, board: Arc<Board>, keeper: 
                     access.send_replace(Access::Broken(why.clone()));
                 }
                 Known {
-                    looked: true,
                     facts: None,
                     warnings: vec![why],
                 }

@@ -184,6 +184,14 @@ impl State {
                         .flat_map(|old| volumes::nodes_of(old)),
                 );
             }
+            Change::PutNode(new) => {
+                let old = self.nodes.get(&new.id);
+                if old.is_some_and(|old| volumes::address(old) != volumes::address(new)) {
+                    let arriving = self.volumes_on.get(&new.id).into_iter().flatten();
+                    let arriving = arriving.filter_map(|id| self.volumes.get(id));
+                    nodes.extend(arriving.filter_map(|volume| volume.node.filter(|from| *from != new.id)));
+                }
+            }
             Change::PutTenant(new) => {
                 let changed = self
                     .tenants

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use berth_common::id::{Epoch, Name, NodeId, ServiceId, TenantId, VolumeId};
+use berth_common::id::{Epoch, Name, NodeId, ServiceId, SnapshotId, TenantId, VolumeId};
 use berth_common::model::{
-    ContainerRecord, MoveStage, NodeRecord, ObservedVolume, VolumeMount, VolumeRecord,
+    ContainerRecord, MoveStage, NodeRecord, ObservedVolume, VolumeMount, VolumeRecord, VolumeSource,
 };
 use berth_common::protocol::{DesiredMount, DesiredVolume, SendTo, VolumePlace};
 use berth_common::units::Bytes;
@@ -84,6 +84,19 @@ impl State {
         })
     }
 
+    /// A clone of a volume, or of one snapshot of it, that its node has still to make.
+    pub fn clone_in_the_making(
+        &self,
+        volume: &VolumeRecord,
+        snapshot: Option<SnapshotId>,
+    ) -> Option<&VolumeRecord> {
+        let from = |source: VolumeSource| {
+            source.volume == volume.id && snapshot.is_none_or(|snapshot| snapshot == source.snapshot)
+        };
+        let mut all = self.volumes.values().map(|clone| &**clone);
+        all.find(|clone| !clone.made && clone.source.is_some_and(from))
+    }
+
     /// What a node last said of a volume.
     pub fn volume_seen(&self, node: NodeId, volume: VolumeId) -> Option<&Arc<ObservedVolume>> {
         self.volumes_seen.get(&(node, volume))
@@ -100,6 +113,12 @@ impl State {
             for node in counting(&old) {
                 self.count_volume(node, id, old.size, false);
             }
+            // Who has nothing to do with it any more is not believed about it.
+            let stays = new.as_ref().map(counting).unwrap_or_default();
+            for node in counting(&old).difference(&stays) {
+                self.volumes_gone.remove(&(*node, id));
+                self.volumes_seen.remove(&(*node, id));
+            }
         }
         if let Some(new) = new {
             self.volume_names.insert((new.tenant, new.name.clone()), id);
@@ -107,19 +126,6 @@ impl State {
                 self.count_volume(node, id, new.size, true);
             }
             self.volumes.insert(id, Arc::new(new));
-        } else {
-            let about = |(_, of): &(NodeId, VolumeId)| *of == id;
-            let seen: Vec<_> = self
-                .volumes_gone
-                .iter()
-                .copied()
-                .chain(self.volumes_seen.keys().copied())
-                .filter(about)
-                .collect();
-            for key in seen {
-                self.volumes_gone.remove(&key);
-                self.volumes_seen.remove(&key);
-            }
         }
     }
 
@@ -280,7 +286,8 @@ fn epoch_on(volume: &VolumeRecord, node: NodeId) -> Epoch {
     }
 }
 
-fn address(node: &NodeRecord) -> Option<std::net::SocketAddr> {
+/// Where a node's agent takes volumes.
+pub(super) fn address(node: &NodeRecord) -> Option<std::net::SocketAddr> {
     let port = node.facts.volumes.as_ref()?.port?;
     Some((node.facts.underlay?.address, port).into())
 }

@@ -60,12 +60,6 @@ impl Dirty {
             }
             Change::PutContainer(container) => {
                 self.services.insert(container.service);
-                if !container.spec.volumes.is_empty() {
-                    // Others of its service may have waited for it.
-                    let all = before.containers_of(container.service);
-                    let volumes = all.flat_map(|c| before.volumes_of(c)).flatten();
-                    self.volumes.extend(volumes.map(|volume| volume.id));
-                }
                 let old = before.containers.get(&container.id);
                 if container.node.is_some() && old.is_none_or(|old| old.node.is_none()) {
                     self.near(container.tenant, &container.service_name, before);

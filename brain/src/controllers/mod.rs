@@ -58,11 +58,15 @@ mod respread_cases;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
+mod sim_checks;
+#[cfg(test)]
 mod sim_rules;
 #[cfg(test)]
 mod volume_cases;
 #[cfg(test)]
 mod volume_model;
+#[cfg(test)]
+mod volume_model_search;
 #[cfg(test)]
 mod volume_sim;
 
@@ -237,6 +241,11 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
     if freed {
         volumes.extend(volumes::waiting(input.state));
     }
+    // Volumes of one service wait for one another's containers.
+    let mounting = cx.planned.iter().filter(|id| input.state.mounting.contains(*id));
+    let containers = mounting.flat_map(|id| input.state.containers_of(*id));
+    let mounted = containers.flat_map(|c| input.state.volumes_of(c)).flatten();
+    volumes.extend(mounted.map(|volume| volume.id));
     volumes::plan(&mut cx, &volumes);
     cx.finish()
 }

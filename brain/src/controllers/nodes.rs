@@ -8,7 +8,7 @@ use berth_common::id::{NodeId, ServiceId};
 use berth_common::model::NodeRecord;
 
 use super::context::{Context, ended, failing, failure, label};
-use super::wishes;
+use super::{volume_moves, wishes};
 use crate::cluster::{Change, State};
 use crate::outlook::At;
 use crate::scheduler::{Search, View, taints};
@@ -198,7 +198,7 @@ pub fn drain_waits(state: &State, outlook: &At<'_>, node: NodeId) -> Vec<String>
             waits.push(format!("{name} stays: {why}"));
             continue;
         }
-        let request = wishes::request(
+        let mut request = wishes::request(
             state,
             service,
             &container.spec,
@@ -206,6 +206,19 @@ pub fn drain_waits(state: &State, outlook: &At<'_>, node: NodeId) -> Vec<String>
             &BTreeSet::new(),
             outlook,
         );
+        // It goes with its volumes, and asks for a place for all of them.
+        if let Some(volume) = state.volumes_of(container).flatten().next() {
+            if let Some(moves) = &volume.moves {
+                let to = state.name_of_node(moves.to);
+                waits.push(format!(
+                    "{name} waits until its volume {} is on {to}",
+                    volume.name
+                ));
+                continue;
+            }
+            let together = volume_moves::companions(state, volume);
+            request.constraints.volumes = volume_moves::leaving(state, &together, BTreeMap::new());
+        }
         waits.push(match Search::new(view, request).possible_for(view, Some(node)) {
             Ok(()) => format!("{name} is next"),
             Err(refusal) => format!("{name} stays: {refusal}"),

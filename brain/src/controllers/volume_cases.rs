@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::Dirty;
 use super::cases::{check_converged, edit, edit_node, on};
 use super::fixtures::{node, node_id, service, service_id, tenant_id};
+use super::nodes::drain_waits;
 use super::sim::World;
 use crate::cluster::Change;
 
@@ -279,6 +280,27 @@ fn a_drained_node_gives_its_volumes_away() {
     edit_node(&mut w, 3, |node| node.draining = true);
     w.run(120);
     assert_eq!(volume(&w, "shared").node, Some(node_id(1)), "{:?}", w.events);
+}
+
+#[test]
+fn r9_what_keeps_a_volume_on_a_drained_node_is_told() {
+    let mut w = world(1);
+    put(&mut w, 1, 1, &["data:/x:size=4GiB"]);
+    w.run(8);
+    w.join(with_pool(2, 1));
+    w.run(2);
+    edit_node(&mut w, 1, |node| node.draining = true);
+    w.run(20);
+    let told = |w: &World| drain_waits(&w.state, &w.watched.at(w.now), node_id(1)).join("; ");
+    let why = told(&w);
+    let full = "1 node lacks room for volumes (need 4GiB, most free is 1GiB on h2)";
+    assert!(why.starts_with("s1.1 stays: ") && why.contains(full), "{why}");
+    // Another has room: it goes there, and says that it does.
+    w.join(with_pool(3, 8));
+    w.run(2);
+    assert_eq!(told(&w), "s1.1 waits until its volume data is on h3");
+    w.run(60);
+    assert_eq!((on(&w, 1), on(&w, 3)), (0, 1), "{:?}", w.events);
 }
 
 fn snapshot(w: &mut World, name: &str, n: u64) {

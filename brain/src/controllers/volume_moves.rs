@@ -6,16 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{Epoch, NodeId, SnapshotId, VolumeId};
-use berth_common::model::{ContainerRecord, MoveStage, VolumeMove, VolumeMoved, VolumeRecord};
+use berth_common::id::{Epoch, Name, NodeId, SnapshotId, VolumeId};
+use berth_common::model::{
+    ContainerRecord, MoveStage, NodeRecord, Reservation, ServiceRecord, VolumeMove, VolumeMoved, VolumeRecord,
+};
 use berth_common::units::Bytes;
 
 use super::context::Context;
 use super::volumes::event;
 use super::wishes;
 use crate::cluster::State;
+use crate::outlook::Watched;
 use crate::scheduler::volumes::Volumes;
-use crate::scheduler::{Search, place};
+use crate::scheduler::{Search, View, place};
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
@@ -35,46 +38,77 @@ pub fn companions(state: &State, volume: &VolumeRecord) -> BTreeSet<VolumeId> {
     all
 }
 
+/// Whether services could follow their volumes to a node, by what placement asks for whatever room there is.
+pub struct Follow<'a> {
+    view: View<'a>,
+    searches: Vec<(&'a Name, Search<'a>)>,
+}
+
+impl<'a> Follow<'a> {
+    /// Of these services.
+    pub fn of(state: &'a State, services: impl Iterator<Item = &'a ServiceRecord>) -> Self {
+        let view = View::new(state, &BTreeMap::new());
+        // What is used where does not matter here.
+        let nothing = Watched::default();
+        let search = |service: &'a ServiceRecord| {
+            let spec = service.spec.container_spec().ok()?;
+            let mut request = wishes::request(state, service, &spec, 1, &BTreeSet::new(), &nothing.at(0));
+            request.constraints.volumes = Volumes::default();
+            Some((&service.spec.name, Search::new(&view, request)))
+        };
+        let searches = services.filter_map(search).collect();
+        Self { view, searches }
+    }
+
+    /// Which could not, and why not, in words.
+    pub fn hindrance(&self, node: &NodeRecord) -> Option<String> {
+        self.searches.iter().find_map(|(service, search)| {
+            let why = search.standing(&self.view, node.id)?;
+            let why = why.sentence(Reservation::default(), node.name.as_str());
+            Some(format!(
+                "service {service} could not follow: node {} {why}",
+                node.name
+            ))
+        })
+    }
+}
+
 /// Whether something is under way on its node that a move must not disturb.
 fn stays_for_now(state: &State, volume: &VolumeRecord) -> bool {
-    let begins_from_it = |other: &std::sync::Arc<VolumeRecord>| {
-        !other.made && other.source.is_some_and(|source| source.volume == volume.id)
-    };
     volume.removing
         || volume.rollback.is_some()
         || volume.moved.is_some_and(|moved| moved.left.is_some())
-        || state.volumes.values().any(begins_from_it)
+        || state.clone_in_the_making(volume, None).is_some()
+}
+
+/// Those that go with a volume, as this plan leaves them so far, without itself.
+fn others(cx: &Context<'_, '_>, volume: &VolumeRecord, together: &BTreeSet<VolumeId>) -> Vec<VolumeRecord> {
+    let others = together.iter().filter(|id| **id != volume.id);
+    others
+        .filter_map(|id| cx.volumes.latest(cx.state, *id).cloned())
+        .collect()
 }
 
 /// Its node is being drained: it begins to move with all that must go with it, if there is an elsewhere.
 pub(super) fn depart(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, from: NodeId) {
     let together = companions(cx.state, volume);
-    let latest = |cx: &Context<'_, '_>, id: VolumeId| {
-        let known = cx.state.volumes.get(&id).map(|volume| &**volume);
-        cx.volumes.changed.get(&id).or(known).cloned()
-    };
-    let others: Vec<VolumeRecord> = together
-        .iter()
-        .filter(|id| **id != volume.id)
-        .filter_map(|id| latest(cx, *id))
-        .collect();
-    if others
-        .iter()
-        .chain([&*volume])
-        .any(|one| stays_for_now(cx.state, one))
-    {
+    let others = others(cx, volume, &together);
+    if stays_for_now(cx.state, volume) || others.iter().any(|one| stays_for_now(cx.state, one)) {
         return;
     }
-    let first = others
-        .iter()
-        .find_map(|other| other.moves.as_ref().map(|moves| moves.to));
-    let to = match first {
+    let first = others.iter().find_map(|other| other.moves.as_ref());
+    let to = match first.map(|moves| moves.to) {
         Some(to) => to,
-        // Why not is told by `berth node inspect`; it is tried again with the next change that may help.
-        None => match destination(cx, volume, &together, from) {
-            Ok(to) => to,
-            Err(_) => return,
-        },
+        None => {
+            let wish = leaving(cx.state, &together, cx.volumes.given.clone());
+            let needs = wish.needs;
+            // Why not is told by `berth node inspect`; it is tried again with the next change that may help.
+            let Some(to) = destination(cx, volume, wish, from) else {
+                return;
+            };
+            cx.volumes.give(to, needs);
+            to
+        }
     };
     let why = format!("node {} is being drained", cx.node_name(from));
     begin(cx, volume, to, why.clone());
@@ -97,57 +131,49 @@ fn begin(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, to: NodeId, why: S
     });
 }
 
-/// Where volumes that go together could go from a node: where the containers that mount them would be placed.
-///
-/// # Errors
-/// Why nowhere.
+/// What volumes ask of the node that is to take them.
+pub(super) fn leaving(
+    state: &State,
+    together: &BTreeSet<VolumeId>,
+    given: BTreeMap<NodeId, Bytes>,
+) -> Volumes {
+    let sizes = together.iter().filter_map(|id| Some(state.volumes.get(id)?.size));
+    Volumes {
+        at: None,
+        needs: sizes.fold(Bytes::ZERO, Bytes::saturating_add),
+        arrive: true,
+        given,
+    }
+}
+
+/// Where volumes that ask this could go from a node: where the container that mounts them would be placed.
 fn destination(
     cx: &mut Context<'_, '_>,
     volume: &VolumeRecord,
-    together: &BTreeSet<VolumeId>,
+    wish: Volumes,
     from: NodeId,
-) -> Result<NodeId, String> {
+) -> Option<NodeId> {
     let state = cx.state;
-    let sizes = together
-        .iter()
-        .filter_map(|id| state.volumes.get(id))
-        .map(|v| v.size);
-    let needs = sizes.fold(Bytes::ZERO, Bytes::saturating_add);
-    let wish = Volumes {
-        at: None,
-        any: true,
-        needs,
-        given: cx.volumes.given.clone(),
-    };
-    let container = state
-        .containers_with(volume)
-        .find(|c| c.node == Some(from) && !c.removing);
-    let chosen = match container.and_then(|c| Some((c, state.services.get(&c.service)?))) {
+    let mut containers = state.containers_with(volume);
+    let container = containers.find(|c| c.node == Some(from) && !c.removing);
+    let request = match container.and_then(|c| Some((c, state.services.get(&c.service)?))) {
         Some((container, service)) => {
-            let outlook = cx.input.outlook;
-            let mut request = wishes::anew(state, service, container, outlook);
+            let mut request = wishes::anew(state, service, container, cx.input.outlook);
             request.constraints.volumes = wish;
-            let view = cx.view();
-            Search::new(view, request).place(view)
+            request
         }
-        None => {
-            let request = wishes::of_volume(volume.tenant, wish, &NO_LABELS);
-            let view = cx.view();
-            place(view, request)
-        }
+        None => wishes::of_volume(volume.tenant, wish, &NO_LABELS),
     };
-    let node = chosen.map_err(|refusal| refusal.to_string())?;
-    let given = cx.volumes.given.entry(node).or_insert(Bytes::ZERO);
-    *given = given.saturating_add(needs);
-    Ok(node)
+    place(cx.view(), request).ok()
 }
 
 /// The volume stays where it is, and what arrived elsewhere goes.
 pub(super) fn give_up(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, why: &str) {
-    let Some(moves) = volume.moves.take() else { return };
-    let text = format!("does not move to {}: {why}", cx.node_name(moves.to));
+    let Some(to) = volume.moves.as_ref().map(|moves| moves.to) else {
+        return;
+    };
+    let text = format!("does not move to {}: {why}", cx.node_name(to));
     event(cx, volume, "volume-stays", text);
-    volume.moves = Some(moves);
     cancel(volume);
 }
 
@@ -166,24 +192,18 @@ pub fn cancel(volume: &mut VolumeRecord) {
 /// Whether others of its services are being replaced, whose turn it is: those that share no volume go one after the other.
 fn in_turn(cx: &Context<'_, '_>, volume: &VolumeRecord, together: &BTreeSet<VolumeId>) -> bool {
     let state = cx.state;
-    let latest = |id: VolumeId| {
-        let known = state.volumes.get(&id).map(|volume| &**volume);
-        cx.volumes.changed.get(&id).or(known)
-    };
-    let on_its_way = |other: &VolumeRecord| {
+    let stopped = |other: &VolumeRecord| {
         let moves = other.moves.as_ref();
-        !together.contains(&other.id) && moves.is_some_and(|moves| moves.stage != MoveStage::Copying)
+        moves.is_some_and(|moves| moves.stage != MoveStage::Copying)
     };
     let services = state.services_with(volume);
-    let mut containers = services.iter().flat_map(|service| state.containers_of(*service));
-    containers.any(|c| {
-        let mut volumes = state
-            .volumes_of(c)
-            .flatten()
-            .filter_map(|volume| latest(volume.id));
-        let shares = |id: &VolumeId| together.contains(id);
-        let own = state.volumes_of(c).flatten().any(|volume| shares(&volume.id));
-        !c.removing && (!own && c.replaces.is_some() || volumes.any(on_its_way))
+    let containers = services.iter().flat_map(|service| state.containers_of(*service));
+    containers.filter(|c| !c.removing).any(|c| {
+        let volumes: Vec<VolumeId> = state.volumes_of(c).flatten().map(|volume| volume.id).collect();
+        let goes_too = volumes.iter().any(|id| together.contains(id));
+        let apart = volumes.iter().filter(|id| !together.contains(id));
+        let mut apart = apart.filter_map(|id| cx.volumes.latest(state, *id));
+        !goes_too && c.replaces.is_some() || apart.any(stopped)
     })
 }
 
@@ -194,15 +214,7 @@ pub(super) fn travel(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, node: 
         return give_up(cx, volume, "that node is lost");
     }
     let together = companions(cx.state, volume);
-    let latest = |id: &VolumeId| {
-        let known = cx.state.volumes.get(id).map(|volume| &**volume);
-        cx.volumes.changed.get(id).or(known)
-    };
-    let others: Vec<VolumeRecord> = together
-        .iter()
-        .filter(|id| **id != volume.id)
-        .filter_map(|id| latest(id).cloned())
-        .collect();
+    let others = others(cx, volume, &together);
     match moves.stage {
         MoveStage::Copying => {
             let ready = |id: VolumeId| {
@@ -255,8 +267,7 @@ pub(super) fn travel(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, node: 
                     moves.why
                 );
                 event(cx, volume, "volume-moved", text);
-                volume.node = Some(moves.to);
-                volume.epoch = Epoch(volume.epoch.0 + 1);
+                volume.hand_to(moves.to);
                 volume.moves = None;
                 volume.moved = Some(VolumeMoved {
                     left: Some(node),

@@ -11,7 +11,7 @@ use berth_common::protocol::{DesiredMount, DesiredSet, DesiredVolume, SendTo, Vo
 use berth_common::units::Bytes;
 
 /// Rounds of a move after which the rest is called small.
-const ROUNDS: u16 = 2;
+const ROUNDS: u16 = 0;
 
 /// How many acknowledged writes a state holds: each writer goes on from all before it.
 type Writes = u64;
@@ -25,7 +25,7 @@ struct Kept {
 }
 
 /// What a node has.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct FakeVolumes {
     wanted: Vec<DesiredVolume>,
     mounts: BTreeMap<ContainerId, Vec<DesiredMount>>,

@@ -3,14 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::id::{Epoch, Name, NodeId, TenantId, VolumeId};
+use berth_common::id::{Name, NodeId, TenantId, VolumeId};
 use berth_common::model::{
     ContainerRecord, DEFAULT_VOLUME, MoveStage, RollBack, ServiceRecord, VolumeMount, VolumeRecord,
 };
 use berth_common::units::Bytes;
 
 use super::context::Context;
-pub use super::volume_moves::{cancel, companions};
+pub use super::volume_moves::{Follow, cancel, companions};
 use super::volume_moves::{depart, give_up, travel};
 use crate::cluster::{Change, State};
 use crate::scheduler::volumes::Volumes;
@@ -43,24 +43,20 @@ impl Planned {
 
     /// What a replica asks of nodes for its volumes' sake, with what this plan has done.
     pub fn wish(&self, state: &State, tenant: TenantId, mounts: &[VolumeMount], replica: u32) -> Volumes {
-        let mut wish = Volumes {
-            any: !mounts.is_empty(),
-            given: self.given.clone(),
-            ..Volumes::default()
-        };
-        for mount in mounts {
-            match self.find(state, tenant, mount, replica) {
-                Some(volume) => match volume.node {
-                    Some(node) => {
-                        let named = (node, volume.name.to_string(), state.name_of_node(node));
-                        wish.at.get_or_insert(named);
-                    }
-                    None => wish.needs = wish.needs.saturating_add(volume.size),
-                },
-                None => wish.needs = wish.needs.saturating_add(mount.size.unwrap_or(DEFAULT_VOLUME)),
-            }
-        }
-        wish
+        let find = |mount: &VolumeMount| self.find(state, tenant, mount, replica);
+        Volumes::of(state, mounts, find, self.given.clone())
+    }
+
+    /// A volume as this plan leaves it so far.
+    pub fn latest<'a>(&'a self, state: &'a State, id: VolumeId) -> Option<&'a VolumeRecord> {
+        let known = state.volumes.get(&id).map(|volume| &**volume);
+        self.changed.get(&id).or(known)
+    }
+
+    /// Room on a node is given away.
+    pub fn give(&mut self, node: NodeId, size: Bytes) {
+        let given = self.given.entry(node).or_insert(Bytes::ZERO);
+        *given = given.saturating_add(size);
     }
 
     /// The changes.
@@ -127,24 +123,10 @@ pub(super) fn ensure(cx: &mut Context<'_, '_>, service: &ServiceRecord, replica:
         {
             continue;
         }
-        let volume = VolumeRecord {
-            id: VolumeId::from_bytes(cx.fresh_id().bytes()),
-            tenant: service.tenant,
-            name: name.clone(),
-            size: mount.size.unwrap_or(DEFAULT_VOLUME),
-            node: None,
-            epoch: Epoch(0),
-            source: None,
-            made: false,
-            snapshots: Vec::new(),
-            rollback: None,
-            moves: None,
-            moved: None,
-            removing: false,
-            made_for: Some(service.spec.name.clone()),
-            created_at: cx.input.now.wall,
-            revision: Default::default(),
-        };
+        let id = VolumeId::from_bytes(cx.fresh_id().bytes());
+        let size = mount.size.unwrap_or(DEFAULT_VOLUME);
+        let mut volume = VolumeRecord::new(id, service.tenant, name.clone(), size, cx.input.now.wall);
+        volume.made_for = Some(service.spec.name.clone());
         let text = format!("{} for service {}", volume.size, service.spec.name);
         cx.event(
             "volume-created",
@@ -164,10 +146,8 @@ pub(super) fn bind(cx: &mut Context<'_, '_>, service: &ServiceRecord, replica: u
         let Some(mut volume) = found.filter(|volume| volume.node.is_none()).cloned() else {
             continue;
         };
-        volume.node = Some(node);
-        volume.epoch = Epoch(volume.epoch.0 + 1);
-        let given = cx.volumes.given.entry(node).or_insert(Bytes::ZERO);
-        *given = given.saturating_add(volume.size);
+        volume.hand_to(node);
+        cx.volumes.give(node, volume.size);
         cx.volumes.changed.insert(volume.id, volume);
     }
 }
@@ -199,12 +179,9 @@ pub(super) fn waiting(state: &State) -> impl Iterator<Item = VolumeId> {
 /// Looks at these volumes.
 pub(super) fn plan(cx: &mut Context<'_, '_>, ids: &BTreeSet<VolumeId>) {
     for id in ids {
-        let found = cx
-            .volumes
-            .changed
-            .get(id)
-            .or_else(|| cx.state.volumes.get(id).map(|v| &**v));
-        let Some(before) = found.cloned() else { continue };
+        let Some(before) = cx.volumes.latest(cx.state, *id).cloned() else {
+            continue;
+        };
         let mut volume = before.clone();
         if !tend(cx, &mut volume) {
             cx.volumes.changed.remove(id);

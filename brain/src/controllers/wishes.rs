@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{ContainerId, NodeId, TenantId};
-use berth_common::model::{ContainerRecord, ContainerSpec, Reservation, ServiceRecord, Together};
+use berth_common::model::{
+    ContainerRecord, ContainerSpec, Reservation, ServiceRecord, Together, VolumeMount,
+};
 
 use crate::cluster::State;
 use crate::outlook::At;
@@ -65,7 +67,7 @@ pub(super) fn request<'a>(
                 .iter()
                 .map(|together| companion(state, service.tenant, together))
                 .collect(),
-            volumes: Volumes::of(state, service.tenant, &spec.volumes, replica),
+            volumes: volumes(state, service.tenant, &spec.volumes, replica),
             verdict: outlook.verdict(service),
         },
         load: outlook.newcomer(service.id, spec),
@@ -97,6 +99,12 @@ pub(super) fn anew<'a>(
     let present = &mut request.constraints.replicas.present;
     fewer(present, container.node.or(container.claim));
     request
+}
+
+/// Where a replica's volumes are.
+fn volumes(state: &State, tenant: TenantId, mounts: &[VolumeMount], replica: u32) -> Volumes {
+    let find = |mount: &VolumeMount| state.volume_of(tenant, mount, replica).map(|volume| &**volume);
+    Volumes::of(state, mounts, find, BTreeMap::new())
 }
 
 /// What a volume asks of nodes that no container has.

@@ -298,6 +298,11 @@ impl<'a> Search<'a> {
             && self.lacks_idle(&view.seats[at]).is_none()
     }
 
+    /// What stands against a node whatever room it has.
+    pub fn standing(&self, view: &View<'_>, node: NodeId) -> Option<Obstacle> {
+        candidates::obstacle(view, &self.request, view.find(node)?)
+    }
+
     /// Whether a node stands the checks that placements don't change.
     fn stands(&self, view: &View<'_>, seat: usize) -> bool {
         candidates::obstacle(view, &self.request, seat).is_none()

@@ -2,34 +2,41 @@
 
 use std::collections::BTreeMap;
 
-use berth_common::id::{NodeId, TenantId};
-use berth_common::model::{DEFAULT_VOLUME, MAX_VOLUMES, VolumeMount};
+use berth_common::id::NodeId;
+use berth_common::model::{DEFAULT_VOLUME, MAX_VOLUMES, VolumeMount, VolumeRecord};
 use berth_common::units::Bytes;
 
 use super::Seat;
 use super::constraints::Broken;
 use crate::cluster::State;
 
-/// Where a container's volumes are, and what they need where they are not yet.
+/// Where a container's volumes are, and what they need where they are not yet. None: it has no volumes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Volumes {
     /// The node that has one of them, the volume, and the node's name.
     pub at: Option<(NodeId, String, String)>,
-    /// It has some.
-    pub any: bool,
     /// What those that are nowhere yet will take, bytes.
     pub needs: Bytes,
+    /// They come from another node.
+    pub arrive: bool,
     /// What the same plan has given to volumes on nodes, bytes.
     pub given: BTreeMap<NodeId, Bytes>,
 }
 
 impl Volumes {
-    /// Of a replica's mounts.
-    pub fn of(state: &State, tenant: TenantId, mounts: &[VolumeMount], replica: u32) -> Self {
-        let mut volumes = Self::default();
+    /// Of mounts; `find`: the volume of each that is there, `given`: what the same plan has given away.
+    pub fn of<'a>(
+        state: &State,
+        mounts: &[VolumeMount],
+        find: impl Fn(&VolumeMount) -> Option<&'a VolumeRecord>,
+        given: BTreeMap<NodeId, Bytes>,
+    ) -> Self {
+        let mut volumes = Self {
+            given,
+            ..Self::default()
+        };
         for mount in mounts {
-            volumes.any = true;
-            let volume = state.volume_of(tenant, mount, replica);
+            let volume = find(mount);
             match volume.and_then(|volume| Some((volume.node?, volume))) {
                 Some((node, volume)) => {
                     let named = (node, volume.name.to_string(), state.name_of_node(node));
@@ -51,7 +58,7 @@ impl Volumes {
 
     /// What a node has against it.
     pub fn obstacle(&self, seat: &Seat<'_>) -> Option<Broken> {
-        if !self.any {
+        if self.at.is_none() && self.needs == Bytes::ZERO {
             return None;
         }
         if let Some((_, volume, name)) = self.at.as_ref().filter(|(node, ..)| *node != seat.node.id) {
@@ -60,7 +67,8 @@ impl Volumes {
                 node: name.clone(),
             });
         }
-        let Some(pool) = &seat.node.facts.volumes else {
+        let pool = seat.node.facts.volumes.as_ref();
+        let Some(pool) = pool.filter(|pool| !self.arrive || pool.port.is_some()) else {
             return Some(Broken::NoVolumes);
         };
         let given = self.given.get(&seat.node.id).copied().unwrap_or(Bytes::ZERO);

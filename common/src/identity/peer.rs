@@ -9,40 +9,27 @@ use std::sync::Arc;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
-use super::{Identity, IdentityError, node_of, provider, roots};
+use super::{Identity, IdentityError, built, client_rules, node_of, provider, server_tls};
 use crate::id::NodeId;
 use crate::protocol::ALPN_PEER;
 
 /// What a dialling node says it looks for. Nothing depends on it: the certificate names the node.
 pub const PEER_NAME: &str = "node.berth";
 
-fn verifier(identity: &Identity) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
-    WebPkiClientVerifier::builder_with_provider(roots(&identity.ca)?, provider())
-        .build()
-        .map_err(|e| IdentityError::Malformed {
-            what: "the CA certificate",
-            why: e.to_string(),
-        })
-}
-
 /// TLS of a node that other nodes dial: none comes in without a node's certificate. [`node_of`] says whose.
 ///
 /// # Errors
 /// [`IdentityError::Tls`] if key and certificate don't match, or a CA that is none.
 pub fn peer_server_tls(identity: &Identity) -> Result<rustls::ServerConfig, IdentityError> {
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier(identity)?)
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+    let mut config = server_tls(identity, built(client_rules(identity)?)?)?;
     config.alpn_protocols = vec![ALPN_PEER.to_vec()];
     // Every connection shows its certificate anew: a resumed session would outlive it.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
     Ok(config)
 }
 
@@ -53,7 +40,7 @@ pub fn peer_server_tls(identity: &Identity) -> Result<rustls::ServerConfig, Iden
 pub fn peer_client_tls(identity: &Identity, expected: NodeId) -> Result<rustls::ClientConfig, IdentityError> {
     let judge = ExpectedNode {
         expected,
-        rules: verifier(identity)?,
+        rules: built(client_rules(identity)?)?,
     };
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?

@@ -327,6 +327,34 @@ pub struct VolumeMoved {
 }
 
 impl VolumeRecord {
+    /// One that is new, empty and nowhere.
+    pub fn new(id: VolumeId, tenant: TenantId, name: Name, size: Bytes, created_at: UnixMillis) -> Self {
+        Self {
+            id,
+            tenant,
+            name,
+            size,
+            node: None,
+            epoch: Epoch(0),
+            source: None,
+            made: false,
+            snapshots: Vec::new(),
+            rollback: None,
+            moves: None,
+            moved: None,
+            removing: false,
+            made_for: None,
+            created_at,
+            revision: Revision::default(),
+        }
+    }
+
+    /// Gives it to a node, under a new epoch.
+    pub fn hand_to(&mut self, node: NodeId) {
+        self.node = Some(node);
+        self.epoch = Epoch(self.epoch.0 + 1);
+    }
+
     /// A snapshot by name.
     pub fn snapshot(&self, name: &Name) -> Option<&SnapshotRecord> {
         self.snapshots

@@ -36,8 +36,7 @@ pub use streams::{
 pub use trace::{Half, Hop, TraceRequest, Verdict};
 pub use usage::{ContainerUsage, NodeUsage, Pressure, UsageReport};
 pub use volumes::{
-    DesiredMount, DesiredVolume, SendTo, VOLUMES_A_MESSAGE, VolumePlace, is_round_snapshot, round_of,
-    round_snapshot,
+    DesiredMount, DesiredVolume, SendTo, VOLUMES_A_MESSAGE, VolumePlace, round_of, round_snapshot,
 };
 
 use serde::{Deserialize, Serialize};

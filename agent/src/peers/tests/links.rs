@@ -35,7 +35,7 @@ impl Way {
             meta,
             content,
             progress: watch::channel(Progress::default()).0,
-            limit: Rate::new(per_second(256 << 10)),
+            limit: Rate::new(Bytes(256 << 10)),
         }
     }
 
@@ -77,7 +77,7 @@ async fn a_link_that_is_cut_goes_on_where_it_was() {
             let so_far = way.progress.borrow().resumed;
             until("it goes on", || way.progress.borrow().resumed > so_far).await;
         }
-        way.limit.set(None);
+        way.limit.set(Bytes::ZERO);
     };
     let (sent, ()) = tokio::join!(way.send(), cut);
     let sent = sent.unwrap();
@@ -93,7 +93,7 @@ async fn a_link_that_is_cut_goes_on_where_it_was() {
 #[tokio::test]
 async fn a_link_that_is_cut_before_the_last_word_loses_nothing() {
     let way = Way::new(&Cluster::new(), KEEPS).await;
-    way.limit.set(None);
+    way.limit.set(Bytes::ZERO);
     // It has all of it, and takes longer to keep it than the link lasts.
     way.there
         .pool
@@ -137,7 +137,7 @@ async fn a_receiver_that_restarts_gets_it_from_the_beginning() {
         way.proxy.cut();
         first.peers.close().await;
         way.proxy.lead_to(way.there.peers.local_addr().unwrap());
-        way.limit.set(None);
+        way.limit.set(Bytes::ZERO);
     };
     let (sent, ()) = tokio::join!(way.send(), restart);
     let sent = sent.unwrap();
@@ -159,7 +159,7 @@ async fn a_sender_that_takes_it_back_leaves_nothing() {
     // At once: what is kept for a broken link would stay for longer than the test waits.
     way.there.keeps_nothing().await;
     // And it may be sent again.
-    way.limit.set(None);
+    way.limit.set(Bytes::ZERO);
     let sent = way.send().await.unwrap();
     assert_eq!((sent.already, sent.restarted), (false, 0));
     assert_eq!(

@@ -147,10 +147,7 @@ async fn an_order_that_is_withdrawn_on_the_way_stops_the_end() {
     let (meta, snapshot) = here.volume(&noise(2 << 20)).await;
     there.expects(&here, meta);
     let outgoing = here.outgoing(&there, &meta, snapshot);
-    let (progress, limit) = (
-        watch::channel(Progress::default()).0,
-        Rate::new(per_second(256 << 10)),
-    );
+    let (progress, limit) = (watch::channel(Progress::default()).0, Rate::new(Bytes(256 << 10)));
     let sending = here.peers.send(&outgoing, &progress, &limit);
     let withdrawn = async {
         until("it is on its way", || there.peers.shared.arrivals.count() == 1).await;
@@ -161,7 +158,7 @@ async fn an_order_that_is_withdrawn_on_the_way_stops_the_end() {
                 ..meta
             },
         );
-        limit.set(None);
+        limit.set(Bytes::ZERO);
     };
     let (sent, ()) = tokio::join!(sending, withdrawn);
     let error = sent.unwrap_err();

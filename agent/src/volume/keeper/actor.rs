@@ -20,7 +20,7 @@ use super::plan::{Seen, Step, plan};
 use super::ready;
 use super::report::{Change, Report, change, report};
 use super::sending::Sending;
-use crate::peers::Peers;
+use crate::peers::{Peers, Rate};
 use crate::reconcile::apply::chain;
 use crate::reconcile::{Board, Mounts, VolumeOrders};
 use crate::volume::{Listing, Pool, VolumeError};
@@ -102,6 +102,7 @@ pub struct Keeper {
     standing: watch::Sender<Standing>,
     report: watch::Sender<Option<Arc<Report>>>,
     wake: Arc<Notify>,
+    rate: Rate,
 }
 
 /// What only the loop knows.
@@ -116,8 +117,8 @@ struct Work {
 }
 
 impl Keeper {
-    /// Touches nothing before [`Self::run`]. `run_dir`: below it containers' volumes are mounted.
-    pub fn new(board: Arc<Board>, run_dir: &Path, access: watch::Receiver<Access>) -> Arc<Self> {
+    /// Touches nothing before [`Self::run`]. `run_dir`: below it containers' volumes are mounted; `rate`: how fast all that is sent may go.
+    pub fn new(board: Arc<Board>, run_dir: &Path, access: watch::Receiver<Access>, rate: Rate) -> Arc<Self> {
         let standing = Standing {
             access: access.borrow().clone(),
             seen: Arc::default(),
@@ -131,6 +132,7 @@ impl Keeper {
             standing: watch::Sender::new(standing),
             report: watch::Sender::new(None),
             wake: Arc::default(),
+            rate,
         })
     }
 
@@ -159,7 +161,7 @@ impl Keeper {
     /// Keeps the volumes for ever.
     pub async fn run(self: Arc<Self>) {
         let (mut access, mut orders) = (self.access.clone(), self.board.volumes());
-        let mut work = Work::new(Arc::clone(&self.wake));
+        let mut work = Work::new(Arc::clone(&self.wake), self.rate.clone());
         loop {
             let (now, wanted) = (
                 access.borrow_and_update().clone(),
@@ -267,7 +269,7 @@ impl Keeper {
             self.standing.send_replace(next);
             return due;
         }
-        let sending = work.sending.board.all();
+        let sending = work.sending.told.all();
         let report = report(&orders.volumes, &next.seen, &next.problems, &sending);
         self.standing.send_replace(next);
         let told = self.report.borrow().clone();
@@ -288,7 +290,7 @@ impl Keeper {
 }
 
 impl Work {
-    fn new(wake: Arc<Notify>) -> Self {
+    fn new(wake: Arc<Notify>, rate: Rate) -> Self {
         Self {
             running: JoinSet::new(),
             steps: HashMap::new(),
@@ -296,7 +298,7 @@ impl Work {
             deleted: BTreeSet::new(),
             told: BTreeSet::new(),
             sizes_told: None,
-            sending: Sending::new(wake),
+            sending: Sending::new(wake, rate),
         }
     }
 

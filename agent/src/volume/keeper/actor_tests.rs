@@ -109,7 +109,8 @@ impl Rig {
     }
 
     fn keeper(&self) -> (Arc<Keeper>, JoinHandle<()>) {
-        let keeper = Keeper::new(self.board.clone(), self.dir.path(), self.access.subscribe());
+        let rate = crate::peers::Rate::default();
+        let keeper = Keeper::new(self.board.clone(), self.dir.path(), self.access.subscribe(), rate);
         (keeper.clone(), tokio::spawn(keeper.run()))
     }
 

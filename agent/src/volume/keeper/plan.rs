@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{Epoch, SnapshotId, VolumeId};
 use berth_common::model::{MAX_SNAPSHOTS, MAX_VOLUMES, RollBack, VolumeSource};
-use berth_common::protocol::{DesiredVolume, VolumePlace, is_round_snapshot};
+use berth_common::protocol::{DesiredVolume, VolumePlace, round_of};
 use berth_common::units::Bytes;
 
 use crate::volume::{Meta, Volume};
@@ -328,7 +328,7 @@ fn writable(want: &DesiredVolume, here: &Volume, mounted: bool, plan: &mut Plan)
 fn is_left_of_move(want: &DesiredVolume, snapshot: SnapshotId) -> bool {
     let sent = want.send.as_ref().map(|send| send.last);
     want.moved
-        .is_some_and(|last| Some(last) != sent && (snapshot == last || is_round_snapshot(snapshot, last)))
+        .is_some_and(|last| Some(last) != sent && (snapshot == last || round_of(snapshot, last).is_some()))
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use berth_common::id::{Epoch, SnapshotId, VolumeId};
-use berth_common::model::{ObservedSending, ObservedSnapshot, ObservedVolume};
+use berth_common::model::{ObservedSnapshot, ObservedVolume};
 use berth_common::protocol::{DesiredVolume, VolumePlace};
 use berth_common::units::Bytes;
 
 use super::plan::Seen;
+use super::sending::Far;
 use crate::volume::Volume;
 
 /// Sizes that differ by less are the same, bytes; or by a hundredth.
@@ -38,7 +39,7 @@ pub(super) fn report(
     desired: &[DesiredVolume],
     seen: &Seen,
     problems: &BTreeMap<VolumeId, String>,
-    sending: &BTreeMap<VolumeId, ObservedSending>,
+    sending: &BTreeMap<VolumeId, Far>,
 ) -> Report {
     let wanted: BTreeMap<_, _> = desired.iter().map(|want| (want.id, want)).collect();
     let mut volumes: BTreeMap<_, _> = seen
@@ -47,9 +48,11 @@ pub(super) fn report(
         .map(|here| {
             let id = here.meta.id;
             let mounted = seen.mounted.contains(&id);
-            let problem = problems.get(&id).cloned().or_else(|| spoilt(here));
+            let far = sending.get(&id);
+            let problem = problems.get(&id).cloned();
+            let problem = problem.or_else(|| far?.problem.clone()).or_else(|| spoilt(here));
             let mut shown = shown(here, wanted.get(&id).copied(), mounted, problem);
-            shown.sending = sending.get(&id).cloned();
+            shown.sending = far.map(|far| far.sending.clone());
             (id, shown)
         })
         .collect();

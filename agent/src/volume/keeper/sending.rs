@@ -95,30 +95,42 @@ fn next(want: &DesiredVolume, order: &SendTo, here: &Volume, sent: &Sent) -> Nex
     }
 }
 
-/// How far each volume is that is being sent.
-#[derive(Debug, Default)]
-pub(super) struct Board(Mutex<BTreeMap<VolumeId, ObservedSending>>);
+/// How far a volume is that is being sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Far {
+    /// For the brain.
+    pub sending: ObservedSending,
+    /// Why it was not sent when it was tried last (R9).
+    pub problem: Option<String>,
+}
 
-impl Board {
+/// How far each is.
+#[derive(Debug, Default)]
+pub(super) struct Told(Mutex<BTreeMap<VolumeId, Far>>);
+
+impl Told {
     /// For the report.
-    pub fn all(&self) -> BTreeMap<VolumeId, ObservedSending> {
+    pub fn all(&self) -> BTreeMap<VolumeId, Far> {
         self.0.lock().clone()
     }
 
-    fn change(&self, volume: VolumeId, how: impl FnOnce(&mut ObservedSending)) {
+    fn change(&self, volume: VolumeId, how: impl FnOnce(&mut Far)) {
         let mut all = self.0.lock();
-        how(all.entry(volume).or_insert(ObservedSending {
-            round: 0,
-            sent: Bytes::ZERO,
-            expected: Bytes::ZERO,
-            ready: false,
+        how(all.entry(volume).or_insert(Far {
+            sending: ObservedSending {
+                round: 0,
+                sent: Bytes::ZERO,
+                expected: Bytes::ZERO,
+                ready: false,
+            },
+            problem: None,
         }));
     }
 }
 
 /// All that this node sends.
 pub(super) struct Sending {
-    pub board: Arc<Board>,
+    pub told: Arc<Told>,
     /// Told when there is something to report, or something was made.
     wake: Arc<Notify>,
     rate: Rate,
@@ -126,11 +138,11 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    pub fn new(wake: Arc<Notify>) -> Self {
+    pub fn new(wake: Arc<Notify>, rate: Rate) -> Self {
         Self {
-            board: Arc::default(),
+            told: Arc::default(),
             wake,
-            rate: Rate::new(None),
+            rate,
             running: BTreeMap::new(),
         }
     }
@@ -142,39 +154,40 @@ impl Sending {
             .iter()
             .filter_map(|want| Some((want.id, (want, want.send.as_ref()?))))
             .collect();
-        let board = &self.board;
+        let told = &self.told;
         self.running.retain(|volume, (to, last, _, task)| {
             let same = ordered.get(volume);
             let goes_on = same.is_some_and(|(_, order)| order.node == *to && order.last == *last);
             if !goes_on {
                 task.abort();
-                board.0.lock().remove(volume);
+                told.0.lock().remove(volume);
             }
             goes_on
         });
         let Some(peers) = peers else { return };
         for (volume, (want, order)) in ordered {
-            if let Some((.., told, _)) = self.running.get(&volume) {
-                told.send_if_modified(|held| {
+            if let Some((.., orders, _)) = self.running.get(&volume) {
+                orders.send_if_modified(|held| {
                     let changed = held != want;
                     held.clone_from(want);
                     changed
                 });
                 continue;
             }
-            let (told, orders) = watch::channel(want.clone());
+            let (changes, orders) = watch::channel(want.clone());
             let one = One {
                 volume,
                 orders,
                 pool: Arc::clone(pool),
                 peers: Arc::clone(peers),
-                board: Arc::clone(&self.board),
+                told: Arc::clone(&self.told),
                 wake: Arc::clone(&self.wake),
                 rate: self.rate.clone(),
                 sent: None,
             };
             let task = tokio::spawn(one.run()).abort_handle();
-            self.running.insert(volume, (order.node, order.last, told, task));
+            self.running
+                .insert(volume, (order.node, order.last, changes, task));
         }
     }
 }
@@ -191,7 +204,7 @@ struct One {
     orders: watch::Receiver<DesiredVolume>,
     pool: Arc<dyn Pool>,
     peers: Arc<Peers>,
-    board: Arc<Board>,
+    told: Arc<Told>,
     wake: Arc<Notify>,
     rate: Rate,
     /// None: it was not looked yet.
@@ -214,11 +227,16 @@ impl One {
             let pause = match self.step(&want, &mut again).await {
                 Ok(Step::On) => {
                     retry = RETRY.0;
+                    self.hindered(None);
                     continue;
                 }
-                Ok(Step::Pause(pause)) => pause,
+                Ok(Step::Pause(pause)) => {
+                    self.hindered(None);
+                    pause
+                }
                 Err(why) => {
                     tracing::warn!(volume = %self.volume, why, "a volume is not sent");
+                    self.hindered(Some(format!("it can't be sent now, and is tried again: {why}")));
                     let pause = retry;
                     retry = (retry * 2).min(RETRY.1);
                     pause
@@ -228,6 +246,18 @@ impl One {
                 () = tokio::time::sleep(pause) => {}
                 changed = self.orders.changed() => if changed.is_err() { return },
             }
+        }
+    }
+
+    /// Notes what keeps it from being sent, if that is news.
+    fn hindered(&self, why: Option<String>) {
+        let mut news = false;
+        self.told.change(self.volume, |far| {
+            news = far.problem != why;
+            far.problem = why;
+        });
+        if news {
+            self.wake.notify_one();
         }
     }
 
@@ -264,9 +294,9 @@ impl One {
                 self.drop_old_round(order, rounds).await;
                 // The first is of everything: what was written meanwhile is not known before the second.
                 let small = rounds > 1 && read.0 <= SMALL || rounds >= MOST_ROUNDS;
-                self.board.change(self.volume, |far| {
-                    far.round = u32::from(rounds);
-                    far.ready |= small;
+                self.told.change(self.volume, |far| {
+                    far.sending.round = u32::from(rounds);
+                    far.sending.ready |= small;
                 });
                 self.wake.notify_one();
                 if !small {
@@ -325,10 +355,10 @@ impl One {
                         }
                         told = Instant::now();
                         let expected = far.expected.or(parent.is_none().then_some(whole));
-                        self.board.change(self.volume, |now| {
-                            now.round = round;
-                            now.sent = far.read;
-                            now.expected = expected.unwrap_or(Bytes::ZERO).max(far.read);
+                        self.told.change(self.volume, |now| {
+                            now.sending.round = round;
+                            now.sending.sent = far.read;
+                            now.sending.expected = expected.unwrap_or(Bytes::ZERO).max(far.read);
                         });
                         self.wake.notify_one();
                     }

@@ -1,10 +1,12 @@
 //! `volume …`.
 
-use std::time::{Duration, Instant};
+mod wait;
+
+use std::time::Instant;
 
 use berth_common::api::{
     CloneOf, CreateSnapshot, CreateVolume, MoveVolume, RemovedVolume, ResizeVolume, RollBackVolume,
-    SnapshotState, VolumeState, VolumeView,
+    VolumeState, VolumeView,
 };
 use berth_common::id::{Name, SnapshotId};
 use reqwest::Method;
@@ -16,6 +18,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::render;
 use crate::render::volume::Pace;
+use wait::{Cures, Goal, one, pause, until};
 
 /// `berth volume …`.
 pub async fn volume(session: &Session, command: VolumeCommand) -> Result<(), Failure> {
@@ -137,79 +140,6 @@ pub async fn volume(session: &Session, command: VolumeCommand) -> Result<(), Fai
     }
 }
 
-/// What is waited for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Goal {
-    /// It can be used, or is no node's yet.
-    Usable,
-    /// It has this snapshot, and is not being rolled back.
-    Snapshot(SnapshotId),
-    /// It has no such snapshot.
-    NoSnapshot(Name),
-    /// It can be used on this node.
-    On(String),
-}
-
-/// How far it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
-    /// Not yet; the sentence says what is being done.
-    Wait(String),
-    /// It is so.
-    Done,
-    /// It won't come about.
-    Hopeless(String),
-}
-
-/// Judges without looking at a clock.
-fn judge(view: &VolumeView, goal: &Goal) -> Verdict {
-    let node = view.node_name.as_ref().map_or("its node", |node| node.as_str());
-    let wait = |doing: String| match &view.reason {
-        Some(reason) => Verdict::Wait(format!("{doing}: {reason}")),
-        None => Verdict::Wait(doing),
-    };
-    match goal {
-        Goal::Usable => match view.state {
-            VolumeState::Ready | VolumeState::Unbound => Verdict::Done,
-            VolumeState::Creating => wait(format!("{node} makes it")),
-            VolumeState::Removing => Verdict::Hopeless("it is being removed".to_owned()),
-            other => wait(other.to_string()),
-        },
-        Goal::Snapshot(id) => match view.snapshots.iter().find(|one| one.id == *id) {
-            None => Verdict::Hopeless("the snapshot was removed meanwhile".to_owned()),
-            Some(one) if one.state == SnapshotState::Removing => {
-                Verdict::Hopeless("the snapshot is being removed".to_owned())
-            }
-            Some(_) if view.state == VolumeState::RollingBack => wait("rolling back".to_owned()),
-            Some(one) if one.state == SnapshotState::Ready => Verdict::Done,
-            Some(one) => wait(format!("{node} makes {}", one.name)),
-        },
-        Goal::NoSnapshot(name) => {
-            let going = |one: &&berth_common::api::SnapshotView| {
-                one.name == *name && one.state == SnapshotState::Removing
-            };
-            match view.snapshots.iter().find(going) {
-                None => Verdict::Done,
-                Some(_) => wait(format!("{node} removes {name}")),
-            }
-        }
-        Goal::On(to) => {
-            if let Some(moving) = view.moving.as_ref().filter(|moving| moving.to == *to) {
-                return wait(render::volume::stage(moving).to_owned());
-            }
-            if view.node_name.as_ref().is_none_or(|node| node.as_str() != to) {
-                return Verdict::Hopeless(format!("it stays on {node}: the move was given up or cancelled"));
-            }
-            match view.state {
-                VolumeState::Ready => Verdict::Done,
-                VolumeState::Removing => Verdict::Hopeless("it is being removed".to_owned()),
-                VolumeState::Creating => wait(format!("{to} has all of it, and makes it writable")),
-                other => wait(other.to_string()),
-            }
-        }
-    }
-}
-
 /// The snapshot that an answer tells of.
 fn newest(view: &VolumeView) -> Result<(SnapshotId, Name), Failure> {
     let last = view.snapshots.last().map(|one| (one.id, one.name.clone()));
@@ -219,43 +149,6 @@ fn newest(view: &VolumeView) -> Result<(SnapshotId, Name), Failure> {
             "is the brain older than this command? `berth version` says",
         )
     })
-}
-
-/// Where a volume is shown.
-fn one(client: &Client, name: &Name) -> reqwest::Url {
-    client.tenant_url(&["volumes", name.as_str()], &[])
-}
-
-async fn pause(begun: Instant) {
-    let short = begun.elapsed() < Duration::from_secs(2);
-    tokio::time::sleep(Duration::from_millis(if short { 50 } else { 400 })).await;
-}
-
-/// Waits for a goal.
-async fn until(
-    session: &Session,
-    client: &Client,
-    mut view: VolumeView,
-    goal: &Goal,
-    limit_secs: u64,
-) -> Result<VolumeView, Failure> {
-    let begun = Instant::now();
-    let line = Line::new(session.global.quiet);
-    let name = view.name.clone();
-    let cure = format!("`berth volume inspect {name}` says more");
-    loop {
-        match judge(&view, goal) {
-            Verdict::Done => return Ok(view),
-            Verdict::Hopeless(why) => return Err(Failure::refused(format!("volume {name}: {why}"), cure)),
-            Verdict::Wait(doing) if begun.elapsed().as_secs() >= limit_secs => {
-                let detail = format!("volume {name} is not so far after {limit_secs}s: {doing}");
-                return Err(Failure::refused(detail, format!("it goes on; {cure}")));
-            }
-            Verdict::Wait(doing) => line.say(&doing),
-        }
-        pause(begun).await;
-        view = client.get(one(client, &name)).await?;
-    }
 }
 
 /// Waits for a goal unless told not to, and says so; `what` alone when quiet.
@@ -279,7 +172,15 @@ async fn settle(
             ),
         );
     }
-    let view = until(session, client, view, &goal, wait.wait).await?;
+    let line = Line::new(session.global.quiet);
+    let cure = format!("`berth volume inspect {}` says more", view.name);
+    let cures = Cures {
+        late: format!("it goes on; {cure}"),
+        hopeless: cure,
+    };
+    let say = |_: &VolumeView, doing: &str, _| (doing.to_owned(), true);
+    let view = until(client, &line, view, &goal, Some(wait.wait), &cures, say).await?;
+    drop(line);
     tell(session, &view, what, said)
 }
 
@@ -311,7 +212,7 @@ async fn create(
 async fn travel(
     session: &Session,
     client: &Client,
-    mut view: VolumeView,
+    view: VolumeView,
     detach: bool,
     timeout: Option<u64>,
 ) -> Result<(), Failure> {
@@ -326,41 +227,25 @@ async fn travel(
         let said = format!("{name}: moves to {to}; `berth volume inspect {name}` shows how far it is");
         return tell(session, &view, name.as_str(), &said);
     }
-    let goal = Goal::On(to.clone());
-    let begun = Instant::now();
-    let line = Line::new(session.global.quiet);
     let (mut pace, mut last) = (Pace::default(), None);
-    loop {
-        let doing = match judge(&view, &goal) {
-            Verdict::Done => break,
-            Verdict::Hopeless(why) => {
-                return Err(Failure::refused(
-                    format!("volume {name} is not on {to}: {why}"),
-                    "`berth events` tells why",
-                ));
-            }
-            Verdict::Wait(doing) => doing,
+    let line = Line::new(session.global.quiet);
+    let live = line.is_live();
+    // Not on a terminal each line stays: there, only what is new in more than figures is said.
+    let say = |view: &VolumeView, doing: &str, ms: u64| {
+        let sentence = match &view.moving {
+            Some(moving) => render::volume::progress(moving, view.reason.as_deref(), pace.of(ms, moving)),
+            None => doing.to_owned(),
         };
-        let elapsed = begun.elapsed();
-        let sentence = view.moving.as_ref().map_or(doing, |moving| {
-            let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            render::volume::progress(moving, view.reason.as_deref(), pace.of(ms, moving))
-        });
-        if timeout.is_some_and(|limit| elapsed.as_secs() >= limit) {
-            return Err(Failure::refused(
-                format!("volume {name} is not on {to} yet: {sentence}"),
-                format!("it goes on moving; `berth volume cancel-move {name}` leaves it where it is"),
-            ));
-        }
-        // Not on a terminal each line stays: there, only what is new in more than figures is said.
-        let step = render::volume::step(&view);
-        if line.is_live() || last.as_ref() != Some(&step) {
-            line.say(&sentence);
-            last = Some(step);
-        }
-        pause(begun).await;
-        view = client.get(one(client, &name)).await?;
-    }
+        let step = render::volume::step(view);
+        let news = live || last.as_ref() != Some(&step);
+        last = Some(step);
+        (sentence, news)
+    };
+    let cures = Cures {
+        hopeless: "`berth events` tells why".to_owned(),
+        late: format!("it goes on moving; `berth volume cancel-move {name}` leaves it where it is"),
+    };
+    let view = until(client, &line, view, &Goal::On(to.clone()), timeout, &cures, say).await?;
     drop(line);
     tell(session, &view, name.as_str(), &format!("{name}: on {to}"))
 }
@@ -417,85 +302,4 @@ async fn remove(
         (None, false) => format!("{name}: is being removed"),
     };
     session.done(&removed, &said)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    const ID: &str = "aaaaaaaaaaaaaaaa";
-
-    fn volume(state: &str, node: &str, snapshot: Option<&str>, moving_to: Option<&str>) -> VolumeView {
-        let snapshots = snapshot.map(|state| json!({"id": ID, "name": "s", "state": state, "created_at": 0}));
-        let moving = moving_to.map(|to| json!({"to": to, "why": "asked", "stage": "copying", "since": 0}));
-        serde_json::from_value(json!({"id": ID, "name": "data", "tenant_name": "default", "size": 1, "node_name": node,
-            "state": state, "reason": "so", "services": [], "snapshot_count": 0, "moving": moving,
-            "snapshots": snapshots.into_iter().collect::<Vec<_>>(), "epoch": 1, "created_at": 0, "revision": 1}))
-        .unwrap()
-    }
-
-    #[test]
-    fn what_is_waited_for_is_done_not_yet_or_hopeless() {
-        let id: SnapshotId = ID.parse().unwrap();
-        let on = Goal::On("h2".to_owned());
-        let gone = Goal::NoSnapshot("s".parse().unwrap());
-        let done = |view: VolumeView, goal: &Goal| assert_eq!(judge(&view, goal), Verdict::Done, "{view:?}");
-        done(volume("ready", "h1", None, None), &Goal::Usable);
-        done(volume("unbound", "h1", None, None), &Goal::Usable);
-        done(volume("ready", "h1", Some("ready"), None), &Goal::Snapshot(id));
-        done(volume("ready", "h1", None, None), &gone);
-        // Another has its name already.
-        done(volume("ready", "h1", Some("ready"), None), &gone);
-        done(volume("ready", "h2", None, None), &on);
-        for (view, goal, said) in [
-            (
-                volume("creating", "h1", None, None),
-                &Goal::Usable,
-                "h1 makes it: so",
-            ),
-            (
-                volume("unreachable", "h1", None, None),
-                &Goal::Usable,
-                "unreachable: so",
-            ),
-            (
-                volume("ready", "h1", Some("making"), None),
-                &Goal::Snapshot(id),
-                "h1 makes s: so",
-            ),
-            (
-                volume("rolling-back", "h1", Some("ready"), None),
-                &Goal::Snapshot(id),
-                "rolling back: so",
-            ),
-            (
-                volume("ready", "h1", Some("removing"), None),
-                &gone,
-                "h1 removes s: so",
-            ),
-            (
-                volume("moving", "h1", None, Some("h2")),
-                &on,
-                "it is sent while its containers write: so",
-            ),
-            (
-                volume("creating", "h2", None, None),
-                &on,
-                "h2 has all of it, and makes it writable: so",
-            ),
-        ] {
-            assert_eq!(judge(&view, goal), Verdict::Wait(said.to_owned()));
-        }
-        for (view, goal) in [
-            (volume("removing", "h1", None, None), &Goal::Usable),
-            (volume("ready", "h1", None, None), &Goal::Snapshot(id)),
-            (volume("ready", "h1", Some("removing"), None), &Goal::Snapshot(id)),
-            (volume("ready", "h1", None, None), &on),
-            // Cancelled, and on its way elsewhere.
-            (volume("moving", "h1", None, Some("h3")), &on),
-        ] {
-            assert!(matches!(judge(&view, goal), Verdict::Hopeless(_)), "{view:?}");
-        }
-    }
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 /// The token that the fake accepts.
 pub const TOKEN: &str = "berth_aaaaaaaaaaaaaaaa_s3cr3t";
-const ID: &str = "aaaaaaaaaaaaaaaa";
+pub const ID: &str = "aaaaaaaaaaaaaaaa";
 
 /// A request that arrived: method and path with query, body.
 pub type Seen = Arc<Mutex<Vec<(String, Value)>>>;
@@ -142,14 +142,14 @@ impl Ran {
     }
 }
 
-fn problem(kind: ErrorKind, detail: &str, cure: &str) -> Response {
+pub fn problem(kind: ErrorKind, detail: &str, cure: &str) -> Response {
     let problem = Problem::new(kind, detail).cure(cure);
     let body = serde_json::to_string(&problem).unwrap();
     let status = StatusCode::from_u16(problem.status).unwrap();
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
 }
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     berth_common::model::UnixMillis::now().0
 }
 
@@ -183,7 +183,7 @@ fn node(containers: u32) -> Value {
         "drain_waits": if containers > 0 { json!(["web.1 waits for its successor"]) } else { json!([]) }})
 }
 
-fn page(items: Vec<Value>) -> Response {
+pub fn page(items: Vec<Value>) -> Response {
     axum::Json(json!({"items": items, "revision": 7})).into_response()
 }
 
@@ -299,58 +299,6 @@ fn network() -> Value {
         "problems": ["nodes h1 and h2 are at different sites"], "created_at": now() - 300_000, "revision": 1})
 }
 
-/// A volume that is on its way for its first three looks, then there.
-fn volume(name: &str, looks: u32) -> Value {
-    let arrived = looks >= 3;
-    let moving = (!arrived).then(|| {
-        json!({"to": "h2", "why": "asked by command", "stage": "copying", "since": 0,
-        "round": 0, "sent": u64::from(looks) << 30, "expected": 4_u64 << 30})
-    });
-    json!({"id": ID, "name": name, "tenant_name": "default", "size": 10_u64 << 30, "used": 3_u64 << 29,
-        "node_name": if arrived { "h2" } else { "h1" }, "state": if arrived { "ready" } else { "moving" },
-        "moving": moving, "services": ["db"], "snapshot_count": 1, "snapshots": [{"id": ID, "name": "before",
-        "state": "ready", "created_at": 0}], "epoch": 2, "created_at": now() - 300_000, "revision": 1})
-}
-
-/// Volumes: each look at one is counted, and one that was removed is gone after the next.
-fn volumes() -> Router {
-    let looks = Arc::new(Mutex::new(0_u32));
-    let look = move |Path((_, name)): Path<(String, String)>| {
-        let mut looks = looks.lock().unwrap();
-        *looks += 1;
-        std::future::ready(match name.as_str() {
-            "gone" if *looks > 1 => problem(ErrorKind::NotFound, "no volume \"gone\"", "list them"),
-            "gone" => {
-                let mut going = volume("gone", 9);
-                going["state"] = json!("removing");
-                axum::Json(going).into_response()
-            }
-            name => axum::Json(volume(name, *looks)).into_response(),
-        })
-    };
-    let shown = || async { axum::Json(volume("data", 9)) };
-    Router::new()
-        .route(
-            "/volumes",
-            get(|| async { page(vec![volume("data", 9)]) }).post(shown),
-        )
-        .route(
-            "/volumes/{name}",
-            get(look)
-                .patch(shown)
-                .delete(|Path((_, name)): Path<(String, String)>| async move {
-                    axum::Json(json!({"name": name, "gone": name == "loose", "left_on": (name == "loose").then_some("h9")}))
-                }),
-        )
-        .route("/volumes/{name}/snapshots", post(shown))
-        .route("/volumes/{name}/snapshots/{s}", axum::routing::delete(shown))
-        .route("/volumes/{name}/rollback", post(shown))
-        .route(
-            "/volumes/{name}/move",
-            post(|| async { axum::Json(volume("data", 0)) }).delete(shown),
-        )
-}
-
 async fn usage() -> Response {
     let amount = json!({"cpu": 2000, "memory": 1_u64 << 31, "disk": 1_u64 << 34});
     axum::Json(json!({"nodes": [{"node": ID, "name": "h1", "capacity": amount, "allocatable": amount,
@@ -441,7 +389,7 @@ fn router(seen: Seen) -> Router {
             "/networks/{name}",
             get(|| async { axum::Json(network()) }).delete(|| async { StatusCode::NO_CONTENT }),
         )
-        .merge(volumes())
+        .merge(super::fake_volumes::volumes())
         .route("/images", post(load))
         .route("/images/pull", post(pull));
     let nodes = Arc::new(Mutex::new(3_u32));

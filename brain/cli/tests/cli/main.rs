@@ -2,6 +2,7 @@
 
 mod cluster;
 mod fake;
+mod fake_volumes;
 mod setup;
 mod volumes;
 mod workloads;

@@ -4,7 +4,7 @@ use axum::extract::State as Extract;
 use axum::http::StatusCode;
 use berth_common::api::{CreateVolume, VolumeView};
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{Epoch, Name, NodeId, VolumeId};
+use berth_common::id::{Name, NodeId, VolumeId};
 use berth_common::model::{DEFAULT_VOLUME, TenantRecord, VolumeRecord, VolumeSource, check_size};
 use berth_common::units::Bytes;
 
@@ -156,24 +156,11 @@ pub(super) async fn create(
             };
             let text = format!("{}, {place}", wanted.size);
             let told = event(tenant, "volume-created", &body.name, text);
-            let record = VolumeRecord {
-                id: fresh,
-                tenant: tenant.id,
-                name: body.name,
-                size: wanted.size,
-                node: wanted.node,
-                epoch: Epoch(u64::from(wanted.node.is_some())),
-                source: wanted.source,
-                made: false,
-                snapshots: Vec::new(),
-                rollback: None,
-                moves: None,
-                moved: None,
-                removing: false,
-                made_for: None,
-                created_at: now.wall,
-                revision: Default::default(),
-            };
+            let mut record = VolumeRecord::new(fresh, tenant.id, body.name, wanted.size, now.wall);
+            record.source = wanted.source;
+            if let Some(node) = wanted.node {
+                record.hand_to(node);
+            }
             let changes = vec![Change::PutVolume(record)];
             Ok((changes, vec![told], (fresh, StatusCode::CREATED)))
         })

@@ -25,8 +25,8 @@ use std::sync::Arc;
 use axum::extract::{Path, Query, State as Extract};
 use berth_common::api::{Listing, ResizeVolume, VolumeView};
 use berth_common::error::{ErrorKind, Problem};
-use berth_common::id::{Name, NodeId, SnapshotId, TenantId, VolumeId, clip};
-use berth_common::model::{RollBack, TenantRecord, VolumeRecord, check_size};
+use berth_common::id::{Name, NodeId, TenantId, VolumeId, clip};
+use berth_common::model::{TenantRecord, VolumeRecord, check_size};
 use berth_common::units::Bytes;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -129,33 +129,6 @@ fn staying(volume: &VolumeRecord) -> Result<(), Problem> {
             "once it is gone, a new one can have its name; berth volume ls shows it until then",
         )),
     }
-}
-
-/// A roll back that is not done: its node has not said yet that it has what was kept.
-fn pending(state: &State, volume: &VolumeRecord) -> Option<RollBack> {
-    let done = |rollback: &RollBack| {
-        let seen = volume.node.and_then(|node| state.volume_seen(node, volume.id));
-        seen.is_some_and(|seen| seen.snapshots.iter().any(|one| one.id == rollback.keep))
-    };
-    volume.rollback.filter(|rollback| !done(rollback))
-}
-
-/// A clone of a volume, or of one snapshot of it, that its node has not said yet to have made.
-fn clone_in_the_making<'a>(
-    state: &'a State,
-    volume: &VolumeRecord,
-    snapshot: Option<SnapshotId>,
-) -> Option<&'a VolumeRecord> {
-    let made = |clone: &VolumeRecord| {
-        let seen = clone.node.and_then(|node| state.volume_seen(node, clone.id));
-        clone.moved.is_some() || seen.is_some_and(|seen| seen.writable)
-    };
-    let from = |clone: &&Arc<VolumeRecord>| {
-        clone.source.is_some_and(|source| {
-            source.volume == volume.id && snapshot.is_none_or(|snapshot| snapshot == source.snapshot)
-        }) && !made(clone)
-    };
-    of_tenant(state, volume.tenant).find(from).map(|clone| &**clone)
 }
 
 /// List volumes

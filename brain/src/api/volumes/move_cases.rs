@@ -235,7 +235,7 @@ async fn volumes_that_containers_have_together_go_together_to_where_these_can_ru
     change(&b, large, |record| record.pool = "batch".parse().unwrap()).await;
     let strange = refused(&b, "POST", json!({ "node": "h2" })).await;
     assert!(
-        strange.contains("service web could not follow to node h2: it runs in pool default"),
+        strange.contains("service web could not follow: node h2 is not in pool default"),
         "{strange}"
     );
     change(&b, large, |record| {
@@ -245,7 +245,7 @@ async fn volumes_that_containers_have_together_go_together_to_where_these_can_ru
     .await;
     let tainted = refused(&b, "POST", json!({ "node": "h2" })).await;
     assert!(
-        tainted.contains("it does not tolerate gpu:no-schedule"),
+        tainted.contains("node h2 has the taint gpu:no-schedule, which it does not tolerate"),
         "{tainted}"
     );
     let begun = b.ok("shop", "POST", MOVE, json!({})).await;

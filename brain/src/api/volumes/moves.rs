@@ -8,20 +8,17 @@ use axum::extract::{Path, State as Extract};
 use berth_common::api::{MoveVolume, VolumeView};
 use berth_common::error::Problem;
 use berth_common::id::{Name, NodeId, ServiceId, SnapshotId};
-use berth_common::model::{
-    DEFAULT_POOL, MoveStage, NodeRecord, ServiceSpec, TenantRecord, VolumeMove, VolumeRecord,
-};
+use berth_common::model::{MoveStage, NodeRecord, TenantRecord, VolumeMove, VolumeRecord};
 use berth_common::units::Bytes;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{bound, clone_in_the_making, event, find, pending, refuse, room, shown, staying};
+use super::{bound, event, find, refuse, room, shown, staying};
 use crate::api::auth::Scope;
 use crate::api::problem::Json;
 use crate::api::{Answer, ApiState, nodes, tenants};
 use crate::cluster::{Change, State};
-use crate::controllers::volumes as controller;
-use crate::scheduler::taints;
+use crate::controllers::volumes::{self as controller, Follow};
 
 /// Most nodes of which a refusal says what they lack.
 const MAX_TOLD: usize = 4;
@@ -34,7 +31,7 @@ pub fn routes() -> OpenApiRouter<ApiState> {
 /// Volumes that move together.
 struct Party<'a> {
     volumes: Vec<&'a Arc<VolumeRecord>>,
-    services: Vec<&'a ServiceSpec>,
+    services: Follow<'a>,
 }
 
 impl<'a> Party<'a> {
@@ -44,11 +41,9 @@ impl<'a> Party<'a> {
         let mut services: Vec<ServiceId> = volumes.iter().flat_map(|v| state.services_with(v)).collect();
         services.sort_unstable();
         services.dedup();
-        let specs = services
-            .iter()
-            .filter_map(|id| Some(&state.services.get(id)?.spec));
+        let services = services.iter().filter_map(|id| state.services.get(id));
         Self {
-            services: specs.collect(),
+            services: Follow::of(state, services.map(|service| &**service)),
             volumes,
         }
     }
@@ -83,30 +78,10 @@ impl<'a> Party<'a> {
                 "`berth-agent check` there says why; or name another node".to_owned(),
             ));
         }
-        self.services.iter().find_map(|spec| unfit(spec, node))
+        let why = self.services.hindrance(node)?;
+        let cure = "name another node, or have the service go there: berth service update".to_owned();
+        Some((why, cure))
     }
-}
-
-/// Why a service's containers could not follow their volume to a node.
-fn unfit(spec: &ServiceSpec, node: &NodeRecord) -> Option<(String, String)> {
-    let (service, name) = (&spec.name, &node.name);
-    let pool = spec.pool.as_ref().map_or(DEFAULT_POOL, Name::as_str);
-    let why = if node.pool.as_str() != pool {
-        format!("it runs in pool {pool}")
-    } else if let Some((key, value)) = spec
-        .node_labels
-        .iter()
-        .find(|(key, value)| node.label(key) != Some(value.as_str()))
-    {
-        format!("it asks for the label {key}={value}")
-    } else {
-        let taint = taints::keeps_off(node, &spec.tolerations)?;
-        format!("it does not tolerate {taint}")
-    };
-    Some((
-        format!("service {service} could not follow to node {name}: {why}"),
-        format!("name another node, or have the service go there: berth service update {service}"),
-    ))
 }
 
 /// Whether a volume can leave its node now.
@@ -120,13 +95,13 @@ fn free_to_go(state: &State, volume: &VolumeRecord) -> Result<(), Problem> {
             format!("wait until it is there, or first: berth volume cancel-move {name}"),
         ));
     }
-    if pending(state, volume).is_some() {
+    if volume.rollback.is_some() {
         return Err(refuse(
             format!("volume {name} is being rolled back"),
             "move it once that is done",
         ));
     }
-    if let Some(clone) = clone_in_the_making(state, volume, None) {
+    if let Some(clone) = state.clone_in_the_making(volume, None) {
         return Err(refuse(
             format!("volume {} is being made as a clone of {name}", clone.name),
             format!("move it once that is ready: berth volume inspect {}", clone.name),

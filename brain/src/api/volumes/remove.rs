@@ -10,7 +10,7 @@ use berth_common::model::{NodeRecord, VolumeRecord};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{clone_in_the_making, event, find, named, refuse, view};
+use super::{event, find, named, refuse, view};
 use crate::api::auth::Scope;
 use crate::api::problem::Json;
 use crate::api::{Answer, ApiState, tenants, views};
@@ -134,7 +134,7 @@ fn unused(state: &State, volume: &VolumeRecord, force: bool) -> Result<(), Probl
             "try again once it has stopped; berth ps shows what holds it",
         ));
     }
-    if let Some(clone) = clone_in_the_making(state, volume, None) {
+    if let Some(clone) = state.clone_in_the_making(volume, None) {
         return Err(refuse(
             format!("volume {} is being made as a clone of {name}", clone.name),
             format!(

@@ -12,7 +12,7 @@ use berth_common::model::{
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{bound, change, clone_in_the_making, event, find, pending, refuse, shown, staying};
+use super::{bound, change, event, find, refuse, shown, staying};
 use crate::api::auth::Scope;
 use crate::api::problem::Json;
 use crate::api::{Answer, ApiState, tenants};
@@ -145,10 +145,6 @@ async fn remove(
         let found = parsed.and_then(|name| record.snapshot(&name));
         let id = found.ok_or_else(|| missing(record, &snapshot))?.id;
         needed(state, record, id, &snapshot)?;
-        // It was done, and is not to be done again once what says so is gone.
-        if record.rollback.is_some_and(|rollback| rollback.keep == id) {
-            record.rollback = None;
-        }
         for one in record.snapshots.iter_mut().filter(|one| one.id == id) {
             one.removing = true;
         }
@@ -161,11 +157,11 @@ async fn remove(
 /// Whether nothing under way needs a snapshot.
 fn needed(state: &State, volume: &VolumeRecord, id: SnapshotId, name: &str) -> Result<(), Problem> {
     let used = |rollback: &RollBack| rollback.snapshot == id || rollback.keep == id;
-    if pending(state, volume).as_ref().is_some_and(used) {
+    if volume.rollback.as_ref().is_some_and(used) {
         let detail = format!("volume {} is being rolled back with snapshot {name}", volume.name);
         return Err(refuse(detail, "try again once that is done"));
     }
-    match clone_in_the_making(state, volume, Some(id)) {
+    match state.clone_in_the_making(volume, Some(id)) {
         None => Ok(()),
         Some(clone) => Err(refuse(
             format!(
@@ -237,7 +233,7 @@ fn restarted(container: &Arc<ContainerRecord>) -> Option<Change> {
 
 /// Whether nothing under way stands against a roll back.
 fn quiet(state: &State, volume: &VolumeRecord) -> Result<(), Problem> {
-    if pending(state, volume).is_some() {
+    if volume.rollback.is_some() {
         let detail = format!("volume {} is being rolled back already", volume.name);
         return Err(refuse(
             detail,
@@ -285,7 +281,7 @@ fn made(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_common::id::{Epoch, TenantId, VolumeId};
+    use berth_common::id::{TenantId, VolumeId};
     use berth_common::units::Bytes;
 
     fn volume(names: &[&str]) -> VolumeRecord {
@@ -295,23 +291,11 @@ mod tests {
             created_at: UnixMillis(0),
             removing: false,
         };
+        let (id, tenant) = (VolumeId::random(), TenantId::random());
+        let name = "data".parse().unwrap();
         VolumeRecord {
-            id: VolumeId::random(),
-            tenant: TenantId::random(),
-            name: "data".parse().unwrap(),
-            size: Bytes::gib(1),
-            node: None,
-            epoch: Epoch(0),
-            source: None,
-            made: false,
             snapshots: names.iter().map(snapshot).collect(),
-            rollback: None,
-            moves: None,
-            moved: None,
-            removing: false,
-            made_for: None,
-            created_at: UnixMillis(0),
-            revision: Default::default(),
+            ..VolumeRecord::new(id, tenant, name, Bytes::gib(1), UnixMillis(0))
         }
     }
 

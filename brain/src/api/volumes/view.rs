@@ -4,7 +4,6 @@ use berth_common::api::{MoveView, SnapshotState, SnapshotView, SourceView, Volum
 use berth_common::id::{Name, NodeId};
 use berth_common::model::{NodeState, ObservedVolume, VolumeRecord};
 
-use super::pending;
 use crate::api::views;
 use crate::cluster::{Cluster, State};
 
@@ -139,7 +138,7 @@ fn standing(
         );
         return (VolumeState::Unreachable, Some(reason));
     }
-    if pending(state, volume).is_some() {
+    if volume.rollback.is_some() {
         let mounted = seen.is_some_and(|seen| seen.mounted);
         let waits = mounted.then(|| "the containers that have it stop first".to_owned());
         return (VolumeState::RollingBack, problem.or(waits));
