@@ -9,9 +9,9 @@ use berth_tests::operator::Operator as _;
 /// Emulated hosts boot in minutes.
 const BACK: Duration = Duration::from_secs(400);
 
-/// Writes numbered lines, each on disk before it is told, and goes on from the last one.
-const WRITER: &str = "trap 'exit 0' TERM; n=$(tail -n1 /data/log 2>/dev/null); while true; do n=$((n+1)); \
-    echo $n >>/data/log; sync /data/log; echo ack $n; sleep 0.5; done";
+/// Writes numbered lines, each on disk before it is told, and goes on from the last one; what the full volume refuses is written later.
+const WRITER: &str = "trap 'exit 0' TERM; n=$(tail -n1 /data/log 2>/dev/null); while true; do \
+    if echo $((n+1)) >>/data/log; then n=$((n+1)); sync /data/log && echo ack $n; fi; sleep 0.5; done";
 
 /// The writer's lines, which are numbered from 1 on without a gap.
 fn lines(c: &Cluster) -> u64 {

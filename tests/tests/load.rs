@@ -70,13 +70,18 @@ fn places(f: &Fleet, service: &str) -> BTreeMap<String, usize> {
     places
 }
 
-/// Waits until a node is told to be hot with nothing to be done about it.
+/// Whether a node was told to be hot with nothing to be done about it.
+fn told_hot(f: &Fleet, name: &str) -> bool {
+    let subject = format!("node {name}");
+    let events = f.brain.items(&["events"]);
+    events
+        .iter()
+        .any(|event| event["kind"] == "node-hot" && event["subject"] == subject.as_str())
+}
+
+/// Waits until it is.
 fn wait_hot(f: &Fleet, name: &str) {
-    let told = eventually(Duration::from_secs(240), || {
-        let events = f.brain.items(&["events"]);
-        let hot = |event: &Value| event["kind"] == "node-hot" && event["subject"] == format!("node {name}");
-        events.iter().any(hot).then_some(())
-    });
+    let told = eventually(Duration::from_secs(240), || told_hot(f, name).then_some(()));
     assert!(
         told.is_some(),
         "{:#}\n{:?}",
@@ -166,11 +171,16 @@ fn placements_avoid_a_hog_an_overloaded_host_cools_and_no_request_is_lost_meanwh
     std::thread::sleep(Duration::from_secs(5));
     hammer.lost_nothing("while it moves");
 
-    // The hog alone causes no endless moving: what is there gains nothing elsewhere, or has gone after some moves.
+    // The hog alone causes no endless moving: what is there gains nothing elsewhere, or has gone after some moves. Which of both it is
+    // hangs on how much the hog gets of a machine that other things use, too: the host is told to be hot, or has got rid of all it can.
     let hog = Hog::new(97);
     f.machines[2].hog(Some(hog.0.id()));
     let at_first = moved(&f);
-    wait_hot(&f, "h3");
+    let acted = eventually(Duration::from_secs(240), || {
+        (told_hot(&f, "h3") || !places(&f, "burn").contains_key("h3")).then_some(())
+    });
+    let events = f.brain.items(&["events"]);
+    assert!(acted.is_some(), "{:#}\n{events:?}", node(&f, "h3"));
     // Other work on this machine makes a host look hot for a while, and a move right then: but it comes to rest.
     let rests = (0..3).any(|_| {
         let before = moved(&f);

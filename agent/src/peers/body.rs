@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 
-use super::frame::{self, CHUNK, Position};
+use super::frame::{self, CHUNK, HEADER, Position};
 use super::pack::Packer;
 use super::window::{OutsideWindow, Window};
 use super::wire::TransferId;
@@ -26,7 +26,7 @@ impl Source {
         Ok(Self {
             stream,
             packer: Packer::new()?,
-            filling: BytesMut::with_capacity(CHUNK),
+            filling: frame::room(),
             position: Position::default(),
             ended: false,
         })
@@ -39,19 +39,19 @@ impl Source {
 
     /// The next chunk's length and frame, or none at the end. Dropped half-way it loses nothing.
     pub(super) async fn next(&mut self) -> std::io::Result<Option<(usize, Bytes)>> {
-        while !self.ended && self.filling.len() < CHUNK {
-            let room = CHUNK - self.filling.len();
+        while !self.ended && self.filling.len() < HEADER + CHUNK {
+            let room = HEADER + CHUNK - self.filling.len();
             let mut bounded = (&mut self.stream).take(room as u64);
             self.ended = bounded.read_buf(&mut self.filling).await? == 0;
         }
-        if self.filling.is_empty() {
+        let content = &self.filling[HEADER..];
+        if content.is_empty() {
             return Ok(None);
         }
-        let frame = self.packer.chunk(self.position.offset, &self.filling);
-        let length = self.filling.len();
-        self.position = self.position.after(&self.filling);
-        self.filling.clear();
-        Ok(Some((length, frame)))
+        let (length, offset) = (content.len(), self.position.offset);
+        self.position = self.position.after(content);
+        let filled = std::mem::replace(&mut self.filling, frame::room());
+        Ok(Some((length, self.packer.chunk(offset, filled))))
     }
 
     /// The frame of the end.
@@ -60,14 +60,49 @@ impl Source {
     }
 }
 
-/// What is kept, between who writes and who hears answers.
+/// What is kept, between who reads, who writes and who hears answers.
 #[derive(Default)]
 pub(super) struct Kept {
     pub(super) window: Mutex<Window>,
     room: Notify,
+    filled: Notify,
+    end: Mutex<Option<Bytes>>,
+}
+
+/// What is written next.
+pub(super) enum Next {
+    /// A chunk's frame.
+    Chunk(Bytes),
+    /// The end's, after all chunks'.
+    End(Bytes),
 }
 
 impl Kept {
+    /// Adds a chunk's frame, `length` bytes uncompressed.
+    pub(super) fn push(&self, length: usize, frame: Bytes) {
+        self.window.lock().push(length, frame);
+        self.filled.notify_one();
+    }
+
+    /// All was read.
+    pub(super) fn ended(&self, frame: Bytes) {
+        *self.end.lock() = Some(frame);
+        self.filled.notify_one();
+    }
+
+    /// Waits for the next frame. After the end's there is none.
+    pub(super) async fn next(&self) -> Next {
+        loop {
+            if let Some(frame) = self.window.lock().poll_frame() {
+                return Next::Chunk(frame);
+            }
+            if let Some(end) = self.end.lock().clone() {
+                return Next::End(end);
+            }
+            self.filled.notified().await;
+        }
+    }
+
     /// Waits until another chunk may be read.
     pub(super) async fn has_room(&self) {
         while !self.window.lock().has_room() {

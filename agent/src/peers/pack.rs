@@ -1,6 +1,6 @@
 //! Whether compressing pays. [`Habit`] decides (pure), [`Packer`] compresses.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::frame::{self, CHUNK};
 
@@ -59,17 +59,18 @@ impl Packer {
         })
     }
 
-    /// The frame of 1 to [`CHUNK`] bytes.
-    pub(super) fn chunk(&mut self, offset: u64, content: &[u8]) -> Bytes {
+    /// The frame of what [`frame::room`] gave, with 1 to [`CHUNK`] bytes behind.
+    pub(super) fn chunk(&mut self, offset: u64, filled: BytesMut) -> Bytes {
+        let content = &filled[frame::HEADER..];
         if !self.habit.tries() {
             self.habit.skipped();
-            return frame::chunk(offset, content, None);
+            return frame::chunk(offset, filled, None);
         }
         // No room for more than what pays: zstd gives up by itself.
         let room = &mut self.packed[..pays(content.len())];
         let packed = self.zstd.compress_to_buffer(content, room).ok();
         self.habit.tried(packed.is_some());
-        frame::chunk(offset, content, packed.map(|length| &self.packed[..length]))
+        frame::chunk(offset, filled, packed.map(|length| &self.packed[..length]))
     }
 }
 
@@ -106,17 +107,25 @@ mod tests {
     fn frames_are_smaller_where_it_pays_and_never_much_larger() {
         let mut packer = Packer::new().unwrap();
         let text = b"the same again, ".repeat(CHUNK / 16);
-        assert!(packer.chunk(0, &text).len() < CHUNK / 10);
+        assert!(packer.chunk(0, frame::filled(&text)).len() < CHUNK / 10);
         let mut noise = vec![0; CHUNK];
         rand::rng().fill_bytes(&mut noise);
         for _ in 0..10 {
-            assert_eq!(packer.chunk(0, &noise).len(), CHUNK + frame::HEADER);
+            assert_eq!(
+                packer.chunk(0, frame::filled(&noise)).len(),
+                CHUNK + frame::HEADER
+            );
         }
         // Given up: even what would shrink goes as it is, until the next attempt.
-        let sizes: Vec<usize> = (0..TRY_EVERY).map(|_| packer.chunk(0, &text).len()).collect();
+        let sizes: Vec<usize> = (0..TRY_EVERY)
+            .map(|_| packer.chunk(0, frame::filled(&text)).len())
+            .collect();
         assert_eq!(sizes[0], CHUNK + frame::HEADER);
         assert!(sizes[TRY_EVERY as usize - 1] < CHUNK / 10);
         // Too short to become a tenth shorter.
-        assert_eq!(Packer::new().unwrap().chunk(0, b"x").len(), 1 + frame::HEADER);
+        assert_eq!(
+            Packer::new().unwrap().chunk(0, frame::filled(b"x")).len(),
+            1 + frame::HEADER
+        );
     }
 }

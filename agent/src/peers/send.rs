@@ -10,7 +10,7 @@ use rand::Rng as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::body::{Body, Kept, Source};
+use super::body::{Body, Kept, Next, Source};
 use super::dial::Line;
 use super::wire::{Answer, Candidate, MAX_ANSWER, MAX_PARENTS, Offer, Opening, TransferId};
 use super::{AGAIN, LineError, Outgoing, PAUSES, PeerError, Peers, Progress, Rate, Sent};
@@ -301,39 +301,49 @@ impl Run<'_> {
         result
     }
 
-    /// Writes what is to be sent; ends only by failing.
+    /// Reads, and writes what was read meanwhile; ends only by failing.
     async fn write(&self, line: &Line, source: &mut Source, kept: &Kept, send: &mut SendStream) -> Failure {
-        let broken = |error: quinn::WriteError| {
-            Failure::Link(line.broken(CodecError::Io(std::io::Error::other(error))))
+        let reading = async {
+            loop {
+                kept.has_room().await;
+                match source.next().await {
+                    Err(error) => return Failure::from(self.read(error)),
+                    Ok(Some((length, frame))) => {
+                        kept.push(length, frame);
+                        self.progress
+                            .send_modify(|progress| progress.read = Bytes(source.read()));
+                    }
+                    Ok(None) => {
+                        kept.ended(source.end());
+                        std::future::pending::<()>().await;
+                    }
+                }
+            }
         };
-        loop {
-            let next = kept.window.lock().poll_frame();
-            if let Some(frame) = next {
-                self.limit.pass(frame.len()).await;
-                if let Err(error) = send.write_all(&frame).await {
-                    return broken(error);
+        let writing = async {
+            loop {
+                let (frame, last) = match kept.next().await {
+                    Next::Chunk(frame) => (frame, false),
+                    Next::End(frame) => (frame, true),
+                };
+                let length = frame.len();
+                self.limit.pass(length).await;
+                if let Err(error) = send.write_chunk(frame).await {
+                    let error = CodecError::Io(std::io::Error::other(error));
+                    return Failure::Link(line.broken(error));
                 }
                 self.progress
-                    .send_modify(|progress| progress.wire.0 += frame.len() as u64);
-                continue;
-            }
-            kept.has_room().await;
-            match source.next().await {
-                Err(error) => return self.read(error).into(),
-                Ok(Some((length, frame))) => {
-                    kept.window.lock().push(length, frame);
-                    self.progress
-                        .send_modify(|progress| progress.read = Bytes(source.read()));
-                }
-                Ok(None) => {
-                    if let Err(error) = send.write_all(&source.end()).await {
-                        return broken(error);
-                    }
+                    .send_modify(|progress| progress.wire.0 += length as u64);
+                if last {
                     let _ = send.finish();
                     // The receiver has the last word.
                     std::future::pending::<()>().await;
                 }
             }
+        };
+        tokio::select! {
+            failed = reading => failed,
+            failed = writing => failed,
         }
     }
 

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::Stdio;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use berth_common::id::{SnapshotId, VolumeId, clip};
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, FcntlArg, RenameFlags, fcntl, renameat2};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -29,6 +30,14 @@ const PIECE: usize = 128 << 10;
 const STREAM_SLACK: u64 = 64 << 20;
 /// Of what a program says, this much is told, bytes.
 const SAID: u64 = 4096;
+
+/// Room of a program's pipe, bytes: as much as may be asked for without privileges. The default of 64 KiB has both ends wait for each other.
+const PIPE: i32 = 1 << 20;
+
+/// Gives a pipe more room; one that can't have it works, too.
+fn widen(pipe: &impl AsFd) {
+    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+}
 
 fn start(command: &mut Command, program: &'static str) -> Result<Child, VolumeError> {
     let started = command
@@ -106,6 +115,7 @@ pub(super) fn send(snapshot: PathBuf, parent: Option<PathBuf>) -> Result<Sending
     command.arg(snapshot).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = start(&mut command, "btrfs send")?;
     let stdout = child.stdout.take().ok_or(VolumeError::Interrupted)?;
+    widen(&stdout);
     Ok(Sending::new(Sender {
         stdout,
         end: Box::pin(end(child)),
@@ -227,6 +237,7 @@ pub(super) async fn take(
     command.stdin(Stdio::piped()).stdout(Stdio::null());
     let mut child = start(&mut command, "btrfs receive")?;
     let mut stdin = child.stdin.take().ok_or(VolumeError::Interrupted)?;
+    widen(&stdin);
     let most = meta.size.0.saturating_mul(2).saturating_add(STREAM_SLACK);
     let mut checker = Checker::new(announced, &arriving.name(), most);
     let pump = async {

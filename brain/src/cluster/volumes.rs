@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use berth_common::id::{Epoch, Name, NodeId, ServiceId, SnapshotId, TenantId, VolumeId};
 use berth_common::model::{
-    ContainerRecord, MoveStage, NodeRecord, ObservedVolume, VolumeMount, VolumeRecord, VolumeSource,
+    ContainerRecord, MoveStage, NodeRecord, ObservedSending, ObservedVolume, VolumeMount, VolumeRecord,
+    VolumeSource,
 };
 use berth_common::protocol::{DesiredMount, DesiredVolume, SendTo, VolumePlace};
 use berth_common::units::Bytes;
@@ -100,6 +101,12 @@ impl State {
     /// What a node last said of a volume.
     pub fn volume_seen(&self, node: NodeId, volume: VolumeId) -> Option<&Arc<ObservedVolume>> {
         self.volumes_seen.get(&(node, volume))
+    }
+
+    /// How far the move that ends with this snapshot is, as far as its sender said. What it said of one before is not meant.
+    pub fn sending(&self, node: NodeId, volume: VolumeId, last: SnapshotId) -> Option<&ObservedSending> {
+        let sending = self.volume_seen(node, volume)?.sending.as_ref()?;
+        sending.last.is_none_or(|of| of == last).then_some(sending)
     }
 
     /// What volumes' sizes add up to on a node, bytes.

@@ -222,7 +222,10 @@ fn placement_differs(old: &NodeRecord, new: &NodeRecord) -> bool {
 
 /// Whether a volume's observation says something that a plan asks about.
 fn changed(old: &ObservedVolume, new: &ObservedVolume) -> bool {
-    let ready = |seen: &ObservedVolume| seen.sending.as_ref().is_some_and(|sending| sending.ready);
+    let ready = |seen: &ObservedVolume| {
+        let sending = seen.sending.as_ref().filter(|sending| sending.ready);
+        sending.map(|sending| sending.last)
+    };
     let ids = |seen: &ObservedVolume| seen.snapshots.iter().map(|one| one.id).collect::<Vec<_>>();
     ready(old) != ready(new)
         || old.snapshots_gone != new.snapshots_gone

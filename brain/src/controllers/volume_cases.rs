@@ -259,6 +259,45 @@ fn a_move_whose_destination_is_lost_is_given_up_at_any_stage() {
     }
 }
 
+/// What a node said of one move says nothing of the next: its containers would stop before anything was sent.
+#[test]
+fn a_move_does_not_take_the_one_before_for_its_own() {
+    let mut w = world(3);
+    put(&mut w, 1, 1, &["data:/x"]);
+    w.run(10);
+    let data = volume(&w, "data");
+    let from = data.node.expect("bound");
+    let others: Vec<u64> = (1..=3).filter(|n| node_id(*n) != from).collect();
+    begin_move(&mut w, "data", others[0], 1);
+    for _ in 0..40 {
+        let seen = w
+            .state
+            .volume_seen(from, data.id)
+            .and_then(|seen| seen.sending.clone());
+        if seen.is_some_and(|sending| sending.ready) {
+            break;
+        }
+        w.run(1);
+    }
+    change(&mut w, "data", super::volumes::cancel);
+    begin_move(&mut w, "data", others[1], 2);
+    let stopping = (0..60).find_map(|_| {
+        w.run(1);
+        let moves = volume(&w, "data").moves.expect("it moves");
+        (moves.stage != MoveStage::Copying)
+            .then_some(w.state.volume_seen(node_id(others[1]), data.id).is_some())
+    });
+    assert_eq!(stopping, Some(true), "something was sent before: {:?}", w.events);
+    w.run(60);
+    assert_eq!(
+        volume(&w, "data").node,
+        Some(node_id(others[1])),
+        "{:?}",
+        w.events
+    );
+    assert_eq!(w.running(service_id(1)), 1);
+}
+
 #[test]
 fn a_drained_node_gives_its_volumes_away() {
     let mut w = world(3);

@@ -217,9 +217,9 @@ pub(super) fn travel(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, node: 
     let others = others(cx, volume, &together);
     match moves.stage {
         MoveStage::Copying => {
-            let ready = |id: VolumeId| {
-                let seen = cx.state.volume_seen(node, id).filter(|_| cx.current(node));
-                seen.is_some_and(|seen| seen.sending.as_ref().is_some_and(|sending| sending.ready))
+            let ready = |id: VolumeId, last: SnapshotId| {
+                let sending = cx.state.sending(node, id, last).filter(|_| cx.current(node));
+                sending.is_some_and(|sending| sending.ready)
             };
             let goes_too =
                 |other: &&VolumeRecord| other.moves.as_ref().is_some_and(|theirs| theirs.to == moves.to);
@@ -229,10 +229,10 @@ pub(super) fn travel(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord, node: 
             }
             let with = |other: &VolumeRecord| {
                 let moves = other.moves.as_ref();
-                moves.is_some_and(|theirs| theirs.stage != MoveStage::Copying) || ready(other.id)
+                moves.is_some_and(|theirs| theirs.stage != MoveStage::Copying || ready(other.id, theirs.last))
             };
             let busy = in_turn(cx, volume, &together);
-            if ready(volume.id) && others.iter().all(with) && !busy {
+            if ready(volume.id, moves.last) && others.iter().all(with) && !busy {
                 let text = "all but the last increment is there; its containers stop".to_owned();
                 event(cx, volume, "volume-moves", text);
                 volume.moves = Some(VolumeMove {

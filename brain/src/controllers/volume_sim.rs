@@ -22,6 +22,8 @@ struct Kept {
     data: Option<Writes>,
     snapshots: BTreeMap<SnapshotId, Writes>,
     round: u16,
+    /// The move that its rounds are of.
+    sends: Option<SnapshotId>,
 }
 
 /// What a node has.
@@ -205,12 +207,15 @@ impl FakeVolumes {
                 mounted: self.in_use.contains(id),
                 snapshots: snapshots(kept),
                 problem: None,
-                sending: want.and_then(|want| want.send.as_ref()).map(|_| ObservedSending {
-                    round: u32::from(kept.round),
-                    sent: Bytes(0),
-                    expected: Bytes(0),
-                    ready: kept.round > ROUNDS,
-                }),
+                sending: want
+                    .and_then(|want| want.send.as_ref())
+                    .map(|order| ObservedSending {
+                        last: Some(order.last),
+                        round: u32::from(kept.round),
+                        sent: Bytes(0),
+                        expected: Bytes(0),
+                        ready: kept.round > ROUNDS,
+                    }),
                 snapshots_gone: gone
                     .iter()
                     .filter(|id| !kept.snapshots.contains_key(id))
@@ -258,7 +263,9 @@ fn hold(
         kept.data = resume.and_then(|snapshot| kept.snapshots.get(&snapshot).copied());
     }
     kept.epoch = want.epoch;
-    if want.send.is_none() {
+    let sends = want.send.as_ref().map(|order| order.last);
+    if kept.sends != sends {
+        kept.sends = sends;
         kept.round = 0;
     }
     let Some(data) = kept.data else { return };

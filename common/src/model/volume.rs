@@ -423,6 +423,9 @@ pub struct ObservedSnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ObservedSending {
+    /// The last snapshot of the move that this is of; none: an older agent, which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<SnapshotId>,
     /// The round under way, from 0.
     pub round: u32,
     /// Bytes of this round so far.

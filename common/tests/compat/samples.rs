@@ -200,6 +200,8 @@ pub fn observed_volume() -> ObservedVolume {
         }],
         problem: Some("the pool is full".to_owned()),
         sending: Some(ObservedSending {
+            // Of an agent that did not say it yet.
+            last: None,
             round: 2,
             sent: Bytes::mib(3),
             expected: Bytes::mib(9),

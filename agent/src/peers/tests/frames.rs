@@ -25,7 +25,7 @@ fn packed(content: &[u8]) -> Vec<u8> {
 #[test]
 fn lengths_are_judged_by_the_header_alone() {
     for kind in [1, 2] {
-        let whole = frame::chunk(0, b"12345678", (kind == 2).then_some(b"1234"));
+        let whole = frame::chunk(0, frame::filled(b"12345678"), (kind == 2).then_some(b"1234"));
         let lengths: &[(u32, u32)] = &[
             (0, 0),
             (0, 4),
@@ -47,7 +47,7 @@ fn lengths_are_judged_by_the_header_alone() {
         }
     }
     // As it is, and shorter than it says.
-    let mut raw = frame::chunk(0, b"12345678", None).to_vec();
+    let mut raw = frame::chunk(0, frame::filled(b"12345678"), None).to_vec();
     raw[16] = 7;
     assert!(matches!(decode(&raw), Err(FrameError::Length { .. })));
     assert!(matches!(decode(b"\0"), Err(FrameError::Kind(0))));
@@ -59,12 +59,12 @@ fn what_unpacks_to_another_length_is_refused_and_bounded() {
     let bomb = packed(&vec![0; 64 << 20]);
     assert!(bomb.len() < CHUNK);
     for announced in [1, CHUNK] {
-        let frame = frame::chunk(5, &vec![0; announced], Some(&bomb));
+        let frame = frame::chunk(5, frame::filled(&vec![0; announced]), Some(&bomb));
         assert!(matches!(decode(&frame), Err(FrameError::Compressed(5))));
     }
-    let frame = frame::chunk(5, b"longer than it is", Some(&packed(b"short")));
+    let frame = frame::chunk(5, frame::filled(b"longer than it is"), Some(&packed(b"short")));
     assert!(matches!(decode(&frame), Err(FrameError::Compressed(5))));
-    let frame = frame::chunk(5, b"12345", Some(b"garbage"));
+    let frame = frame::chunk(5, frame::filled(b"12345"), Some(b"garbage"));
     assert!(matches!(decode(&frame), Err(FrameError::Compressed(5))));
 }
 
@@ -111,7 +111,7 @@ proptest! {
     ) {
         let (mut packer, mut at, mut bytes) = (Packer::new().unwrap(), Position::default(), Vec::new());
         for content in &contents {
-            bytes.extend_from_slice(&packer.chunk(at.offset, content));
+            bytes.extend_from_slice(&packer.chunk(at.offset, frame::filled(content)));
             at = at.after(content);
         }
         bytes.extend_from_slice(&frame::end(at));
@@ -144,7 +144,7 @@ proptest! {
     #[test]
     fn a_changed_byte_is_noticed(content in content(), at in any::<prop::sample::Index>(), flip in 1u8..) {
         let whole = {
-            let mut whole = Packer::new().unwrap().chunk(0, &content).to_vec();
+            let mut whole = Packer::new().unwrap().chunk(0, frame::filled(&content)).to_vec();
             whole.extend_from_slice(&frame::end(Position::default().after(&content)));
             whole
         };

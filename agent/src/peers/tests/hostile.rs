@@ -82,7 +82,7 @@ impl Scene {
 
     fn chunk(&self, n: usize) -> Vec<u8> {
         let content = self.body.chunks(CHUNK).nth(n).unwrap();
-        frame::chunk((n * CHUNK) as u64, content, None).to_vec()
+        frame::chunk((n * CHUNK) as u64, frame::filled(content), None).to_vec()
     }
 
     fn rest(&self, from: usize) -> Vec<u8> {

@@ -114,17 +114,24 @@ impl Told {
         self.0.lock().clone()
     }
 
-    fn change(&self, volume: VolumeId, how: impl FnOnce(&mut Far)) {
-        let mut all = self.0.lock();
-        how(all.entry(volume).or_insert(Far {
+    /// Of the move that ends with `last`; what was told of one before is forgotten.
+    fn change(&self, volume: VolumeId, last: SnapshotId, how: impl FnOnce(&mut Far)) {
+        let new = || Far {
             sending: ObservedSending {
+                last: Some(last),
                 round: 0,
                 sent: Bytes::ZERO,
                 expected: Bytes::ZERO,
                 ready: false,
             },
             problem: None,
-        }));
+        };
+        let mut all = self.0.lock();
+        let far = all.entry(volume).or_insert_with(new);
+        if far.sending.last != Some(last) {
+            *far = new();
+        }
+        how(far);
     }
 }
 
@@ -177,6 +184,7 @@ impl Sending {
             let (changes, orders) = watch::channel(want.clone());
             let one = One {
                 volume,
+                last: order.last,
                 orders,
                 pool: Arc::clone(pool),
                 peers: Arc::clone(peers),
@@ -201,6 +209,7 @@ impl Drop for Sending {
 /// One volume on its way.
 struct One {
     volume: VolumeId,
+    last: SnapshotId,
     orders: watch::Receiver<DesiredVolume>,
     pool: Arc<dyn Pool>,
     peers: Arc<Peers>,
@@ -252,7 +261,7 @@ impl One {
     /// Notes what keeps it from being sent, if that is news.
     fn hindered(&self, why: Option<String>) {
         let mut news = false;
-        self.told.change(self.volume, |far| {
+        self.told.change(self.volume, self.last, |far| {
             news = far.problem != why;
             far.problem = why;
         });
@@ -294,7 +303,7 @@ impl One {
                 self.drop_old_round(order, rounds).await;
                 // The first is of everything: what was written meanwhile is not known before the second.
                 let small = rounds > 1 && read.0 <= SMALL || rounds >= MOST_ROUNDS;
-                self.told.change(self.volume, |far| {
+                self.told.change(self.volume, self.last, |far| {
                     far.sending.round = u32::from(rounds);
                     far.sending.ready |= small;
                 });
@@ -355,7 +364,7 @@ impl One {
                         }
                         told = Instant::now();
                         let expected = far.expected.or(parent.is_none().then_some(whole));
-                        self.told.change(self.volume, |now| {
+                        self.told.change(self.volume, self.last, |now| {
                             now.sending.round = round;
                             now.sending.sent = far.read;
                             now.sending.expected = expected.unwrap_or(Bytes::ZERO).max(far.read);

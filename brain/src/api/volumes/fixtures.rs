@@ -114,6 +114,7 @@ fn held(id: SnapshotId, mib: u64) -> ObservedSnapshot {
 /// How far the first round is.
 pub(super) fn sending(ready: bool) -> ObservedSending {
     ObservedSending {
+        last: None,
         round: 0,
         sent: Bytes::mib(3),
         expected: Bytes::mib(4),

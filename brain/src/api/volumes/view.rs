@@ -33,7 +33,7 @@ pub fn view(state: &State, cluster: &Cluster, volume: &VolumeRecord, whole: bool
         node_name: volume.node.and_then(|node| views::node_name(state, node)),
         state: standing,
         reason,
-        moving: moving(state, volume, seen),
+        moving: moving(state, volume),
         services: services(state, volume),
         containers: Vec::new(),
         snapshot_count: volume.snapshots.len(),
@@ -84,9 +84,11 @@ fn snapshots(volume: &VolumeRecord, seen: Option<&ObservedVolume>) -> Vec<Snapsh
     shown.collect()
 }
 
-fn moving(state: &State, volume: &VolumeRecord, seen: Option<&ObservedVolume>) -> Option<MoveView> {
+fn moving(state: &State, volume: &VolumeRecord) -> Option<MoveView> {
     let moves = volume.moves.as_ref()?;
-    let sending = seen.and_then(|seen| seen.sending.as_ref());
+    let sending = volume
+        .node
+        .and_then(|node| state.sending(node, volume.id, moves.last));
     Some(MoveView {
         to: state.name_of_node(moves.to),
         why: moves.why.clone(),
