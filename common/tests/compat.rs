@@ -74,6 +74,7 @@ fn recordings() -> Vec<Recording> {
             ("desired_delta", samples::delta()),
             ("desired_on_networks", samples::on_networks()),
             ("desired_with_volumes", samples::with_volumes()),
+            ("desired_with_snapshots", samples::with_snapshots()),
             ("desired_checked", samples::checked().0),
             ("desired_best_effort", samples::best_effort()),
         ],

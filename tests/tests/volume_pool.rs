@@ -193,6 +193,7 @@ async fn r2_an_epoch_never_goes_back_and_mounts_need_it() {
     let wanted = Wanted {
         volume: one.id,
         epoch: Epoch(4),
+        snapshot: None,
         target: bench.dir.path().join("m"),
         base: 0,
         read_only: false,
@@ -218,6 +219,7 @@ async fn a_container_of_any_range_owns_what_its_root_owns() {
         let wanted = Wanted {
             volume: one.id,
             epoch: one.epoch,
+            snapshot: None,
             target: target.clone(),
             base,
             read_only: false,
@@ -263,6 +265,7 @@ async fn a_container_of_any_range_owns_what_its_root_owns() {
     let wanted = Wanted {
         volume: one.id,
         epoch: one.epoch,
+        snapshot: None,
         target: target.clone(),
         base: 0x7002_0000,
         read_only: true,

@@ -2,6 +2,7 @@
 
 mod bundle;
 pub mod caps;
+pub mod command;
 pub mod containerd;
 mod create;
 mod events;

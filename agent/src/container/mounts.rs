@@ -73,7 +73,7 @@ pub(super) fn mounts(spec: &ContainerSpec, host: &Host, given: &Given<'_>) -> Re
     for (number, volume) in spec.volumes.iter().enumerate() {
         let target = absolute("volume path", &volume.path)?;
         let source = given.volumes.join(number.to_string());
-        let access = if volume.read_only { "ro" } else { "rw" };
+        let access = if volume.is_read_only() { "ro" } else { "rw" };
         let options = ["bind", access, "nosuid", "nodev", "rprivate"];
         own.push(mount(
             &target.to_string_lossy(),

@@ -178,6 +178,13 @@ impl Pool for FakePool {
 
     async fn delete_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<(), VolumeError> {
         self.act("delete_snapshot", |inner| {
+            let read = |wanted: &Wanted| wanted.volume == volume && wanted.snapshot == Some(snapshot);
+            if let Some((at, _)) = inner.mounts.iter().find(|(_, wanted)| read(wanted)) {
+                return Err(VolumeError::Mounted {
+                    volume,
+                    at: at.clone(),
+                });
+            }
             if let Some(held) = inner.volumes.get_mut(&volume) {
                 held.snapshots.remove(&snapshot);
             }
@@ -397,6 +404,9 @@ impl Pool for FakePool {
             if held.data.is_none() {
                 return Err(VolumeError::OnlyCopy(wanted.volume));
             }
+            if let Some(snapshot) = wanted.snapshot {
+                inner.state(wanted.volume, snapshot)?;
+            }
             inner.mounts.insert(wanted.target.clone(), wanted.clone());
             Ok(())
         })
@@ -456,6 +466,7 @@ mod tests {
         let wanted = Wanted {
             volume: meta.id,
             epoch: Epoch(1),
+            snapshot: None,
             target: "/m".into(),
             base: 0,
             read_only: false,

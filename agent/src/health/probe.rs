@@ -6,22 +6,19 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use berth_common::id::clip;
 use berth_common::model::{HttpCheck, Probe};
-use berth_common::protocol::{ExecDown, ExecSpec};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::Target;
+use crate::container::command::{self, shown};
 use crate::container::runtime::Runtime;
 use crate::network::Namespace;
 use crate::reconcile::apply::chain;
 
-/// Most characters of output that are kept.
+/// Most bytes of an answer that are kept.
 const OUTPUT: usize = 300;
 /// Most bytes of an answer's head.
 const HEAD: usize = 16 << 10;
@@ -50,7 +47,7 @@ impl Prober for RuntimeProber {
             None => Err("this agent does not know this kind of check; upgrade it".to_owned()),
             Some(Probe::Tcp(port)) => connect(target, port).await.map(drop),
             Some(Probe::Http(http)) => get(target, http).await,
-            Some(Probe::Command(words)) => self.run(target, words).await,
+            Some(Probe::Command(words)) => command::run(&*self.0, target.id, words).await,
         }
     }
 }
@@ -128,55 +125,6 @@ async fn beginning(mut body: Incoming) -> String {
         }
     }
     shown(&bytes)
-}
-
-/// As one line of text that can be printed.
-fn shown(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let plain: String = text
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    clip(&plain, OUTPUT)
-}
-
-impl RuntimeProber {
-    /// Runs a command inside. It is ended when this is dropped.
-    async fn run(&self, target: &Target, words: &[String]) -> Result<(), String> {
-        let spec = ExecSpec {
-            args: words.to_vec(),
-            ..ExecSpec::default()
-        };
-        let session = self.0.exec(target.id, &spec).await;
-        let mut session = session.map_err(|error| chain(&error))?;
-        let mut output = Vec::new();
-        while let Some(frame) = session.down.recv().await {
-            match frame {
-                ExecDown::Stdout { data } | ExecDown::Stderr { data } => {
-                    let room = OUTPUT.saturating_sub(output.len());
-                    let bytes = STANDARD.decode(data).unwrap_or_default();
-                    output.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                }
-                ExecDown::Exit { code: 0 } => return Ok(()),
-                ExecDown::Exit { code } => {
-                    let said = shown(&output);
-                    let said = if said.is_empty() {
-                        String::new()
-                    } else {
-                        format!(": {said}")
-                    };
-                    return Err(format!("{} ended with code {code}{said}", clip(&words[0], 60)));
-                }
-                ExecDown::Problem { problem } => return Err(problem.to_string()),
-                ExecDown::Started | ExecDown::Unknown => {}
-            }
-        }
-        Err(format!(
-            "{} could not be followed to its end",
-            clip(&words[0], 60)
-        ))
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use berth_common::id::{ContainerId, TenantId, VolumeId};
 use berth_common::model::RunState;
-use berth_common::protocol::{DesiredMount, DesiredSet, DesiredVolume};
+use berth_common::protocol::{DesiredContainer, DesiredMount, DesiredSet, DesiredVolume};
 
 /// A container's volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Mounts {
     pub runs: bool,
     /// Which they are, in the order of its spec's.
     pub volumes: Vec<DesiredMount>,
+    /// Those of them that it may write to.
+    pub writable: Vec<VolumeId>,
 }
 
 /// Volumes and who mounts them.
@@ -35,6 +37,7 @@ impl VolumeOrders {
                 tenant: c.tenant,
                 runs: c.run == RunState::Running,
                 volumes: c.volumes.clone(),
+                writable: writable(c),
             };
             (c.id, Arc::new(mounts))
         });
@@ -49,4 +52,10 @@ impl VolumeOrders {
         let at = self.volumes.binary_search_by_key(&id, |volume| volume.id);
         at.ok().map(|at| &self.volumes[at])
     }
+}
+
+fn writable(container: &DesiredContainer) -> Vec<VolumeId> {
+    let mounts = container.volumes.iter().zip(&container.spec.volumes);
+    let own = mounts.filter(|(mount, spec)| mount.snapshot.is_none() && !spec.is_read_only());
+    own.map(|(mount, _)| mount.volume).collect()
 }

@@ -105,6 +105,14 @@ pub enum VolumeError {
         /// Where, the first of them.
         at: PathBuf,
     },
+    /// What was to run before a snapshot did not end well.
+    #[error("the command before its snapshot failed, so there is none, and it is tried again: {why}")]
+    Command {
+        /// The volume.
+        volume: VolumeId,
+        /// What it said, or how it ended.
+        why: String,
+    },
     /// A snapshot that can't go now.
     #[error("snapshot {snapshot} of volume {volume} is being sent: try again when that is over")]
     BeingSent {
@@ -163,6 +171,7 @@ impl VolumeError {
                 Some(libc::EROFS | libc::EINVAL | libc::ENOTTY | libc::EDQUOT)
             ),
             Self::BeingSent { .. }
+            | Self::Command { .. }
             | Self::Mounted { .. }
             | Self::Stream { .. }
             | Self::Tool { .. }
@@ -322,7 +331,7 @@ pub trait Pool: Send + Sync {
     /// Deletes one. Gone is fine.
     ///
     /// # Errors
-    /// `BeingSent`, `Strange`, `Io`.
+    /// `Mounted`, `BeingSent`, `Strange`, `Io`.
     async fn delete_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<(), VolumeError>;
 
     /// Makes the new volume `meta` from a snapshot of `from`; one that is there with the same tenant and size is fine.
@@ -385,10 +394,10 @@ pub trait Pool: Send + Sync {
         stream: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Result<Snapshot, VolumeError>;
 
-    /// Mounts the volume for a container, owners shifted to its range. Mounted so already is fine.
+    /// Mounts the volume, or a snapshot of it, for a container, owners shifted to its range. Mounted so already is fine.
     ///
     /// # Errors
-    /// `Epoch` unless it is the volume's; `NoVolume`, `OnlyCopy`, `Io` (`EINVAL` where the kernel can't map ids).
+    /// `Epoch` unless it is the volume's; `NoVolume`, `OnlyCopy`, `NoSnapshot`, `Io` (`EINVAL` where the kernel can't map ids).
     async fn mount(&self, wanted: &Wanted) -> Result<(), VolumeError>;
 
     /// Takes the mount away again, and its folder. Nothing there is fine.

@@ -9,12 +9,12 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use berth_common::id::{Epoch, VolumeId};
+use berth_common::id::{Epoch, SnapshotId, VolumeId};
 use nix::mount::{MntFlags, umount2};
 use procfs::process::MountInfo;
 
 use super::VolumeError;
-use super::store::{DATA, Store, io_error};
+use super::store::{DATA, SNAPSHOTS, Store, io_error};
 use crate::cgroup::unescape;
 use crate::sys::{btrfs_subvolume, idmap};
 
@@ -25,11 +25,13 @@ pub struct Wanted {
     pub volume: VolumeId,
     /// The hand-over that lets it have the volume (R2).
     pub epoch: Epoch,
+    /// Its snapshot that is read, instead of what it is now.
+    pub snapshot: Option<SnapshotId>,
     /// Where, an absolute path on the host of one container's own: made if need be, the source of its bind mount.
     pub target: PathBuf,
     /// First id of the container's range on this host; 0: owners as they are.
     pub base: u32,
-    /// Nothing can be written through it.
+    /// Nothing can be written through it; a snapshot never is.
     pub read_only: bool,
 }
 
@@ -43,18 +45,30 @@ pub(super) fn of_volume(volume: VolumeId) -> Result<Option<PathBuf>, VolumeError
 pub(super) fn all() -> Result<Vec<(PathBuf, VolumeId)>, VolumeError> {
     let mounts = read_table()?.into_iter();
     Ok(mounts
-        .filter_map(|mount| volume_of(&mount).map(|volume| (mount.point, volume)))
+        .filter_map(|mount| shown(&mount).map(|(volume, _)| (mount.point, volume)))
         .collect())
 }
 
-/// Of which volume a mount shows the data: its root ends with `/v/<volume>/data`.
-fn volume_of(mount: &Mount) -> Option<VolumeId> {
-    if mount.kind != "btrfs" || mount.root.file_name()? != DATA {
+/// Where a snapshot is mounted, the first place.
+pub(super) fn of_snapshot(volume: VolumeId, snapshot: SnapshotId) -> Result<Option<PathBuf>, VolumeError> {
+    let mut mounts = read_table()?.into_iter();
+    let found = mounts.find(|mount| shown(mount) == Some((volume, Some(snapshot))));
+    Ok(found.map(|mount| mount.point))
+}
+
+/// Of which volume a mount shows the data, or a snapshot: its root ends with `/v/<volume>/data` or `/v/<volume>/s/<snapshot>`.
+fn shown(mount: &Mount) -> Option<(VolumeId, Option<SnapshotId>)> {
+    if mount.kind != "btrfs" {
         return None;
     }
-    let dir = mount.root.parent()?;
+    let (last, parent) = (mount.root.file_name()?, mount.root.parent()?);
+    let (dir, snapshot) = match last == DATA {
+        true => (parent, None),
+        false if parent.file_name()? == SNAPSHOTS => (parent.parent()?, Some(last.to_str()?.parse().ok()?)),
+        false => return None,
+    };
     let volume = dir.file_name()?.to_str()?.parse().ok()?;
-    (dir.parent()?.file_name()? == "v").then_some(volume)
+    (dir.parent()?.file_name()? == "v").then_some((volume, snapshot))
 }
 
 /// One line of the mount table.
@@ -115,7 +129,13 @@ impl Store {
                 given: wanted.epoch,
             });
         }
-        let data = self.writable(wanted.volume)?;
+        let writable = self.writable(wanted.volume)?;
+        // Whatever is asked for, nobody writes to a snapshot: it would be no base for an increment any more.
+        let read_only = wanted.read_only || wanted.snapshot.is_some();
+        let data = match wanted.snapshot {
+            Some(snapshot) => self.there(wanted.volume, snapshot)?.0,
+            None => writable,
+        };
         let id = |path: &Path| {
             File::open(path)
                 .and_then(btrfs_subvolume::info)
@@ -124,10 +144,10 @@ impl Store {
         let data_id = id(&data).map_err(io_error("looking at", &data))?;
         fs::create_dir_all(target).map_err(io_error("making", target))?;
         // The table does not tell which range a mount is shifted by. A mark of ours beside it does.
-        let mark = format!("{}-{}", wanted.base, wanted.read_only);
+        let mark = format!("{}-{read_only}", wanted.base);
         if let Some(mount) = at(target)? {
             let same = mount.mapped == (wanted.base != 0)
-                && mount.read_only == wanted.read_only
+                && mount.read_only == read_only
                 && id(target).is_ok_and(|found| found == data_id)
                 && fs::read_to_string(mark_of(target)).is_ok_and(|found| found == mark);
             if same {
@@ -143,7 +163,7 @@ impl Store {
             }
         };
         let namespace = namespace.as_ref().map(|namespace| namespace.as_fd());
-        idmap::mount_as(&data, target, namespace, wanted.read_only).map_err(io_error("mounting at", target))
+        idmap::mount_as(&data, target, namespace, read_only).map_err(io_error("mounting at", target))
     }
 }
 
@@ -202,15 +222,23 @@ mod tests {
         let volume = VolumeId::from_bytes([7; 10]);
         let of = |root: String, kind: &str| {
             let text = format!("36 35 0:45 {root} /m rw - {kind} /dev/loop0 rw\n");
-            volume_of(&parse_table(&text)[0])
+            shown(&parse_table(&text)[0])
         };
-        assert_eq!(of(format!("/v/{volume}/data"), "btrfs"), Some(volume));
-        assert_eq!(of(format!("/a/b/v/{volume}/data"), "btrfs"), Some(volume));
+        let snapshot = SnapshotId::from_bytes([8; 10]);
+        assert_eq!(of(format!("/v/{volume}/data"), "btrfs"), Some((volume, None)));
+        assert_eq!(of(format!("/a/b/v/{volume}/data"), "btrfs"), Some((volume, None)));
+        assert_eq!(
+            of(format!("/pool/v/{volume}/s/{snapshot}"), "btrfs"),
+            Some((volume, Some(snapshot)))
+        );
         for (root, kind) in [
             (format!("/v/{volume}/data"), "ext4"),
             (format!("/v/{volume}/data/x"), "btrfs"),
             (format!("/w/{volume}/data"), "btrfs"),
             ("/v/x/data".to_owned(), "btrfs"),
+            (format!("/v/{volume}/s"), "btrfs"),
+            (format!("/v/{volume}/s/x"), "btrfs"),
+            (format!("/v/{volume}/t/{snapshot}"), "btrfs"),
             ("/".to_owned(), "btrfs"),
         ] {
             assert_eq!(of(root.clone(), kind), None, "{root}");

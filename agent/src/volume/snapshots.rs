@@ -11,7 +11,7 @@ use berth_common::units::Bytes;
 use nix::fcntl::RenameFlags;
 
 use super::store::{Store, io_error};
-use super::{LEAST_SIZE, Meta, Snapshot, VolumeError, destroy, list};
+use super::{LEAST_SIZE, Meta, Snapshot, VolumeError, destroy, list, mount};
 use crate::sys::btrfs_subvolume;
 
 impl Store {
@@ -35,6 +35,10 @@ impl Store {
         let Some((path, info)) = self.known(volume, snapshot)? else {
             return Ok(());
         };
+        // The kernel would take it away under who reads it.
+        if let Some(at) = mount::of_snapshot(volume, snapshot)? {
+            return Err(VolumeError::Mounted { volume, at });
+        }
         match btrfs_subvolume::destroy(&self.open, info.id) {
             Ok(()) => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {

@@ -37,6 +37,7 @@ use crate::network::{Kernel, NetworkSettings, Networks};
 use crate::reconcile::apply::{Facilities, chain};
 use crate::reconcile::{Board, Reconciler, Settings};
 use crate::usage::{Sampler, Sources};
+use crate::volume::keeper::RuntimeCommands;
 
 /// Pause between collections of unused images.
 const COLLECT_EVERY: Duration = Duration::from_secs(300);
@@ -140,6 +141,7 @@ impl Agent {
             None => volumes::Volumes::none(),
         };
         if let Some(keeper) = pool.keeper() {
+            keeper.run_commands_by(Arc::new(RuntimeCommands(host.facilities.runtime.clone())));
             host.facilities.runtime.provide_by(keeper);
         }
         let mut facts = describe(&config, &host, networks.as_deref(), &known).await?;

@@ -78,7 +78,7 @@ fn total(state: &State, tenant: &TenantRecord, specs: &[&ServiceSpec], except: O
     }
     let mut missing = BTreeMap::new();
     for spec in specs {
-        for mount in &spec.volumes {
+        for mount in spec.volumes.iter().filter(|mount| mount.snapshot.is_none()) {
             let replicas = if mount.per_replica { spec.replicas } else { 1 };
             let names = (1..=replicas).filter_map(|replica| mount.name_for(replica).ok());
             for name in names.filter(|name| state.volume(tenant.id, name).is_none()) {

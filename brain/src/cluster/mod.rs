@@ -13,8 +13,9 @@ pub mod networks;
 mod pools;
 mod publications;
 pub mod sites;
+pub mod snapshots;
 pub mod state;
-pub mod volumes;
+mod volumes;
 mod writer;
 
 pub use change::Change;

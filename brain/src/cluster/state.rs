@@ -106,6 +106,8 @@ pub struct State {
     pub volumes_on: OrdMap<NodeId, OrdSet<VolumeId>>,
     /// What the sizes of volumes on each node add up to, bytes, with those on their way to it.
     pub volumes_taken: OrdMap<NodeId, Bytes>,
+    /// When schedules of volumes that there is something of are to be looked at.
+    pub snapshots_due: OrdSet<(UnixMillis, VolumeId)>,
     /// What nodes last said of their volumes.
     pub volumes_seen: OrdMap<(NodeId, VolumeId), Arc<ObservedVolume>>,
     /// Volumes of which nodes said that nothing is left, where they were to go.

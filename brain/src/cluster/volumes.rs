@@ -115,7 +115,9 @@ impl State {
     }
 
     pub(super) fn put_volume(&mut self, id: VolumeId, new: Option<VolumeRecord>) {
-        if let Some(old) = self.volumes.remove(&id) {
+        let before = self.volumes.remove(&id);
+        self.index_schedule(id, before.as_deref(), new.as_ref());
+        if let Some(old) = before {
             self.volume_names.remove(&(old.tenant, old.name.clone()));
             for node in counting(&old) {
                 self.count_volume(node, id, old.size, false);
@@ -215,13 +217,20 @@ pub fn is_named(mount: &VolumeMount, replicas: u32, name: &Name) -> bool {
 
 /// What a container's mounts are; none if one of its volumes is not there yet.
 pub(super) fn mounts(state: &State, container: &ContainerRecord) -> Option<Vec<DesiredMount>> {
-    let mount = |volume: Option<&Arc<VolumeRecord>>| {
-        volume.map(|volume| DesiredMount {
+    let mount = |(volume, spec): (Option<&Arc<VolumeRecord>>, &VolumeMount)| {
+        let volume = volume?;
+        let snapshot = match &spec.snapshot {
+            Some(name) => Some(volume.snapshot(name)?.id),
+            None => None,
+        };
+        Some(DesiredMount {
             volume: volume.id,
             epoch: volume.epoch,
+            snapshot,
         })
     };
-    state.volumes_of(container).map(mount).collect()
+    let volumes = state.volumes_of(container).zip(&container.spec.volumes);
+    volumes.map(mount).collect()
 }
 
 /// The volumes of a node's desired set, by id.
@@ -277,6 +286,7 @@ fn desired_volume(state: &State, volume: &VolumeRecord, node: NodeId) -> Option<
         epoch: epoch_on(volume, node),
         place,
         snapshots: if held { ids(false) } else { Vec::new() },
+        hooks: volume.hooks.clone().filter(|_| held),
         snapshots_gone: if held { ids(true) } else { Vec::new() },
         rollback: volume.rollback.filter(|_| held),
         send,

@@ -17,9 +17,11 @@ pub mod pack;
 mod policy;
 mod preemption;
 mod respread;
+mod retention;
 mod rollout;
 mod seating;
 pub mod services;
+mod snapshots;
 pub mod view;
 mod volume_moves;
 pub mod volumes;
@@ -61,6 +63,8 @@ mod sim;
 mod sim_checks;
 #[cfg(test)]
 mod sim_rules;
+#[cfg(test)]
+mod snapshot_cases;
 #[cfg(test)]
 mod volume_cases;
 #[cfg(test)]
@@ -233,6 +237,9 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
     let mut volumes = dirty.volumes.clone();
     if dirty.all {
         volumes.extend(input.state.volumes.keys().copied());
+    }
+    if dirty.leases {
+        volumes.extend(snapshots::due(input.state, input.now.wall));
     }
     let turned: BTreeSet<NodeId> = cx.turned.keys().chain(&dirty.nodes).copied().collect();
     for node in turned {

@@ -35,6 +35,7 @@ struct FakeNode {
 pub(super) struct World {
     pub state: State,
     pub now: u64,
+    skipped: u64,
     pub events: Vec<NewEvent>,
     /// What nodes are expected to use: nothing is known unless a test tells it.
     pub watched: Watched,
@@ -54,6 +55,7 @@ impl World {
         let mut world = Self {
             state: State::default(),
             now: 0,
+            skipped: 0,
             events: vec![],
             watched: Watched::default(),
             nodes: BTreeMap::new(),
@@ -113,7 +115,7 @@ impl World {
             state: &self.state,
             dirty,
             now: Now {
-                wall: UnixMillis(1_000_000 + self.now),
+                wall: self.wall(),
                 mono_ms: self.now,
             },
             last_heard: &heard,
@@ -169,6 +171,23 @@ impl World {
         super::sim_rules::check_seated(&before, &self.state);
         super::sim_rules::check_preemption(&before, &self.state);
         next
+    }
+
+    /// The wall clock, as plans see it.
+    pub fn wall(&self) -> UnixMillis {
+        UnixMillis(1_000_000 + self.skipped + self.now)
+    }
+
+    /// Time passes in which nothing happens: the wall clock goes on.
+    pub fn skip(&mut self, ms: u64) {
+        self.skipped += ms;
+    }
+
+    /// A node makes no snapshots that are asked for, or does again.
+    pub fn stop_snapshots(&mut self, node: NodeId, stop: bool) {
+        if let Some(fake) = self.nodes.get_mut(&node) {
+            fake.volumes.stuck = stop;
+        }
     }
 
     pub fn set_up(&mut self, node: NodeId, up: bool) {

@@ -34,6 +34,7 @@ pub(super) fn check_indexes(state: &State) {
     assert_eq!(state.volume_names, anew.volume_names);
     assert_eq!(state.volumes_on, anew.volumes_on);
     assert_eq!(state.volumes_taken, anew.volumes_taken);
+    assert_eq!(state.snapshots_due, anew.snapshots_due);
     assert_eq!(state.mounting, anew.mounting);
     assert_eq!(state.labelled, anew.labelled);
     assert_eq!(state.gates.all(state), anew.gates.all(&anew));

@@ -15,7 +15,7 @@ use super::nodes::drain_waits;
 use super::sim::World;
 use crate::cluster::Change;
 
-fn with_pool(n: u64, gib: u64) -> NodeRecord {
+pub(super) fn with_pool(n: u64, gib: u64) -> NodeRecord {
     let mut record = node(n, NodeKind::Shared, 4, 8);
     record.facts.volumes = Some(PoolFacts {
         capacity: Bytes::gib(gib),
@@ -25,7 +25,7 @@ fn with_pool(n: u64, gib: u64) -> NodeRecord {
     record
 }
 
-fn world(nodes: u64) -> World {
+pub(super) fn world(nodes: u64) -> World {
     let mut world = World::new();
     for n in 1..=nodes {
         world.join(with_pool(n, 10));
@@ -34,25 +34,25 @@ fn world(nodes: u64) -> World {
     world
 }
 
-fn put(w: &mut World, n: u64, replicas: u32, mounts: &[&str]) {
+pub(super) fn put(w: &mut World, n: u64, replicas: u32, mounts: &[&str]) {
     let mut record = service(n, 1, "web:1", replicas, Bytes::mib(256));
     record.spec.volumes = mounts.iter().map(|text| text.parse().expect("mount")).collect();
     record.spec.validate().expect("a spec that the API would take");
     w.commit(vec![Change::PutService(record)]);
 }
 
-fn volume(w: &World, name: &str) -> VolumeRecord {
+pub(super) fn volume(w: &World, name: &str) -> VolumeRecord {
     let found = w.state.volume(tenant_id(1), &name.parse().expect("name"));
     (**found.unwrap_or_else(|| panic!("no volume {name}"))).clone()
 }
 
-fn change(w: &mut World, name: &str, how: impl FnOnce(&mut VolumeRecord)) {
+pub(super) fn change(w: &mut World, name: &str, how: impl FnOnce(&mut VolumeRecord)) {
     let mut record = volume(w, name);
     how(&mut record);
     w.commit(vec![Change::PutVolume(record)]);
 }
 
-fn begin_move(w: &mut World, name: &str, to: u64, id: u64) {
+pub(super) fn begin_move(w: &mut World, name: &str, to: u64, id: u64) {
     begin_moves(w, &[name], to, id);
 }
 
@@ -74,7 +74,7 @@ fn begin_moves(w: &mut World, names: &[&str], to: u64, id: u64) {
     w.commit(moves);
 }
 
-fn snapshot_id(n: u64) -> SnapshotId {
+pub(super) fn snapshot_id(n: u64) -> SnapshotId {
     let mut raw = [9; 10];
     raw[..8].copy_from_slice(&n.to_be_bytes());
     SnapshotId::from_bytes(raw)
@@ -349,6 +349,7 @@ fn snapshot(w: &mut World, name: &str, n: u64) {
             id: snapshot_id(n),
             name: format!("s{n}").parse().expect("name"),
             created_at: at,
+            scheduled: false,
             removing: false,
         });
     });

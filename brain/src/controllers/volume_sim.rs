@@ -33,6 +33,10 @@ pub(super) struct FakeVolumes {
     mounts: BTreeMap<ContainerId, Vec<DesiredMount>>,
     kept: BTreeMap<VolumeId, Kept>,
     in_use: BTreeSet<VolumeId>,
+    /// Snapshots that containers which run read.
+    read: BTreeSet<SnapshotId>,
+    /// It makes no snapshots that are asked for: the command before each fails.
+    pub stuck: bool,
     pub reported: Option<(Vec<ObservedVolume>, Vec<VolumeId>)>,
 }
 
@@ -70,6 +74,7 @@ impl FakeVolumes {
             .is_none_or(|rollback| kept.snapshots.contains_key(&rollback.keep));
         matches!(want.place, VolumePlace::Held { .. })
             && rolled
+            && mount.snapshot.is_none_or(|id| kept.snapshots.contains_key(&id))
             && kept.epoch == mount.epoch
             && kept.data.is_some()
     }
@@ -90,7 +95,8 @@ impl FakeVolumes {
         acknowledged: &BTreeMap<VolumeId, Writes>,
     ) {
         for seen in has.values().filter(|seen| seen.phase == Phase::Running) {
-            for mount in self.mounts.get(&seen.id).into_iter().flatten() {
+            let mounts = self.mounts.get(&seen.id).into_iter().flatten();
+            for mount in mounts.filter(|mount| mount.snapshot.is_none()) {
                 let data = self.kept.get(&mount.volume).and_then(|kept| kept.data);
                 assert_eq!(
                     data.as_ref(),
@@ -108,12 +114,17 @@ impl FakeVolumes {
         acknowledged: &mut BTreeMap<VolumeId, Writes>,
     ) {
         self.in_use.clear();
+        self.read.clear();
         for seen in has.values() {
             if !matches!(seen.phase, Phase::Running | Phase::Stopping) {
                 continue;
             }
             for mount in self.mounts.get(&seen.id).into_iter().flatten() {
                 self.in_use.insert(mount.volume);
+                if let Some(snapshot) = mount.snapshot {
+                    self.read.insert(snapshot);
+                    continue;
+                }
                 let kept = self.kept.get_mut(&mount.volume).expect("it runs with it");
                 let data = kept.data.as_mut().expect("R2: it writes to what is no more");
                 let all = acknowledged.entry(mount.volume).or_insert(0);
@@ -150,7 +161,11 @@ impl FakeVolumes {
                         }
                     });
                     assert!(kept.epoch <= want.epoch, "an epoch went back");
-                    hold(kept, &want, resume, busy, acknowledged);
+                    let mut want = want;
+                    if self.stuck && busy {
+                        want.snapshots.clear();
+                    }
+                    hold(kept, &want, resume, busy, &self.read, acknowledged);
                 }
                 _ => {}
             }
@@ -255,6 +270,7 @@ fn hold(
     want: &DesiredVolume,
     resume: Option<SnapshotId>,
     busy: bool,
+    read: &BTreeSet<SnapshotId>,
     acknowledged: &mut BTreeMap<VolumeId, Writes>,
 ) {
     // What was retired for a move waits for its end.
@@ -281,6 +297,7 @@ fn hold(
         acknowledged.insert(want.id, then);
     }
     for snapshot in &want.snapshots_gone {
+        assert!(!read.contains(snapshot), "somebody reads it");
         kept.snapshots.remove(snapshot);
     }
     if let Some(last) = want.moved {

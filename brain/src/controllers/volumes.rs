@@ -1,6 +1,7 @@
 //! Volumes: made with the containers that mount them, bound to the node where the first of these is placed, and taken away once nothing is
 //! left of them. Owns a volume's node and epoch (R2); how it gets to another node is in [`super::volume_moves`].
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::id::{Name, NodeId, TenantId, VolumeId};
@@ -10,6 +11,7 @@ use berth_common::model::{
 use berth_common::units::Bytes;
 
 use super::context::Context;
+use super::snapshots;
 pub use super::volume_moves::{Follow, cancel, companions};
 use super::volume_moves::{depart, give_up, travel};
 use crate::cluster::{Change, State};
@@ -22,6 +24,8 @@ pub(super) struct Planned {
     deleted: BTreeSet<VolumeId>,
     made: BTreeMap<(TenantId, Name), VolumeId>,
     pub given: BTreeMap<NodeId, Bytes>,
+    /// Snapshots that are not to go, once somebody asked.
+    pub needed: OnceCell<snapshots::Needed>,
 }
 
 impl Planned {
@@ -70,9 +74,16 @@ impl Planned {
 pub(super) fn hindrance(cx: &Context<'_, '_>, service: &ServiceRecord, replica: u32) -> Option<String> {
     let mut found: Option<&VolumeRecord> = None;
     for mount in &service.spec.volumes {
-        let Some(volume) = cx.volumes.find(cx.state, service.tenant, mount, replica) else {
-            continue;
-        };
+        let volume = cx.volumes.find(cx.state, service.tenant, mount, replica);
+        if let Some(snapshot) = &mount.snapshot
+            && volume.is_none_or(|volume| volume.snapshot(snapshot).is_none())
+        {
+            return Some(format!(
+                "volume {} has no snapshot {snapshot}, which it reads: `berth volume inspect {0}` lists those it has",
+                mount.volume
+            ));
+        }
+        let Some(volume) = volume else { continue };
         if volume.removing {
             return Some(format!(
                 "its volume {} is being removed; wait until that is done, or name another",
@@ -112,7 +123,13 @@ pub(super) fn hindrance(cx: &Context<'_, '_>, service: &ServiceRecord, replica: 
 
 /// Makes what a replica mounts and is not there.
 pub(super) fn ensure(cx: &mut Context<'_, '_>, service: &ServiceRecord, replica: u32) {
-    for mount in &service.spec.volumes {
+    // What a snapshot is read of is not made for it.
+    let own = service
+        .spec
+        .volumes
+        .iter()
+        .filter(|mount| mount.snapshot.is_none());
+    for mount in own {
         let Ok(name) = mount.name_for(replica) else {
             continue;
         };
@@ -225,7 +242,10 @@ fn tend(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord) -> bool {
         volume
             .snapshots
             .retain(|one| !one.removing || !seen.snapshots_gone.contains(&one.id));
-        volume.made |= seen.writable;
+        if seen.writable && !volume.made {
+            volume.made = true;
+            snapshots::made(volume, cx.input.now.wall);
+        }
         // Done, and not to be done again wherever what it kept is no more.
         let kept = |rollback: &RollBack| seen.snapshots.iter().any(|one| one.id == rollback.keep);
         volume.rollback = volume.rollback.filter(|rollback| !kept(rollback));
@@ -235,6 +255,9 @@ fn tend(cx: &mut Context<'_, '_>, volume: &mut VolumeRecord) -> bool {
     }
     if volume.moves.is_some() {
         travel(cx, volume, node);
+    }
+    if let Some(node) = volume.node {
+        snapshots::tend(cx, volume, node);
     }
     true
 }

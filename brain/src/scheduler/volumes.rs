@@ -42,6 +42,8 @@ impl Volumes {
                     let named = (node, volume.name.to_string(), state.name_of_node(node));
                     volumes.at.get_or_insert(named);
                 }
+                // There is nothing to read a snapshot of: that is said before a place is looked for.
+                None if mount.snapshot.is_some() => {}
                 None => {
                     let size = volume.map_or(mount.size.unwrap_or(DEFAULT_VOLUME), |volume| volume.size);
                     volumes.needs = volumes.needs.saturating_add(size);

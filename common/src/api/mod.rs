@@ -16,6 +16,8 @@
 //! | GET, PATCH `/tenants/{t}/volumes/{v}` | [`ResizeVolume`] → [`VolumeView`] |
 //! | DELETE `/tenants/{t}/volumes/{v}?force=` | → [`RemovedVolume`] |
 //! | POST `/tenants/{t}/volumes/{v}/snapshots`, DELETE `…/snapshots/{s}` | [`CreateSnapshot`] → [`VolumeView`] |
+//! | PUT, DELETE `/tenants/{t}/volumes/{v}/schedule` | [`PutSchedule`] → [`VolumeView`] |
+//! | PUT, DELETE `/tenants/{t}/volumes/{v}/hooks` | [`PutHooks`] → [`VolumeView`] |
 //! | POST `/tenants/{t}/volumes/{v}/rollback` | [`RollBackVolume`] → [`VolumeView`] |
 //! | POST, DELETE `/tenants/{t}/volumes/{v}/move` | [`MoveVolume`] → [`VolumeView`] |
 //! | GET, POST `/tenants/{t}/services` | `ServiceSpec` → [`Listing`] of, or one [`ServiceView`] |
@@ -57,6 +59,7 @@ mod nodes;
 mod pools;
 mod schedule;
 mod usage;
+mod volume_schedule;
 mod volumes;
 
 pub use check::{CheckEvent, CheckNetworks, Finding, HopView, NodePath, PairCheck, Trace};
@@ -68,6 +71,7 @@ pub use schedule::{
     PackView, PackedMove, PackedNode, PlacementView, ScoreParts,
 };
 pub use usage::{ContainerLoad, ExpectedLoad, NodeLoad, UsageView};
+pub use volume_schedule::{PutHooks, PutSchedule, ScheduleView};
 pub use volumes::{
     CloneOf, CreateSnapshot, CreateVolume, MoveView, MoveVolume, RemovedVolume, ResizeVolume, RollBackVolume,
     SnapshotState, SnapshotView, SourceView, VolumeState, VolumeView,

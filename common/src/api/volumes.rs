@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::{PutHooks, PutSchedule, ScheduleView};
 use crate::id::{Epoch, Name, Revision, SnapshotId, VolumeId};
-use crate::model::{MoveStage, UnixMillis};
+use crate::model::{MoveStage, SnapshotHooks, UnixMillis};
 use crate::units::Bytes;
 
 /// A new volume.
@@ -24,6 +25,12 @@ pub struct CreateVolume {
     /// What it begins as; none: empty. A clone is on its source's node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<CloneOf>,
+    /// Snapshots that are made by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<PutSchedule>,
+    /// Commands around its snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<PutHooks>,
 }
 
 /// A snapshot of a volume, by names.
@@ -157,6 +164,12 @@ pub struct VolumeView {
     /// Its snapshots, the oldest first; only when a single volume is shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<SnapshotView>,
+    /// Snapshots that are made by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleView>,
+    /// Commands around its snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<SnapshotHooks>,
     /// What it began as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceView>,
@@ -215,6 +228,9 @@ pub struct SnapshotView {
     /// What would be free if it went, bytes, once it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclusive: Option<Bytes>,
+    /// The schedule made it: it goes once that keeps it no longer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scheduled: bool,
     /// When it was asked for.
     pub created_at: UnixMillis,
 }

@@ -15,6 +15,7 @@ mod pool;
 mod port;
 mod resources;
 mod service;
+mod snapshots;
 mod strict;
 mod taint;
 mod tenant;
@@ -42,6 +43,10 @@ pub use pool::{DEFAULT_POOL, PoolRecord, default_pool};
 pub use port::{MAX_PORTS, PortError, Protocol, PublishMode, PublishedPort};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
 pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};
+pub(crate) use snapshots::hook_limit;
+pub use snapshots::{
+    LEAST_EVERY_MS, LONGEST_EVERY_MS, MOST_KEPT, Retention, ScheduleState, SnapshotHooks, SnapshotSchedule,
+};
 pub use taint::{MAX_TAINTS, Taint, TaintEffect, Toleration};
 pub use tenant::{Quota, Role, TenantRecord, TokenRecord};
 pub use validate::SpecError;

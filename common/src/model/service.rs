@@ -341,7 +341,7 @@ impl ServiceSpec {
             reservation,
             limits,
             tmpfs: self.tmpfs.clone(),
-            volumes: self.volumes.clone(),
+            volumes: self.mounts(),
             restart: self.restart,
             stop_grace_secs: self.stop_grace_secs,
             stop_signal: self.stop_signal.clone(),

@@ -126,6 +126,8 @@ pub(super) fn tmpfs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Tmpfs>, D::Er
 #[serde(remote = "VolumeMount", deny_unknown_fields)]
 struct StrictMount {
     volume: Name,
+    #[serde(default)]
+    snapshot: Option<Name>,
     path: String,
     #[serde(default)]
     read_only: bool,

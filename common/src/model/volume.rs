@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::validate::{SpecError, check_path};
 use crate::id::{Epoch, Name, NodeId, Revision, SnapshotId, TenantId, VolumeId, clip};
-use crate::model::{ServiceSpec, UnixMillis, UpdateOrder};
+use crate::model::{ScheduleState, ServiceSpec, SnapshotHooks, SnapshotSchedule, UnixMillis, UpdateOrder};
 use crate::units::Bytes;
 
 /// The smallest volume.
@@ -31,6 +31,9 @@ const MAX_MOUNT_PATH: usize = 1_024;
 pub struct VolumeMount {
     /// The volume; with `per_replica` the beginning of their names: replica 2 of `data` has `data-2`.
     pub volume: Name,
+    /// A snapshot of it, which is read instead of what it is now; nobody can write to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Name>,
     /// Absolute path inside.
     pub path: String,
     /// Its containers can't write to it.
@@ -50,6 +53,11 @@ pub struct VolumeMount {
 pub struct MountError(String, String);
 
 impl VolumeMount {
+    /// Whether its containers can't write to it.
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only || self.snapshot.is_some()
+    }
+
     /// The volume's name for a replica, counted from 1.
     ///
     /// # Errors
@@ -67,32 +75,38 @@ impl VolumeMount {
     }
 }
 
-/// `name:/path[:option,…]` with options `ro`, `per-replica`, `size=10GiB`.
+/// `name[@snapshot]:/path[:option,…]` with options `ro`, `per-replica`, `size=10GiB`.
 impl FromStr for VolumeMount {
     type Err = MountError;
 
     fn from_str(text: &str) -> Result<Self, MountError> {
         let no = |why: &str| MountError(clip(text, 80), why.to_owned());
-        let usage = "write NAME:/PATH[:OPTION,…], options: ro, per-replica, size=10GiB";
+        let usage = "write NAME:/PATH[:OPTION,…], options: ro, per-replica, size=10GiB; NAME@SNAPSHOT:/PATH to read a snapshot";
         let (name, rest) = text.split_once(':').ok_or_else(|| no(usage))?;
         if name.contains('/') || name.starts_with('.') {
             return Err(no(
                 "a folder of the host can't be mounted: data lives in volumes; write NAME:/PATH",
             ));
         }
-        let volume = name.parse().map_err(|error| no(&format!("{error}")))?;
+        let (name, snapshot) = match name.split_once('@') {
+            Some((name, snapshot)) => (name, Some(snapshot)),
+            None => (name, None),
+        };
+        let named = |name: &str| name.parse::<Name>().map_err(|error| no(&format!("{error}")));
+        let (volume, snapshot) = (named(name)?, snapshot.map(named).transpose()?);
         let (path, options) = rest.split_once(':').unwrap_or((rest, ""));
         let mut mount = Self {
             volume,
+            read_only: snapshot.is_some(),
+            snapshot,
             path: path.to_owned(),
-            read_only: false,
             per_replica: false,
             size: None,
         };
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 None if option == "ro" => mount.read_only = true,
-                None if option == "rw" => mount.read_only = false,
+                None if option == "rw" && mount.snapshot.is_none() => mount.read_only = false,
                 None if option == "per-replica" => mount.per_replica = true,
                 Some(("size", size)) => {
                     mount.size = Some(size.parse().map_err(|error| no(&format!("{error}")))?);
@@ -106,9 +120,14 @@ impl FromStr for VolumeMount {
 
 impl fmt::Display for VolumeMount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.volume, self.path)?;
+        write!(f, "{}", self.volume)?;
+        if let Some(snapshot) = &self.snapshot {
+            write!(f, "@{snapshot}")?;
+        }
+        write!(f, ":{}", self.path)?;
         let mut options = Vec::new();
-        options.extend(self.read_only.then(|| "ro".to_owned()));
+        let told = self.read_only && self.snapshot.is_none();
+        options.extend(told.then(|| "ro".to_owned()));
         options.extend(self.per_replica.then(|| "per-replica".to_owned()));
         options.extend(self.size.map(|size| format!("size={size}")));
         match options.is_empty() {
@@ -139,7 +158,16 @@ pub fn check_size(size: Bytes) -> Result<(), SpecError> {
 impl ServiceSpec {
     /// Whether its containers write to volumes: two of them at a time would be two writers.
     pub fn writes_to_volumes(&self) -> bool {
-        self.volumes.iter().any(|mount| !mount.read_only)
+        self.volumes.iter().any(|mount| !mount.is_read_only())
+    }
+
+    /// Its volumes as agents get them: read-only wherever they are.
+    pub(super) fn mounts(&self) -> Vec<VolumeMount> {
+        let mounts = self.volumes.iter().map(|mount| VolumeMount {
+            read_only: mount.is_read_only(),
+            ..mount.clone()
+        });
+        mounts.collect()
     }
 
     /// Whether a container's successor may run beside it.
@@ -168,6 +196,14 @@ impl ServiceSpec {
                 return Err(err(format!(
                     "{} can't be mounted at {}: {own} is the kernel's",
                     mount.volume, mount.path
+                )));
+            }
+            if let Some(snapshot) = &mount.snapshot
+                && (mount.per_replica || mount.size.is_some())
+            {
+                return Err(err(format!(
+                    "snapshot {snapshot} of {} is there, and has its size: leave per-replica and size out, and name the volume itself",
+                    mount.volume
                 )));
             }
             if let Some(size) = mount.size {
@@ -227,6 +263,15 @@ pub struct VolumeRecord {
     /// Its snapshots, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<SnapshotRecord>,
+    /// Snapshots that are made by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<SnapshotSchedule>,
+    /// How far that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<ScheduleState>,
+    /// Commands around its snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<SnapshotHooks>,
     /// The last roll back that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollBack>,
@@ -268,6 +313,9 @@ pub struct SnapshotRecord {
     pub name: Name,
     /// When it was asked for.
     pub created_at: UnixMillis,
+    /// The schedule made it: it goes once that keeps it no longer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scheduled: bool,
     /// It is to go.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removing: bool,
@@ -339,6 +387,9 @@ impl VolumeRecord {
             source: None,
             made: false,
             snapshots: Vec::new(),
+            schedule: None,
+            scheduled: None,
+            hooks: None,
             rollback: None,
             moves: None,
             moved: None,
@@ -353,6 +404,16 @@ impl VolumeRecord {
     pub fn hand_to(&mut self, node: NodeId) {
         self.node = Some(node);
         self.epoch = Epoch(self.epoch.0 + 1);
+    }
+
+    /// When its schedule is to be looked at next; none while there is nothing to make snapshots of.
+    pub fn next_snapshot(&self) -> Option<UnixMillis> {
+        let schedule = self.schedule.filter(|_| self.made && !self.removing)?;
+        let upto = self
+            .scheduled
+            .as_ref()
+            .map_or(self.created_at, |state| state.upto);
+        self.node.map(|_| schedule.next(upto))
     }
 
     /// A snapshot by name.
@@ -452,6 +513,7 @@ mod tests {
             "data:/x:ro",
             "data:/x:ro,per-replica,size=10GiB",
             "d:/x:size=1MiB",
+            "data@before:/old",
         ] {
             assert_eq!(mount(text).to_string(), text);
         }
@@ -462,6 +524,9 @@ mod tests {
             ("./etc:/x", "a folder of the host can't be mounted"),
             ("Data:/x", "name"),
             ("data:/x:rx", "options"),
+            ("data@:/x", "name"),
+            ("data@a@b:/x", "name"),
+            ("data@a:/x:rw", "options"),
             ("data:/x:size=1", "unit"),
         ];
         for (text, told) in table {
@@ -491,6 +556,8 @@ mod tests {
             ("data:/proc", "kernel"),
             ("data:/sys/fs", "kernel"),
             ("data:/x:size=1KiB", "1MiB to"),
+            ("data@a:/x:size=1GiB", "name the volume itself"),
+            ("data@a:/x:per-replica", "name the volume itself"),
         ];
         let spec = |mounts: &[&str]| {
             let mut spec = ServiceSpec::new("web".parse().unwrap(), "nginx".parse().unwrap());
@@ -509,5 +576,10 @@ mod tests {
         assert!(spec(&many).validate().is_err());
         assert!(spec(&["a:/x"]).writes_to_volumes());
         assert!(!spec(&["a:/x:ro"]).writes_to_volumes());
+        // Whoever leaves out what follows from the snapshot can't write to it either.
+        let mut reader = spec(&["a@b:/x"]);
+        reader.volumes[0].read_only = false;
+        assert!(!reader.writes_to_volumes());
+        assert!(reader.container_spec().unwrap().volumes[0].read_only);
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, NodeId, SnapshotId, TenantId, VolumeId};
-use crate::model::{RollBack, VolumeSource};
+use crate::model::{RollBack, SnapshotHooks, VolumeSource};
 use crate::units::Bytes;
 
 /// Most volumes of one message of an agent.
@@ -18,6 +18,9 @@ pub struct DesiredMount {
     pub volume: VolumeId,
     /// The epoch under which it may be written here (R2).
     pub epoch: Epoch,
+    /// The snapshot that its spec names: that is read, and nobody writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotId>,
 }
 
 /// One volume of a node.
@@ -36,6 +39,9 @@ pub struct DesiredVolume {
     /// Snapshots that there are to be; what is missing is made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<SnapshotId>,
+    /// What runs in a container before and after each of them is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<SnapshotHooks>,
     /// Snapshots to delete. All others are left alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots_gone: Vec<SnapshotId>,

@@ -220,6 +220,7 @@ pub fn with_volumes() -> DesiredUpdate {
     container.volumes = vec![DesiredMount {
         volume: id,
         epoch: Epoch(3),
+        snapshot: None,
     }];
     let held = DesiredVolume {
         id,
@@ -235,6 +236,7 @@ pub fn with_volumes() -> DesiredUpdate {
             resume: Some(snapshot(2)),
         },
         snapshots: vec![snapshot(3)],
+        hooks: None,
         snapshots_gone: vec![snapshot(4)],
         rollback: Some(RollBack {
             snapshot: snapshot(3),
@@ -263,6 +265,22 @@ pub fn with_volumes() -> DesiredUpdate {
             volumes: vec![held, arriving],
         },
     }
+}
+
+/// Of a brain that knows of commands around snapshots, and of snapshots that are read.
+pub fn with_snapshots() -> DesiredUpdate {
+    let DesiredUpdate::Full { mut set } = with_volumes() else {
+        unreachable!("it is a whole set")
+    };
+    set.volumes[0].hooks = Some(SnapshotHooks {
+        before: Some(vec!["redis-cli".to_owned(), "save".to_owned()]),
+        after: Some(vec!["true".to_owned()]),
+        limit_ms: 5_000,
+    });
+    let container = &mut set.containers[0];
+    Arc::make_mut(&mut container.spec).volumes = vec!["data@before:/old".parse().unwrap()];
+    container.volumes[0].snapshot = Some(SnapshotId::from_bytes([3; 10]));
+    DesiredUpdate::Full { set }
 }
 
 /// Other nodes on a node's networks.

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use berth_common::id::VolumeId;
+use berth_common::id::{ContainerId, SnapshotId, VolumeId};
 use berth_common::model::VolumeMount;
 use berth_common::protocol::VolumePlace;
 use tokio::sync::{Notify, watch};
@@ -16,6 +16,7 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::attempts::Attempts;
+use super::hooks::{self, Commands};
 use super::plan::{Seen, Step, plan};
 use super::ready;
 use super::report::{Change, Report, change, report};
@@ -33,6 +34,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const SIZES_EVERY: Duration = Duration::from_secs(5);
 /// Steps at a time. More would wait for one another in the file system's transactions.
 const AT_ONCE: usize = 4;
+/// Snapshots at a time around which commands run: whoever lets these take long must not keep other volumes from what they need.
+const HOOKED_AT_ONCE: usize = 16;
 
 /// Whether there is a pool.
 #[derive(Clone)]
@@ -103,13 +106,16 @@ pub struct Keeper {
     report: watch::Sender<Option<Arc<Report>>>,
     wake: Arc<Notify>,
     rate: Rate,
+    commands: OnceLock<Arc<dyn Commands>>,
 }
 
 /// What only the loop knows.
 struct Work {
-    running: JoinSet<Result<(), VolumeError>>,
+    running: JoinSet<Result<Option<String>, VolumeError>>,
     steps: HashMap<Id, Step>,
     attempts: Attempts,
+    /// Where the command after the last snapshot failed, in words.
+    unfinished: BTreeMap<VolumeId, String>,
     deleted: BTreeSet<VolumeId>,
     told: BTreeSet<String>,
     sizes_told: Option<Instant>,
@@ -133,7 +139,13 @@ impl Keeper {
             report: watch::Sender::new(None),
             wake: Arc::default(),
             rate,
+            commands: OnceLock::new(),
         })
+    }
+
+    /// Who runs commands around snapshots. Before [`Self::run`]; the second is ignored.
+    pub fn run_commands_by(&self, commands: Arc<dyn Commands>) {
+        let _ = self.commands.set(commands);
     }
 
     /// What is to be told of the volumes; none until it is known.
@@ -206,8 +218,13 @@ impl Keeper {
                 for (volume, why) in work.attempts.problems() {
                     plan.problems.entry(volume).or_insert_with(|| why.to_owned());
                 }
+                let hooked = |id: &VolumeId| orders.volume(*id).is_some_and(|want| want.hooks.is_some());
+                work.unfinished.retain(|id, _| hooked(id));
+                for (volume, why) in &work.unfinished {
+                    plan.problems.entry(*volume).or_insert_with(|| why.clone());
+                }
                 if let Access::Open(pool, peers) = &next.access {
-                    work.begin(pool, plan.steps, now);
+                    work.begin(self, pool, plan.steps, now);
                     if !blind {
                         work.sending.follow(&orders, pool, peers.as_ref());
                     }
@@ -238,11 +255,34 @@ impl Keeper {
             |error: VolumeError| format!("this node's volumes can't be looked at: {}", chain(&error));
         let Listing { volumes, strange, .. } = pool.list().await.map_err(failed)?;
         let mounts = pool.mounted().await.map_err(failed)?;
+        let mut writers: BTreeMap<VolumeId, ContainerId> = BTreeMap::new();
+        let mut writes = |container: ContainerId, volume: VolumeId| {
+            let first = writers.entry(volume).or_insert(container);
+            *first = container.min(*first);
+        };
+        // What runs is not known at once after a start of the agent, what is mounted for whom is.
+        for (at, volume) in &mounts {
+            let container = at
+                .parent()
+                .and_then(|folder| folder.file_name()?.to_str()?.parse().ok());
+            let named = container.and_then(|id| Some((id, orders.mounts.get(&id)?)));
+            if let Some((id, _)) = named.filter(|(_, named)| named.writable.contains(volume)) {
+                writes(id, *volume);
+            }
+        }
         let mut mounted: BTreeSet<_> = mounts.into_iter().map(|(_, volume)| volume).collect();
         // A process whose mount somebody took away on the host still has its own.
         let running = self.board.running();
-        let named = running.iter().filter_map(|one| orders.mounts.get(&one.id));
-        mounted.extend(named.flat_map(|mounts| mounts.volumes.iter().map(|one| one.volume)));
+        let named = running
+            .iter()
+            .filter_map(|one| Some((one.id, orders.mounts.get(&one.id)?)));
+        for (container, mounts) in named {
+            mounted.extend(mounts.volumes.iter().map(|one| one.volume));
+            mounts
+                .writable
+                .iter()
+                .for_each(|volume| writes(container, *volume));
+        }
         let volumes: BTreeMap<_, _> = volumes.into_iter().map(|one| (one.meta.id, one)).collect();
         work.deleted.retain(|id| {
             let wanted = orders.volume(*id);
@@ -251,6 +291,7 @@ impl Keeper {
         let seen = Seen {
             volumes,
             mounted,
+            writers,
             deleted: work.deleted.clone(),
         };
         Ok((seen, strange))
@@ -295,6 +336,7 @@ impl Work {
             running: JoinSet::new(),
             steps: HashMap::new(),
             attempts: Attempts::default(),
+            unfinished: BTreeMap::new(),
             deleted: BTreeSet::new(),
             told: BTreeSet::new(),
             sizes_told: None,
@@ -315,23 +357,39 @@ impl Work {
     }
 
     /// Begins what may be tried, of volumes of which nothing is under way.
-    fn begin(&mut self, pool: &Arc<dyn Pool>, steps: Vec<Step>, now: Instant) {
+    fn begin(&mut self, keeper: &Keeper, pool: &Arc<dyn Pool>, steps: Vec<Step>, now: Instant) {
         let mut busy: BTreeSet<_> = self.steps.values().map(Step::volume).collect();
+        let mut hooked = self.steps.values().filter(|step| step.runs_commands()).count();
+        let mut plain = self.steps.len() - hooked;
         for step in steps {
-            if self.running.len() >= AT_ONCE {
-                return;
-            }
-            if self.attempts.waits(&step, now) || !busy.insert(step.volume()) {
+            let (count, most) = match step.runs_commands() {
+                true => (&mut hooked, HOOKED_AT_ONCE),
+                false => (&mut plain, AT_ONCE),
+            };
+            if *count >= most || self.attempts.waits(&step, now) || !busy.insert(step.volume()) {
                 continue;
             }
+            *count += 1;
             tracing::debug!(?step, "volume");
             let (pool, doing) = (Arc::clone(pool), step.clone());
-            let task = self.running.spawn(async move { carry_out(&*pool, &doing).await });
+            let (board, commands) = (Arc::clone(&keeper.board), keeper.commands.get().cloned());
+            let task = self.running.spawn(async move {
+                let Step::Snapshot {
+                    volume,
+                    snapshot,
+                    hooks: Some(hooked),
+                } = &doing
+                else {
+                    return carry_out(&*pool, &doing).await.map(|()| None);
+                };
+                let wanted = || is_wanted(&board, *volume, *snapshot);
+                hooks::snapshot(&*pool, commands.as_deref(), (*volume, *snapshot), hooked, wanted).await
+            });
             self.steps.insert(task.id(), step);
         }
     }
 
-    fn on_done(&mut self, done: Result<(Id, Result<(), VolumeError>), tokio::task::JoinError>) {
+    fn on_done(&mut self, done: Result<(Id, Result<Option<String>, VolumeError>), tokio::task::JoinError>) {
         let (id, result) = match done {
             Ok(done) => done,
             Err(error) => (error.id(), Err(VolumeError::Interrupted)),
@@ -340,7 +398,12 @@ impl Work {
             return;
         };
         match &result {
-            Ok(()) => {
+            Ok(left) => {
+                if step.runs_commands() {
+                    self.unfinished.remove(&step.volume());
+                    self.unfinished
+                        .extend(left.clone().map(|why| (step.volume(), why)));
+                }
                 if let Step::Delete(volume) = step {
                     self.deleted.insert(volume);
                 }
@@ -352,14 +415,23 @@ impl Work {
     }
 }
 
-/// Does one step.
+/// Whether a snapshot is still to be made, by the latest orders.
+fn is_wanted(board: &Board, volume: VolumeId, snapshot: SnapshotId) -> bool {
+    let orders = board.volumes().borrow().clone();
+    let want = orders.as_ref().and_then(|orders| orders.volume(volume));
+    want.is_some_and(|want| {
+        matches!(want.place, VolumePlace::Held { .. }) && want.snapshots.contains(&snapshot)
+    })
+}
+
+/// Does one step, without the commands around it.
 pub(super) async fn carry_out(pool: &dyn Pool, step: &Step) -> Result<(), VolumeError> {
     match step {
         Step::Create(meta) => pool.create(meta).await,
         Step::Clone { source, meta } => pool.clone_snapshot(source.volume, source.snapshot, meta).await,
         Step::Resize { volume, size } => pool.resize(*volume, *size).await,
         Step::SetEpoch { volume, epoch } => pool.set_epoch(*volume, *epoch).await,
-        Step::Snapshot { volume, snapshot } => pool.snapshot(*volume, *snapshot).await.map(drop),
+        Step::Snapshot { volume, snapshot, .. } => pool.snapshot(*volume, *snapshot).await.map(drop),
         Step::DeleteSnapshot { volume, snapshot } => pool.delete_snapshot(*volume, *snapshot).await,
         Step::RollBack {
             volume,

@@ -20,17 +20,17 @@ use crate::reconcile::Board;
 use crate::volume::{Meta, Pool as _};
 
 const NODE: NodeId = NodeId::from_bytes([7; 10]);
-const TENANT: TenantId = TenantId::from_bytes([1; 10]);
+pub(super) const TENANT: TenantId = TenantId::from_bytes([1; 10]);
 
-fn volume(n: u8) -> VolumeId {
+pub(super) fn volume(n: u8) -> VolumeId {
     VolumeId::from_bytes([n; 10])
 }
 
-fn snapshot(n: u8) -> SnapshotId {
+pub(super) fn snapshot(n: u8) -> SnapshotId {
     SnapshotId::from_bytes([n; 10])
 }
 
-fn held(n: u8) -> DesiredVolume {
+pub(super) fn held(n: u8) -> DesiredVolume {
     DesiredVolume {
         id: volume(n),
         tenant: TENANT,
@@ -42,6 +42,7 @@ fn held(n: u8) -> DesiredVolume {
             resume: None,
         },
         snapshots: vec![],
+        hooks: None,
         snapshots_gone: vec![],
         rollback: None,
         send: None,
@@ -50,7 +51,7 @@ fn held(n: u8) -> DesiredVolume {
 }
 
 /// A container with these volumes, the last of them read-only where it has two.
-fn container(n: u8, volumes: &[u8]) -> DesiredContainer {
+pub(super) fn container(n: u8, volumes: &[u8]) -> DesiredContainer {
     let mut spec = ServiceSpec::new("s".parse().unwrap(), "x".parse().unwrap());
     spec.volumes = volumes
         .iter()
@@ -75,6 +76,7 @@ fn container(n: u8, volumes: &[u8]) -> DesiredContainer {
             .map(|n| DesiredMount {
                 volume: volume(*n),
                 epoch: Epoch(1),
+                snapshot: None,
             })
             .collect(),
     }
@@ -90,15 +92,15 @@ fn set(volumes: Vec<DesiredVolume>, containers: Vec<DesiredContainer>) -> Desire
     }
 }
 
-struct Rig {
-    pool: Arc<FakePool>,
-    board: Arc<Board>,
+pub(super) struct Rig {
+    pub pool: Arc<FakePool>,
+    pub board: Arc<Board>,
     access: watch::Sender<Access>,
     dir: tempfile::TempDir,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let pool: Arc<FakePool> = Arc::default();
         Self {
             access: watch::channel(Access::Open(pool.clone(), None)).0,
@@ -108,19 +110,19 @@ impl Rig {
         }
     }
 
-    fn keeper(&self) -> (Arc<Keeper>, JoinHandle<()>) {
+    pub fn keeper(&self) -> (Arc<Keeper>, JoinHandle<()>) {
         let rate = crate::peers::Rate::default();
         let keeper = Keeper::new(self.board.clone(), self.dir.path(), self.access.subscribe(), rate);
         (keeper.clone(), tokio::spawn(keeper.run()))
     }
 
-    fn want(&self, volumes: Vec<DesiredVolume>, containers: Vec<DesiredContainer>) {
+    pub fn want(&self, volumes: Vec<DesiredVolume>, containers: Vec<DesiredContainer>) {
         self.board.set_desired(&set(volumes, containers));
     }
 }
 
 /// The first report that fits.
-async fn told(keeper: &Keeper, what: &str, fits: impl Fn(&Report) -> bool) -> Arc<Report> {
+pub(super) async fn told(keeper: &Keeper, what: &str, fits: impl Fn(&Report) -> bool) -> Arc<Report> {
     let mut report = keeper.report();
     let wait = report.wait_for(|now| now.as_deref().is_some_and(&fits));
     match tokio::time::timeout(Duration::from_secs(600), wait).await {

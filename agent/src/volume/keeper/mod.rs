@@ -2,11 +2,12 @@
 //!
 //! Owns no wish: what it does follows from the desired set that was persisted last (R8), so an agent that starts without its
 //! brain goes on where it stopped. [`plan`] decides (pure), [`attempts`] when to try again (pure), [`report`] what is told
-//! (pure); [`actor`] looks, acts and looks again; [`sending`] sends what moves; [`mounts`] mounts volumes before a container is started and takes the
+//! (pure); [`actor`] looks, acts and looks again; [`hooks`] runs what goes around a snapshot; [`sending`] sends what moves; [`mounts`] mounts volumes before a container is started and takes the
 //! mounts away after it has ended. Refuses to mount what is not here, under another epoch, or about to change.
 
 mod actor;
 mod attempts;
+mod hooks;
 mod mounts;
 pub mod plan;
 mod ready;
@@ -16,8 +17,11 @@ mod sending;
 #[cfg(test)]
 mod actor_tests;
 #[cfg(test)]
+mod hook_tests;
+#[cfg(test)]
 mod plan_property;
 
 pub use actor::{Access, Keeper};
+pub use hooks::{Commands, RuntimeCommands};
 pub use mounts::{Provide, release_all, staging};
 pub use report::Report;

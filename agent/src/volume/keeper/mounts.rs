@@ -118,7 +118,8 @@ impl Keeper {
                 epoch: mount.epoch,
                 target: folder.join(number.to_string()),
                 base,
-                read_only: named.read_only,
+                snapshot: mount.snapshot,
+                read_only: named.is_read_only() || mount.snapshot.is_some(),
             };
             fs::create_dir_all(&wanted.target)
                 .map_err(|error| format!("{} can't be made: {error}", wanted.target.display()))?;

@@ -5,9 +5,10 @@
 //! is destroyed but what an order names, and nothing at all is done under an older epoch than the node keeps (R2).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use berth_common::id::{Epoch, SnapshotId, VolumeId};
-use berth_common::model::{MAX_SNAPSHOTS, MAX_VOLUMES, RollBack, VolumeSource};
+use berth_common::id::{ContainerId, Epoch, SnapshotId, VolumeId};
+use berth_common::model::{MAX_SNAPSHOTS, MAX_VOLUMES, RollBack, SnapshotHooks, VolumeSource};
 use berth_common::protocol::{DesiredVolume, VolumePlace, round_of};
 use berth_common::units::Bytes;
 
@@ -20,8 +21,28 @@ pub struct Seen {
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// Those that some container has, or may have.
     pub mounted: BTreeSet<VolumeId>,
+    /// Of each that some container has and may write to, one such container.
+    pub writers: BTreeMap<VolumeId, ContainerId>,
     /// Those of which the pool said that nothing is left. That one is not listed does not say so: its description may be damaged.
     pub deleted: BTreeSet<VolumeId>,
+}
+
+/// Commands around a snapshot, and where they run.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hooked {
+    /// In this container.
+    pub container: ContainerId,
+    /// What.
+    pub hooks: SnapshotHooks,
+}
+
+/// Steps are logged, and a command may have a password among its words.
+impl fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hooked")
+            .field("container", &self.container)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One thing to do. Each is fine to do again.
@@ -56,6 +77,8 @@ pub enum Step {
         volume: VolumeId,
         /// Its id.
         snapshot: SnapshotId,
+        /// What runs around it.
+        hooks: Option<Box<Hooked>>,
     },
     /// Delete a snapshot.
     DeleteSnapshot {
@@ -85,6 +108,11 @@ pub enum Step {
 }
 
 impl Step {
+    /// Whether commands in a container are part of it, which take as long as they like.
+    pub const fn runs_commands(&self) -> bool {
+        matches!(self, Self::Snapshot { hooks: Some(_), .. })
+    }
+
     /// Of which volume.
     pub const fn volume(&self) -> VolumeId {
         match self {
@@ -162,7 +190,7 @@ fn of_one(want: &DesiredVolume, seen: &Seen, plan: &mut Plan) {
             ),
             None => absent(want, source, resume, seen, plan),
             Some(here) if here.data.is_none() => copy(want, resume, here, plan),
-            Some(here) => writable(want, here, seen.mounted.contains(&want.id), plan),
+            Some(here) => writable(want, here, seen, plan),
         },
         VolumePlace::Deleted => {
             let left = here.is_some() || !seen.deleted.contains(&want.id);
@@ -257,8 +285,9 @@ fn copy(want: &DesiredVolume, resume: Option<SnapshotId>, here: &Volume, plan: &
 }
 
 /// It is here, and can be written to.
-fn writable(want: &DesiredVolume, here: &Volume, mounted: bool, plan: &mut Plan) {
+fn writable(want: &DesiredVolume, here: &Volume, seen: &Seen, plan: &mut Plan) {
     let volume = want.id;
+    let mounted = seen.mounted.contains(&volume);
     if here.meta.epoch < want.epoch {
         // Before all else: who had it before may do nothing more to it.
         return plan.steps.push(Step::SetEpoch {
@@ -275,11 +304,21 @@ fn writable(want: &DesiredVolume, here: &Volume, mounted: bool, plan: &mut Plan)
     }
     let kept = want.rollback.map(|rollback| rollback.keep);
     let wanted = want.snapshots.iter().take(MAX_SNAPSHOTS);
+    // Where nothing runs there is nobody to ask, and nothing that is not on the disk.
+    let writer = seen.writers.get(&volume).copied();
+    let hooked = want.hooks.as_ref().zip(writer);
+    let hooked = hooked.map(|(hooks, container)| {
+        Box::new(Hooked {
+            container,
+            hooks: hooks.clone(),
+        })
+    });
     let missing: Vec<_> = wanted
         .filter(|id| !has(here, **id) && Some(**id) != kept)
         .map(|id| Step::Snapshot {
             volume,
             snapshot: *id,
+            hooks: hooked.clone(),
         })
         .collect();
     let as_it_is = missing.is_empty();

@@ -96,6 +96,7 @@ fn order() -> impl Strategy<Value = DesiredVolume> {
             epoch: Epoch(epoch),
             place,
             snapshots: wanted,
+            hooks: None,
             snapshots_gone: gone.into_iter().filter(|n| *n > 1).map(id).collect(),
             rollback: rollback.map(|(snapshot, keep)| RollBack {
                 snapshot: id(snapshot),
@@ -145,6 +146,7 @@ async fn look(pool: &FakePool, deleted: &BTreeSet<VolumeId>) -> Seen {
         .collect();
     let mounts = pool.mounted().await.unwrap();
     Seen {
+        writers: BTreeMap::new(),
         mounted: mounts.into_iter().map(|(_, volume)| volume).collect(),
         deleted: deleted
             .iter()

@@ -30,6 +30,7 @@ fn want(place: VolumePlace) -> DesiredVolume {
         epoch: Epoch(3),
         place,
         snapshots: vec![],
+        hooks: None,
         snapshots_gone: vec![],
         rollback: None,
         send: None,
@@ -228,6 +229,30 @@ fn a_copy_becomes_writable_only_from_the_snapshot_that_is_named() {
 }
 
 #[test]
+fn commands_run_around_a_snapshot_where_somebody_writes() {
+    let hooks = SnapshotHooks {
+        before: Some(vec!["save".to_owned()]),
+        after: None,
+        limit_ms: 1_000,
+    };
+    let mut want = want(HELD);
+    want.snapshots = vec![snapshot(4)];
+    want.hooks = Some(hooks.clone());
+    let of = |seen: &Seen, want: &DesiredVolume| match &steps(want, seen)[..] {
+        [Step::Snapshot { hooks, .. }] => hooks.clone(),
+        other => panic!("{other:?}"),
+    };
+    let idle = seen(vec![here(&[])]);
+    assert_eq!(of(&idle, &want), None, "nobody runs: there is nobody to ask");
+    let mut used = mounted(seen(vec![here(&[])]));
+    let container = ContainerId::from_bytes([9; 10]);
+    used.writers.insert(volume(1), container);
+    assert_eq!(of(&used, &want), Some(Box::new(Hooked { container, hooks })));
+    want.hooks = None;
+    assert_eq!(of(&used, &want), None);
+}
+
+#[test]
 fn snapshots_are_made_and_only_named_ones_go() {
     let mut want = want(HELD);
     want.snapshots = vec![snapshot(4), snapshot(5)];
@@ -238,7 +263,8 @@ fn snapshots_are_made_and_only_named_ones_go() {
         [
             Step::Snapshot {
                 volume: volume(1),
-                snapshot: snapshot(5)
+                snapshot: snapshot(5),
+                hooks: None,
             },
             Step::DeleteSnapshot {
                 volume: volume(1),

@@ -32,6 +32,12 @@ pub(super) fn all(
     seen: &Seen,
 ) -> Result<(), String> {
     for (mount, named) in mounts.volumes.iter().zip(spec) {
+        if mount.snapshot.is_some() != named.snapshot.is_some() {
+            return Err(format!(
+                "volume {}: its spec and the brain are not of one mind on whether a snapshot of it is read; it is not run without its data",
+                named.volume
+            ));
+        }
         let want = orders.volume(mount.volume);
         let one = match want {
             Some(want) if want.tenant != mounts.tenant => Err("it is another tenant's".to_owned()),
@@ -73,6 +79,11 @@ fn one(want: &DesiredVolume, mount: &DesiredMount, seen: &Seen) -> Result<(), St
     }
     if due_roll_back(want, here).is_some() {
         return Err("it is rolled back first".into());
+    }
+    if let Some(snapshot) = mount.snapshot
+        && !here.snapshots.iter().any(|one| one.id == snapshot)
+    {
+        return Err("the snapshot that it reads is not here yet".into());
     }
     if data.limit.is_none() {
         return Err("its limit is not in force".into());

@@ -69,6 +69,7 @@ fn want(own: &[SnapshotId], finish: bool) -> DesiredVolume {
             resume: None,
         },
         snapshots: own.to_vec(),
+        hooks: None,
         snapshots_gone: vec![],
         rollback: None,
         send: Some(order(finish)),

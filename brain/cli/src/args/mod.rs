@@ -6,6 +6,7 @@ mod schedule;
 mod service;
 pub mod value;
 mod volume;
+mod volume_schedule;
 
 use berth_common::id::Name;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,6 +18,7 @@ pub use admin::{
 pub use schedule::{ScheduleCommand, WhatIfArgs};
 pub use service::{ExecArgs, LogsArgs, RemoveArgs, RestartArg, RunArgs, ServiceCommand, SpecArgs};
 pub use volume::{VolumeCommand, WaitArgs};
+pub use volume_schedule::{HookArgs, ScheduleArgs};
 
 /// Run containers on your nodes.
 #[derive(Debug, Parser)]

@@ -95,7 +95,7 @@ pub struct SpecArgs {
     /// Scratch file system in memory: /path[:size].
     #[arg(long, value_parser = value::tmpfs)]
     pub tmpfs: Vec<Tmpfs>,
-    /// Volume, which is made unless it is there: data:/var/lib/data, data:/data:ro, data:/data:size=10GiB; with per-replica each
+    /// Volume, which is made unless it is there: data:/var/lib/data, data:/data:ro, data:/data:size=10GiB; data@NAME:/old reads a snapshot; with per-replica each
     /// replica has one of its own.
     #[arg(short, long, value_name = "NAME:/PATH[:OPTION,…]")]
     pub volume: Vec<VolumeMount>,

@@ -5,6 +5,7 @@ use berth_common::units::Bytes;
 use clap::{Args, Subcommand};
 
 use super::value;
+use super::volume_schedule::{HookArgs, ScheduleArgs};
 
 /// `berth volume …`.
 #[derive(Debug, Subcommand)]
@@ -17,6 +18,7 @@ Examples:
   berth volume create data
   berth volume create data --size 20GiB
   berth volume create data --size 20GiB --node h1
+  berth volume create data --snapshot-every 1h --keep-last 4 --keep-daily 7
   berth run postgres -v data:/var/lib/postgresql/data     mounts it"
     )]
     Create {
@@ -28,6 +30,12 @@ Examples:
         /// The node that is to have it; default where its first container is placed.
         #[arg(long)]
         node: Option<Name>,
+        /// Snapshots that are made by themselves.
+        #[command(flatten)]
+        schedule: ScheduleArgs,
+        /// Commands around snapshots.
+        #[command(flatten)]
+        hooks: HookArgs,
         /// How to wait.
         #[command(flatten)]
         wait: WaitArgs,
@@ -55,6 +63,35 @@ Example:
         /// Most that it is to hold.
         size: Bytes,
     },
+    /// Show, give or end a volume's schedule of snapshots, and commands that run around each
+    #[command(
+        after_help = "Without options it shows both and when the next snapshot is due. Of the snapshots that it made, those stay that any --keep keeps; the
+others go with the next one, and those made by hand stay. Times that were missed are made up for by one snapshot.
+Commands run in a container that writes to the volume, before and after snapshots by schedule and by hand; where none runs, not at all.
+
+Examples:
+  berth volume schedule data --snapshot-every 1h --keep-last 4 --keep-hourly 24 --keep-daily 7
+  berth volume schedule data --snapshot-before 'redis-cli save' --snapshot-limit 30s
+  berth volume schedule data                       shows it
+  berth volume schedule data --off                 ends it; its snapshots stay
+  berth volume schedule data --no-hooks            runs no commands any more"
+    )]
+    Schedule {
+        /// The volume.
+        name: Name,
+        /// Snapshots that are made by themselves.
+        #[command(flatten)]
+        schedule: ScheduleArgs,
+        /// Commands around snapshots.
+        #[command(flatten)]
+        hooks: HookArgs,
+        /// End the schedule; the snapshots stay.
+        #[arg(long, conflicts_with = "ScheduleArgs")]
+        off: bool,
+        /// Run no commands around snapshots any more.
+        #[arg(long, conflicts_with = "HookArgs")]
+        no_hooks: bool,
+    },
     /// Make a snapshot of a volume, at once and while it is in use
     #[command(
         after_help = "It is on the volume's node and holds what was written until then, as a power cut would have left it.
@@ -62,7 +99,8 @@ Example:
 Examples:
   berth volume snapshot data                      named by the moment: snap-20250131-120000
   berth volume snapshot data before-upgrade
-  berth volume rollback data before-upgrade       goes back to it"
+  berth volume rollback data before-upgrade       goes back to it
+  berth run postgres -v data@before-upgrade:/old  reads it, beside what the volume is now"
     )]
     Snapshot {
         /// The volume.

@@ -1,5 +1,6 @@
 //! `volume …`.
 
+mod schedule;
 mod wait;
 
 use std::time::Instant;
@@ -32,9 +33,12 @@ pub async fn volume(session: &Session, command: VolumeCommand) -> Result<(), Fai
             name,
             size,
             node,
+            schedule,
+            hooks,
             wait,
         } => {
             let source = None;
+            let (schedule, hooks) = schedule::of_new(&schedule, &hooks)?;
             create(
                 session,
                 &client,
@@ -43,6 +47,8 @@ pub async fn volume(session: &Session, command: VolumeCommand) -> Result<(), Fai
                     size,
                     node,
                     source,
+                    schedule,
+                    hooks,
                 },
                 wait,
             )
@@ -64,6 +70,8 @@ pub async fn volume(session: &Session, command: VolumeCommand) -> Result<(), Fai
                 size,
                 node: None,
                 source,
+                schedule: None,
+                hooks: None,
             };
             create(session, &client, body, wait).await
         }
@@ -82,6 +90,21 @@ pub async fn volume(session: &Session, command: VolumeCommand) -> Result<(), Fai
             let body = ResizeVolume { size };
             let view: VolumeView = client.call(Method::PATCH, url(&name, &[]), Some(&body)).await?;
             session.done(&view, &format!("{name}: {size}"))
+        }
+        VolumeCommand::Schedule {
+            name,
+            schedule,
+            hooks,
+            off,
+            no_hooks,
+        } => {
+            let wanted = schedule::Wanted {
+                schedule,
+                hooks,
+                off,
+                no_hooks,
+            };
+            schedule::schedule(session, &client, &name, wanted).await
         }
         VolumeCommand::Snapshot { name, snapshot, wait } => {
             let body = CreateSnapshot { name: snapshot };

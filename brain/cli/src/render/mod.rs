@@ -9,6 +9,7 @@ pub mod service;
 pub mod text;
 pub mod usage;
 pub mod volume;
+pub mod volume_schedule;
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;

@@ -56,6 +56,8 @@ pub fn volumes() -> Router {
         )
         .route("/volumes/{name}/snapshots", post(shown))
         .route("/volumes/{name}/snapshots/{s}", axum::routing::delete(shown))
+        .route("/volumes/{name}/schedule", axum::routing::put(shown).delete(shown))
+        .route("/volumes/{name}/hooks", axum::routing::put(shown).delete(shown))
         .route("/volumes/{name}/rollback", post(shown))
         .route(
             "/volumes/{name}/move",

@@ -15,12 +15,36 @@ fn sent(fake: &Fake) -> (String, Value) {
 #[test]
 fn every_command_sends_what_it_says() {
     let fake = Fake::start();
-    let cases: [(&[&str], &str, Value, &str); 10] = [
+    let cases: [(&[&str], &str, Value, &str); 14] = [
         (
             &["create", "data", "--size", "10GiB", "--node", "h2"],
             "POST …",
             json!({"name": "data", "size": 10_u64 << 30, "node": "h2"}),
             "data: 10GiB, on h2\n",
+        ),
+        (
+            &["create", "data", "--snapshot-every", "1h", "--keep-last", "4"],
+            "POST …",
+            json!({"name": "data", "schedule": {"every_ms": 3_600_000, "keep": {"last": 4}}}),
+            "data: 10GiB, on h2\n",
+        ),
+        (
+            &["schedule", "data", "--snapshot-every", "1d", "--keep-daily", "7"],
+            "PUT …/data/schedule",
+            json!({"every_ms": 86_400_000, "keep": {"daily": 7}}),
+            "data: no schedule\n",
+        ),
+        (
+            &["schedule", "data", "--snapshot-before", "save"],
+            "PUT …/data/hooks",
+            json!({"before": ["/bin/sh", "-c", "save"], "limit_ms": 60_000}),
+            "data: no schedule\n",
+        ),
+        (
+            &["schedule", "data", "--off"],
+            "DELETE …/data/schedule",
+            Value::Null,
+            "data: no schedule\n",
         ),
         (
             &["clone", "data", "before", "copy"],
@@ -92,6 +116,27 @@ fn every_command_sends_what_it_says() {
         .run(&["volume", "resize", "data", "20GiB", "-o", "json"])
         .json();
     assert_eq!(json["name"], "data");
+}
+
+#[test]
+fn a_schedule_without_what_stays_is_refused_before_anything_is_sent() {
+    let fake = Fake::start();
+    for args in [
+        &["--snapshot-every", "1h"][..],
+        &["--keep-last", "3"],
+        &["--off", "--snapshot-every", "1h"],
+        &["--snapshot-limit", "3s"],
+    ] {
+        let ran = fake.run(&[&["volume", "schedule", "data"], args].concat());
+        assert_eq!(ran.code, 2, "{args:?}: {ran:?}");
+    }
+    assert!(
+        fake.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|(line, _)| line.starts_with("GET "))
+    );
 }
 
 #[test]

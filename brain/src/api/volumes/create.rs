@@ -5,9 +5,12 @@ use axum::http::StatusCode;
 use berth_common::api::{CreateVolume, VolumeView};
 use berth_common::error::{ErrorKind, Problem};
 use berth_common::id::{Name, NodeId, VolumeId};
-use berth_common::model::{DEFAULT_VOLUME, TenantRecord, VolumeRecord, VolumeSource, check_size};
+use berth_common::model::{
+    DEFAULT_VOLUME, SnapshotHooks, SnapshotSchedule, TenantRecord, VolumeRecord, VolumeSource, check_size,
+};
 use berth_common::units::Bytes;
 
+use super::schedule::Wishes;
 use super::{bound, event, find, of_tenant, refuse, room, shown, snapshots, staying};
 use crate::api::auth::Scope;
 use crate::api::problem::{ApiError, Json};
@@ -106,7 +109,11 @@ fn is_so(state: &State, volume: &VolumeRecord, body: &CreateVolume) -> bool {
         }),
         _ => false,
     };
-    !volume.removing && size && source && body.node.as_ref().is_none_or(on)
+    let schedule = body.schedule.map(SnapshotSchedule::from);
+    let schedule = schedule.is_none() || schedule == volume.schedule;
+    let hooks = body.hooks.clone().map(SnapshotHooks::from);
+    let hooks = hooks.is_none() || hooks == volume.hooks;
+    !volume.removing && schedule && hooks && size && source && body.node.as_ref().is_none_or(on)
 }
 
 /// Make a volume, empty or as a clone of a snapshot
@@ -123,6 +130,7 @@ pub(super) async fn create(
     if let Some(size) = body.size {
         check_size(size)?;
     }
+    let wishes = Wishes::of(&body)?;
     let fresh = VolumeId::random();
     let ((id, status), state) = api
         .cluster
@@ -158,6 +166,7 @@ pub(super) async fn create(
             let told = event(tenant, "volume-created", &body.name, text);
             let mut record = VolumeRecord::new(fresh, tenant.id, body.name, wanted.size, now.wall);
             record.source = wanted.source;
+            wishes.give(&mut record, now.wall);
             if let Some(node) = wanted.node {
                 record.hand_to(node);
             }

@@ -1,5 +1,5 @@
 //! A tenant's volumes: shown, and given another size. They are made in [`create`], removed in [`remove`]; snapshots and roll backs are in
-//! [`snapshots`], moves in [`moves`].
+//! [`snapshots`], their schedules in [`schedule`], moves in [`moves`].
 //!
 //! Owns what is said about volumes and what is refused before anything changes. What nodes do about it is the desired set's, and how a
 //! move goes on once it was begun is [`crate::controllers::volumes`]'s.
@@ -8,6 +8,7 @@ mod create;
 mod moves;
 mod remove;
 mod room;
+mod schedule;
 mod snapshots;
 mod view;
 
@@ -17,6 +18,8 @@ mod cases;
 mod fixtures;
 #[cfg(test)]
 mod move_cases;
+#[cfg(test)]
+mod schedule_cases;
 #[cfg(test)]
 mod snapshot_cases;
 
@@ -49,6 +52,7 @@ pub fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(list, create::create))
         .routes(routes!(show, resize, remove::remove))
         .merge(snapshots::routes())
+        .merge(schedule::routes())
         .merge(moves::routes())
 }
 

@@ -65,6 +65,7 @@ async fn a_move_begins_says_how_far_it_is_and_can_be_cancelled() {
                 id: berth_common::id::SnapshotId::random(),
                 name: "s".parse().unwrap(),
                 created_at: berth_common::model::UnixMillis(0),
+                scheduled: false,
                 removing: false,
             });
             apply(&b, vec![Change::PutVolume(record)]).await;

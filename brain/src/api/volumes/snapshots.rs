@@ -16,6 +16,7 @@ use super::{bound, change, event, find, refuse, shown, staying};
 use crate::api::auth::Scope;
 use crate::api::problem::Json;
 use crate::api::{Answer, ApiState, tenants};
+use crate::cluster::snapshots::free_name;
 use crate::cluster::{Change, State};
 
 /// Most characters of a name.
@@ -48,22 +49,6 @@ fn room(volume: &VolumeRecord) -> Result<(), Problem> {
             volume.name
         ),
     ))
-}
-
-/// A name that no snapshot of the volume has: this, or this with a number.
-fn free_name(volume: &VolumeRecord, wanted: &str) -> Name {
-    let numbered = (1..).map(|number| {
-        let suffix = if number == 1 {
-            String::new()
-        } else {
-            format!("-{number}")
-        };
-        let kept: String = wanted.chars().take(NAME_LEN - suffix.len()).collect();
-        format!("{}{suffix}", kept.trim_end_matches('-'))
-    });
-    let taken = |name: &Name| volume.snapshots.iter().any(|one| one.name == *name);
-    let mut names = numbered.filter_map(|name| name.parse::<Name>().ok());
-    names.find(|name| !taken(name)).expect("numbers never end")
 }
 
 /// `snap-20250131-120000`.
@@ -123,6 +108,7 @@ async fn create(
             id,
             name,
             created_at: now,
+            scheduled: false,
             removing: false,
         });
         Ok(vec![told])
@@ -154,12 +140,22 @@ async fn remove(
     .await
 }
 
-/// Whether nothing under way needs a snapshot.
+fn one_name(name: &str) -> Option<Name> {
+    name.parse().ok()
+}
+
+/// Whether nothing needs a snapshot.
 fn needed(state: &State, volume: &VolumeRecord, id: SnapshotId, name: &str) -> Result<(), Problem> {
     let used = |rollback: &RollBack| rollback.snapshot == id || rollback.keep == id;
     if volume.rollback.as_ref().is_some_and(used) {
         let detail = format!("volume {} is being rolled back with snapshot {name}", volume.name);
         return Err(refuse(detail, "try again once that is done"));
+    }
+    if let Some(reader) = one_name(name).and_then(|name| state.reader_of(volume, &name)) {
+        return Err(refuse(
+            format!("{reader} reads snapshot {name} of volume {}", volume.name),
+            "have it mount something else or remove it first: berth service update SERVICE -v …, berth service rm SERVICE",
+        ));
     }
     match state.clone_in_the_making(volume, Some(id)) {
         None => Ok(()),
@@ -211,6 +207,7 @@ async fn roll_back(
                 id: keep,
                 name: kept,
                 created_at: now.wall,
+                scheduled: false,
                 removing: false,
             });
             let mut changes = vec![Change::PutVolume(new)];
@@ -281,36 +278,10 @@ fn made(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_common::id::{TenantId, VolumeId};
-    use berth_common::units::Bytes;
-
-    fn volume(names: &[&str]) -> VolumeRecord {
-        let snapshot = |name: &&str| SnapshotRecord {
-            id: SnapshotId::random(),
-            name: name.parse().unwrap(),
-            created_at: UnixMillis(0),
-            removing: false,
-        };
-        let (id, tenant) = (VolumeId::random(), TenantId::random());
-        let name = "data".parse().unwrap();
-        VolumeRecord {
-            snapshots: names.iter().map(snapshot).collect(),
-            ..VolumeRecord::new(id, tenant, name, Bytes::gib(1), UnixMillis(0))
-        }
-    }
 
     #[test]
-    fn names_are_dated_and_free() {
+    fn names_are_dated() {
         assert_eq!(dated(UnixMillis(1_738_324_800_999)), "snap-20250131-120000");
         assert_eq!(dated(UnixMillis(0)), "snap-19700101-000000");
-        let there = volume(&["before-a", "before-a-2"]);
-        assert_eq!(free_name(&there, "before-a").as_str(), "before-a-3");
-        assert_eq!(free_name(&there, "before-b").as_str(), "before-b");
-        // A hyphen where it is cut would end the name.
-        let long = format!("before-{}-{}", "a".repeat(55), "b".repeat(30));
-        let cut = free_name(&there, &long);
-        assert_eq!(cut.as_str(), format!("before-{}", "a".repeat(55)));
-        let again = free_name(&volume(&[cut.as_str()]), &long);
-        assert_eq!(again.as_str(), format!("before-{}-2", "a".repeat(54)));
     }
 }

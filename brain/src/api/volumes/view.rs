@@ -1,6 +1,8 @@
 //! How volumes are shown. Pure over a snapshot.
 
-use berth_common::api::{MoveView, SnapshotState, SnapshotView, SourceView, VolumeState, VolumeView};
+use berth_common::api::{
+    MoveView, ScheduleView, SnapshotState, SnapshotView, SourceView, VolumeState, VolumeView,
+};
 use berth_common::id::{Name, NodeId};
 use berth_common::model::{NodeState, ObservedVolume, VolumeRecord};
 
@@ -38,6 +40,8 @@ pub fn view(state: &State, cluster: &Cluster, volume: &VolumeRecord, whole: bool
         containers: Vec::new(),
         snapshot_count: volume.snapshots.len(),
         snapshots: Vec::new(),
+        schedule: schedule(volume),
+        hooks: volume.hooks.clone(),
         source: source(state, volume),
         made_for: volume.made_for.clone(),
         epoch: volume.epoch,
@@ -65,6 +69,16 @@ fn source(state: &State, volume: &VolumeRecord) -> Option<SourceView> {
     })
 }
 
+fn schedule(volume: &VolumeRecord) -> Option<ScheduleView> {
+    let schedule = volume.schedule?;
+    Some(ScheduleView {
+        every_ms: schedule.every_ms,
+        keep: schedule.keep,
+        next: volume.next_snapshot(),
+        problem: volume.scheduled.as_ref().and_then(|state| state.problem.clone()),
+    })
+}
+
 fn snapshots(volume: &VolumeRecord, seen: Option<&ObservedVolume>) -> Vec<SnapshotView> {
     let shown = volume.snapshots.iter().map(|one| {
         let there = seen.and_then(|seen| seen.snapshots.iter().find(|there| there.id == one.id));
@@ -78,6 +92,7 @@ fn snapshots(volume: &VolumeRecord, seen: Option<&ObservedVolume>) -> Vec<Snapsh
             },
             referenced: there.map(|there| there.referenced),
             exclusive: there.map(|there| there.exclusive),
+            scheduled: one.scheduled,
             created_at: one.created_at,
         }
     });
