@@ -153,6 +153,91 @@ fn a_volume_is_limited_snapshotted_rolled_back_and_cloned_and_outlasts_its_conta
     assert!(!mounts.contains(&run_dir), "nothing stays mounted");
 }
 
+#[test]
+fn commands_run_around_snapshots_and_an_old_one_is_read_beside_the_volume() {
+    let f = Fleet::with_volumes(1, 1 << 30);
+    f.brain.berth(&[
+        "volume",
+        "create",
+        "data",
+        "--size",
+        "64MiB",
+        "--snapshot-every",
+        "300d",
+        "--keep-last",
+        "4",
+        "--snapshot-before",
+        "echo frozen >>/data/hooks; test ! -e /data/no || { echo not today; exit 3; }",
+        "--snapshot-after",
+        "echo thawed >>/data/hooks",
+        "--snapshot-limit",
+        "20s",
+    ]);
+    let schedule = f.brain.berth(&["volume", "schedule", "data"]);
+    assert!(
+        schedule.contains("a snapshot every 300d, kept are 4 last") && schedule.contains("limit: 20s"),
+        "{schedule}"
+    );
+    start(&f, "db", &["-v", "data:/data"], SLEEPER);
+    f.brain.wait_running(1, 30);
+    read(&f, "db", "echo one >/data/f && sync");
+    f.brain.berth(&["volume", "snapshot", "data", "old"]);
+    // The snapshot has what the command before it wrote, and not what the one after it did.
+    read(&f, "db", "echo two >/data/f && sync");
+    start(&f, "audit", &["-v", "data@old:/old"], SLEEPER);
+    f.brain.wait_running(2, 30);
+    assert_eq!(read(&f, "audit", "cat /old/f /old/hooks"), "one\nfrozen");
+    assert_eq!(read(&f, "db", "cat /data/f"), "two");
+    assert_eq!(read(&f, "db", "cat /data/hooks"), "frozen\nthawed");
+    assert_eq!(
+        read(&f, "audit", "stat -c '%u %g' /old/f"),
+        "0 0",
+        "its owner within is the container's root"
+    );
+    let (ok, text) = exec(&f, "audit", "echo no >/old/f");
+    assert!(!ok && text.contains("Read-only"), "{text}");
+    let no = f.brain.try_berth(&["volume", "snapshot-rm", "data", "old"]);
+    let told = String::from_utf8_lossy(&no.stderr).into_owned();
+    assert!(
+        !no.status.success() && told.contains("service audit reads snapshot old"),
+        "{told}"
+    );
+
+    // A command that fails says why there is no snapshot, until it fails no more.
+    read(&f, "db", "touch /data/no");
+    f.brain.berth(&["volume", "snapshot", "data", "new", "-d"]);
+    let told = eventually(SOON, || {
+        let reason = volume(&f, "data")["reason"].as_str()?.to_owned();
+        reason.contains("not today").then_some(reason)
+    });
+    let told = told.unwrap_or_else(|| panic!("{}", volume(&f, "data")));
+    assert!(told.contains("the command before its snapshot failed"), "{told}");
+    let state = |name: &str| {
+        let shown = volume(&f, "data");
+        let all = shown["snapshots"].as_array().cloned().unwrap_or_default();
+        let found = all.into_iter().find(|one| one["name"] == name);
+        found.map(|one| one["state"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(state("new").as_deref(), Some("making"));
+    read(&f, "db", "rm /data/no");
+    let made = eventually(SOON, || (state("new").as_deref() == Some("ready")).then_some(()));
+    assert!(made.is_some(), "{}", volume(&f, "data"));
+    assert_eq!(volume(&f, "data")["reason"], Value::Null);
+
+    // Nobody runs: nobody is asked. And nobody reads it any more: it goes.
+    for service in ["db", "audit"] {
+        f.brain.berth(&["service", "rm", service]);
+    }
+    let ended = eventually(SOON, || f.brain.running().is_empty().then_some(()));
+    assert!(ended.is_some(), "{}", f.brain.berth(&["ps"]));
+    f.brain.berth(&["volume", "snapshot", "data", "quiet"]);
+    let gone = eventually(SOON, || {
+        let out = f.brain.try_berth(&["volume", "snapshot-rm", "data", "old"]);
+        out.status.success().then_some(())
+    });
+    assert!(gone.is_some(), "{}", volume(&f, "data"));
+}
+
 /// The writer's lines: who wrote each, and when, seconds. They are numbered from 1 on.
 fn lines(log: &str) -> Vec<(String, f64)> {
     let lines = log.lines().enumerate().map(|(n, line)| {

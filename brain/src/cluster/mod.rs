@@ -15,7 +15,7 @@ mod publications;
 pub mod sites;
 pub mod snapshots;
 pub mod state;
-mod volumes;
+pub mod volumes;
 mod writer;
 
 pub use change::Change;

@@ -8,12 +8,9 @@ use super::State;
 /// Most characters of a name.
 const NAME_LEN: usize = 63;
 
-/// Who reads a snapshot, for people: `service web` or `container web.1`.
-pub type Reader = String;
-
 impl State {
-    /// A service or a container that reads a snapshot of a volume.
-    pub fn reader_of(&self, volume: &VolumeRecord, snapshot: &Name) -> Option<Reader> {
+    /// A service or a container that reads a snapshot of a volume, for people: `service web` or `container web.1`.
+    pub fn reader_of(&self, volume: &VolumeRecord, snapshot: &Name) -> Option<String> {
         let mut services = self.mounting.iter().filter_map(|id| self.services.get(id));
         let service = services.find(|service| {
             service.tenant == volume.tenant && reads(&service.spec.volumes, &volume.name, snapshot)
@@ -23,7 +20,7 @@ impl State {
     }
 
     /// A container that has a snapshot of a volume, whatever its service asks for by now.
-    pub fn container_reading(&self, volume: &VolumeRecord, snapshot: &Name) -> Option<Reader> {
+    pub fn container_reading(&self, volume: &VolumeRecord, snapshot: &Name) -> Option<String> {
         // They are where the volume is.
         let mut containers = volume.node.into_iter().flat_map(|node| self.containers_on(node));
         let found = containers

@@ -239,7 +239,7 @@ pub fn plan(input: &Input<'_>, new_id: &mut NewIds<'_>) -> Plan {
         volumes.extend(input.state.volumes.keys().copied());
     }
     if dirty.leases {
-        volumes.extend(snapshots::due(input.state, input.now.wall));
+        volumes.extend(snapshots::due(&cx));
     }
     let turned: BTreeSet<NodeId> = cx.turned.keys().chain(&dirty.nodes).copied().collect();
     for node in turned {

@@ -41,10 +41,24 @@ impl Needed {
     }
 }
 
-/// Volumes whose schedules are due.
-pub(super) fn due(state: &State, now: UnixMillis) -> impl Iterator<Item = VolumeId> {
-    let due = state.snapshots_due.iter().take_while(move |(at, _)| *at <= now);
-    due.map(|(_, id)| *id)
+/// Volumes whose schedules are due, without those of which nothing new is to be said.
+pub(super) fn due(cx: &Context<'_, '_>) -> Vec<VolumeId> {
+    let now = cx.input.now.wall;
+    let due = cx.state.snapshots_due.iter().take_while(|(at, _)| *at <= now);
+    let worth = |id: &VolumeId| {
+        let volume = cx.state.volumes.get(id)?;
+        match hindrance(cx, volume, volume.node?) {
+            None => Some(()),
+            Some(Hindrance::Passes) => None,
+            Some(Hindrance::Stays(why)) => {
+                let told = volume.scheduled.as_ref().and_then(|state| state.problem.as_ref());
+                (told != Some(&why)).then_some(())
+            }
+        }
+    };
+    due.filter(|(_, id)| worth(id).is_some())
+        .map(|(_, id)| *id)
+        .collect()
 }
 
 /// A volume was just made: what was due before there was something to make a snapshot of was not missed.

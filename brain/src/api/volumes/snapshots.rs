@@ -140,10 +140,6 @@ async fn remove(
     .await
 }
 
-fn one_name(name: &str) -> Option<Name> {
-    name.parse().ok()
-}
-
 /// Whether nothing needs a snapshot.
 fn needed(state: &State, volume: &VolumeRecord, id: SnapshotId, name: &str) -> Result<(), Problem> {
     let used = |rollback: &RollBack| rollback.snapshot == id || rollback.keep == id;
@@ -151,7 +147,7 @@ fn needed(state: &State, volume: &VolumeRecord, id: SnapshotId, name: &str) -> R
         let detail = format!("volume {} is being rolled back with snapshot {name}", volume.name);
         return Err(refuse(detail, "try again once that is done"));
     }
-    if let Some(reader) = one_name(name).and_then(|name| state.reader_of(volume, &name)) {
+    if let Some(reader) = name.parse().ok().and_then(|name| state.reader_of(volume, &name)) {
         return Err(refuse(
             format!("{reader} reads snapshot {name} of volume {}", volume.name),
             "have it mount something else or remove it first: berth service update SERVICE -v …, berth service rm SERVICE",
