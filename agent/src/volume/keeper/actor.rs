@@ -16,8 +16,9 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::attempts::Attempts;
+use super::begun::Begun;
 use super::hooks::{self, Commands};
-use super::plan::{Seen, Step, plan};
+use super::plan::{Hooked, Seen, Step, plan};
 use super::ready;
 use super::report::{Change, Report, change, report};
 use super::sending::Sending;
@@ -106,6 +107,7 @@ pub struct Keeper {
     report: watch::Sender<Option<Arc<Report>>>,
     wake: Arc<Notify>,
     rate: Rate,
+    begun: Begun,
     commands: OnceLock<Arc<dyn Commands>>,
 }
 
@@ -139,6 +141,7 @@ impl Keeper {
             report: watch::Sender::new(None),
             wake: Arc::default(),
             rate,
+            begun: Begun::new(run_dir),
             commands: OnceLock::new(),
         })
     }
@@ -292,6 +295,7 @@ impl Keeper {
             volumes,
             mounted,
             writers,
+            begun: work.left(self.begun.all()),
             deleted: work.deleted.clone(),
         };
         Ok((seen, strange))
@@ -344,6 +348,14 @@ impl Work {
         }
     }
 
+    /// Of what was begun around snapshots, what is not being done.
+    fn left(&self, mut begun: BTreeMap<VolumeId, Hooked>) -> BTreeMap<VolumeId, Hooked> {
+        for step in self.steps.values().filter(|step| step.runs_commands()) {
+            begun.remove(&step.volume());
+        }
+        begun
+    }
+
     /// Logs what is left alone, each thing once.
     fn tell(&mut self, strange: Vec<String>, orders: Option<&VolumeOrders>, seen: &Seen) {
         let unnamed = |id: &&VolumeId| orders.is_some_and(|orders| orders.volume(**id).is_none());
@@ -373,17 +385,21 @@ impl Work {
             tracing::debug!(?step, "volume");
             let (pool, doing) = (Arc::clone(pool), step.clone());
             let (board, commands) = (Arc::clone(&keeper.board), keeper.commands.get().cloned());
+            let begun = keeper.begun.clone();
             let task = self.running.spawn(async move {
-                let Step::Snapshot {
-                    volume,
-                    snapshot,
-                    hooks: Some(hooked),
-                } = &doing
-                else {
-                    return carry_out(&*pool, &doing).await.map(|()| None);
-                };
-                let wanted = || is_wanted(&board, *volume, *snapshot);
-                hooks::snapshot(&*pool, commands.as_deref(), (*volume, *snapshot), hooked, wanted).await
+                let by = (commands.as_deref(), &begun);
+                match &doing {
+                    Step::Snapshot {
+                        volume,
+                        snapshot,
+                        hooks: Some(hooked),
+                    } => {
+                        let wanted = || is_wanted(&board, *volume, *snapshot);
+                        hooks::snapshot(&*pool, by, (*volume, *snapshot), hooked, wanted).await
+                    }
+                    Step::EndHooks { volume, hooked } => Ok(hooks::end(by, *volume, hooked).await),
+                    plain => carry_out(&*pool, plain).await.map(|()| None),
+                }
             });
             self.steps.insert(task.id(), step);
         }
@@ -432,6 +448,8 @@ pub(super) async fn carry_out(pool: &dyn Pool, step: &Step) -> Result<(), Volume
         Step::Resize { volume, size } => pool.resize(*volume, *size).await,
         Step::SetEpoch { volume, epoch } => pool.set_epoch(*volume, *epoch).await,
         Step::Snapshot { volume, snapshot, .. } => pool.snapshot(*volume, *snapshot).await.map(drop),
+        // Nothing of it is the pool's.
+        Step::EndHooks { .. } => Ok(()),
         Step::DeleteSnapshot { volume, snapshot } => pool.delete_snapshot(*volume, *snapshot).await,
         Step::RollBack {
             volume,

@@ -180,6 +180,36 @@ async fn the_command_after_runs_whether_or_not_there_is_a_snapshot_and_its_failu
 }
 
 #[tokio::test(start_paused = true)]
+async fn r3_what_a_killed_agent_began_is_ended_by_the_next() {
+    let rig = Rig::new();
+    let script: Arc<Script> = Arc::default();
+    let (keeper, task) = rig.keeper();
+    keeper.run_commands_by(script.clone());
+    let id = ContainerId::from_bytes([1; 10]);
+    let running = RunningContainer {
+        id,
+        tenant: TENANT,
+        pid: 7,
+        disk: None,
+    };
+    rig.board.publish(ObservedContainer::pending(id), Some(running));
+    let around = || hooks(Some("save"), Some("slow"));
+    order(&rig, &[1], around());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    task.abort();
+    assert_eq!(script.ran(), ["save", "slow"]);
+    for _ in 0..2 {
+        // The snapshot is there, so nothing else would run it; and once it has run, nothing does.
+        let (keeper, task) = rig.keeper();
+        keeper.run_commands_by(script.clone());
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(script.ran(), ["save", "slow", "slow"]);
+        assert!(has(keeper.report().borrow().as_ref().expect("told"), 1));
+        task.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_snapshot_that_is_taken_back_while_its_command_runs_is_not_made() {
     let (rig, script, keeper) = bench(true).await;
     order(&rig, &[1], hooks(Some("slow"), Some("thaw")));

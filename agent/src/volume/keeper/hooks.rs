@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_common::id::{ContainerId, SnapshotId, VolumeId};
 
+use super::begun::Begun;
 use super::plan::Hooked;
 use crate::container::command;
 use crate::container::runtime::Runtime;
@@ -61,27 +62,43 @@ async fn within(
 /// `Command` if the first failed, else the pool's.
 pub(super) async fn snapshot(
     pool: &dyn Pool,
-    commands: Option<&dyn Commands>,
+    (commands, begun): (Option<&dyn Commands>, &Begun),
     (volume, snapshot): (VolumeId, SnapshotId),
     hooked: &Hooked,
     wanted: impl Fn() -> bool,
 ) -> Result<Option<String>, VolumeError> {
+    if hooked.hooks.after.is_some() {
+        begun
+            .note(volume, hooked)
+            .map_err(|why| VolumeError::Command { volume, why })?;
+    }
     let before = within(commands, hooked, hooked.hooks.before.as_ref()).await;
     let made = match before {
         Err(why) => Err(VolumeError::Command { volume, why }),
         Ok(()) if wanted() => pool.snapshot(volume, snapshot).await.map(drop),
         Ok(()) => Ok(()),
     };
-    let after = within(commands, hooked, hooked.hooks.after.as_ref()).await;
-    let after = after.map_err(|why| format!("the command after its snapshot failed: {why}"));
+    let after = end((commands, begun), volume, hooked).await;
     match (made, after) {
-        (Ok(()), after) => Ok(after.err()),
+        (Ok(()), after) => Ok(after),
         (Err(error), after) => {
             // What failed first is what is told, and tried again.
-            if let Err(why) = after {
+            if let Some(why) = after {
                 tracing::warn!(%volume, why, "after a snapshot that was not made");
             }
             Err(error)
         }
     }
+}
+
+/// Runs the second, once; why it failed, in words.
+pub(super) async fn end(
+    (commands, begun): (Option<&dyn Commands>, &Begun),
+    volume: VolumeId,
+    hooked: &Hooked,
+) -> Option<String> {
+    let after = within(commands, hooked, hooked.hooks.after.as_ref()).await;
+    begun.done(volume);
+    let why = after.err()?;
+    Some(format!("the command after its snapshot failed: {why}"))
 }

@@ -11,6 +11,7 @@ use berth_common::id::{ContainerId, Epoch, SnapshotId, VolumeId};
 use berth_common::model::{MAX_SNAPSHOTS, MAX_VOLUMES, RollBack, SnapshotHooks, VolumeSource};
 use berth_common::protocol::{DesiredVolume, VolumePlace, round_of};
 use berth_common::units::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::volume::{Meta, Volume};
 
@@ -23,12 +24,14 @@ pub struct Seen {
     pub mounted: BTreeSet<VolumeId>,
     /// Of each that some container has and may write to, one such container.
     pub writers: BTreeMap<VolumeId, ContainerId>,
+    /// What an agent that is no more began around a snapshot, and did not end.
+    pub begun: BTreeMap<VolumeId, Hooked>,
     /// Those of which the pool said that nothing is left. That one is not listed does not say so: its description may be damaged.
     pub deleted: BTreeSet<VolumeId>,
 }
 
 /// Commands around a snapshot, and where they run.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hooked {
     /// In this container.
     pub container: ContainerId,
@@ -80,6 +83,13 @@ pub enum Step {
         /// What runs around it.
         hooks: Option<Box<Hooked>>,
     },
+    /// Run the command after a snapshot, made or not, that an agent which is no more left behind.
+    EndHooks {
+        /// Of which volume.
+        volume: VolumeId,
+        /// What and where.
+        hooked: Box<Hooked>,
+    },
     /// Delete a snapshot.
     DeleteSnapshot {
         /// Of which.
@@ -110,7 +120,10 @@ pub enum Step {
 impl Step {
     /// Whether commands in a container are part of it, which take as long as they like.
     pub const fn runs_commands(&self) -> bool {
-        matches!(self, Self::Snapshot { hooks: Some(_), .. })
+        matches!(
+            self,
+            Self::Snapshot { hooks: Some(_), .. } | Self::EndHooks { .. }
+        )
     }
 
     /// Of which volume.
@@ -120,6 +133,7 @@ impl Step {
             Self::Resize { volume, .. }
             | Self::SetEpoch { volume, .. }
             | Self::Snapshot { volume, .. }
+            | Self::EndHooks { volume, .. }
             | Self::DeleteSnapshot { volume, .. }
             | Self::RollBack { volume, .. }
             | Self::Retire { volume, .. }
@@ -146,6 +160,13 @@ impl Plan {
 /// What leads from what is here to what is ordered.
 pub fn plan(desired: &[DesiredVolume], seen: &Seen) -> Plan {
     let mut plan = Plan::default();
+    // Before all else: what is locked must not stay so for what a volume is to become.
+    for (volume, hooked) in &seen.begun {
+        plan.steps.push(Step::EndHooks {
+            volume: *volume,
+            hooked: Box::new(hooked.clone()),
+        });
+    }
     for want in desired {
         of_one(want, seen, &mut plan);
     }

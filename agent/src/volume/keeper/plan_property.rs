@@ -147,6 +147,7 @@ async fn look(pool: &FakePool, deleted: &BTreeSet<VolumeId>) -> Seen {
     let mounts = pool.mounted().await.unwrap();
     Seen {
         writers: BTreeMap::new(),
+        begun: BTreeMap::new(),
         mounted: mounts.into_iter().map(|(_, volume)| volume).collect(),
         deleted: deleted
             .iter()
@@ -233,6 +234,7 @@ fn operation(step: &Step) -> &'static str {
         Step::Resize { .. } => "resize",
         Step::SetEpoch { .. } => "set_epoch",
         Step::Snapshot { .. } => "snapshot",
+        Step::EndHooks { .. } => "no operation of a pool",
         Step::DeleteSnapshot { .. } => "delete_snapshot",
         Step::RollBack { .. } => "roll_back",
         Step::Retire { .. } => "retire",
