@@ -42,6 +42,18 @@ install_lab_packages() {
   install_these "$missing"
 }
 
+# What the image of the database tests is made of. Debian makes and starts a database with the package unless it is told not to.
+install_databases() {
+  command -v sqlite3 >/dev/null 2>&1 || install_these sqlite3
+  [ -z "$(postgres_dir)" ] || return 0
+  mkdir -p /etc/postgresql-common
+  [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+  install_these "-o Dpkg::Options::=--force-confold postgresql"
+}
+
+# Where the newest PostgreSQL's programs are; nothing if there is none.
+postgres_dir() { find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n1; }
+
 install_these() { # PACKAGES, one string
   local missing=$1
   [ -z "${missing// /}" ] && return 0
@@ -94,3 +106,29 @@ containerd_answers() { ctr --address /run/containerd/containerd.sock version; }
 build_init() { # [--release]
   run_cargo rustc --locked -p berth-agent --bin berth-init "$@" -- -C target-feature=+crt-static
 }
+
+# Makes an OCI image layout in a tar archive, of one layer: the same digests each time for the same files.
+pack_image() ( # ROOT OUT.tar NAME CREATED_BY
+  root=$1 out=$2 name=$3 by=$4
+  case $(uname -m) in x86_64) arch=amd64 ;; aarch64) arch=arm64 ;; *) arch=$(uname -m) ;; esac
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  layout=$work/layout
+  mkdir -p "$layout/blobs/sha256"
+  # Sorted names and a fixed time.
+  tar -C "$root" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$work/layer.tar" .
+  diff_id=$(sha256sum "$work/layer.tar" | cut -d' ' -f1)
+  gzip -n -9 "$work/layer.tar"
+  blob() { # FILE → its digest; moves it into the layout
+    local digest; digest=$(sha256sum "$1" | cut -d' ' -f1); mv "$1" "$layout/blobs/sha256/$digest"; echo "$digest"
+  }
+  layer_size=$(stat -c %s "$work/layer.tar.gz"); layer=$(blob "$work/layer.tar.gz")
+  printf '{"architecture":"%s","os":"linux","created":"1970-01-01T00:00:00Z","config":{"Env":["PATH=/bin"],"Cmd":["/bin/sh"],"WorkingDir":"/"},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]},"history":[{"created":"1970-01-01T00:00:00Z","created_by":"%s"}]}' "$arch" "$diff_id" "$by" >"$work/config"
+  config_size=$(stat -c %s "$work/config"); config=$(blob "$work/config")
+  printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:%s","size":%s},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"sha256:%s","size":%s}]}' "$config" "$config_size" "$layer" "$layer_size" >"$work/manifest"
+  manifest_size=$(stat -c %s "$work/manifest"); manifest=$(blob "$work/manifest")
+  printf '{"imageLayoutVersion":"1.0.0"}' >"$layout/oci-layout"
+  printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:%s","size":%s,"platform":{"architecture":"%s","os":"linux"},"annotations":{"org.opencontainers.image.ref.name":"%s"}}]}' "$manifest" "$manifest_size" "$arch" "$name" >"$layout/index.json"
+  tar -C "$layout" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$out" oci-layout index.json blobs
+  echo "$out: $name, $(stat -c %s "$out") bytes"
+)

@@ -3,6 +3,7 @@
 //! Owns starting and stopping, and cleans up in `Drop` also when a test fails: processes by pid, mounts and cgroups by the
 //! test's own folder and ids; and by [`reaper`] when a test is killed. Refuses to skip: a missing prerequisite is a failed test with its cure.
 
+pub mod acknowledged;
 pub mod answer;
 pub mod bench;
 pub mod cluster;
@@ -53,32 +54,41 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// The example image as an archive: made once for each version of its recipe and of busybox, and kept in the target folder, where all test
-/// processes find it.
+/// The example image as an archive.
 pub fn example_image() -> &'static Path {
     static IMAGE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let recipe = root().join("scripts/example-image");
-        let text = std::fs::read(&recipe).expect("scripts/example-image");
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let busybox =
-            std::env::split_paths(&path).find_map(|dir| std::fs::metadata(dir.join("busybox")).ok());
-        let busybox = busybox.expect("busybox is not installed: apt-get install busybox-static");
-        let stamp = format!("{} {:?}", busybox.len(), busybox.modified());
-        let dir = root().join("target/tmp");
-        std::fs::create_dir_all(&dir).expect("target/tmp");
-        let image = dir.join(format!(
-            "example-{}.tar",
-            lab::store::key([text.as_slice(), stamp.as_bytes()])
-        ));
-        if !image.exists() {
-            // Others may be making it, too: whoever is last puts the same there.
-            let made = dir.join(format!("example-{}.part", std::process::id()));
-            let out = std::process::Command::new(recipe).arg(&made).output();
-            let out = out.expect("scripts/example-image runs");
-            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-            std::fs::rename(&made, &image).expect("renamed");
-        }
-        image
-    })
+    IMAGE.get_or_init(|| image("example-image", &["busybox"]))
+}
+
+/// PostgreSQL and SQLite as an image's archive.
+pub fn database_image() -> PathBuf {
+    image("database-image", &["busybox", "sqlite3", "psql"])
+}
+
+/// An image's archive: made once for each version of its recipe and of the programs in it, and kept in the target folder, where all test
+/// processes find it.
+fn image(recipe: &str, programs: &[&str]) -> PathBuf {
+    let script = root().join("scripts").join(recipe);
+    let mut made_of = [&script, &root().join("scripts/lib.sh")]
+        .map(|file| std::fs::read(file).expect("the recipe"))
+        .concat();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for program in programs {
+        let found = std::env::split_paths(&path).find_map(|dir| std::fs::metadata(dir.join(program)).ok());
+        let found =
+            found.unwrap_or_else(|| panic!("{program} is not installed; run the tests by scripts/test"));
+        made_of.extend(format!("{program} {} {:?}", found.len(), found.modified()).into_bytes());
+    }
+    let dir = root().join("target/tmp");
+    std::fs::create_dir_all(&dir).expect("target/tmp");
+    let image = dir.join(format!("{recipe}-{}.tar", lab::store::key([made_of.as_slice()])));
+    if !image.exists() {
+        // Others may be making it, too: whoever is last puts the same there.
+        let made = dir.join(format!("{recipe}-{}.part", std::process::id()));
+        let out = std::process::Command::new(script).arg(&made).output();
+        let out = out.expect("the recipe runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        std::fs::rename(&made, &image).expect("renamed");
+    }
+    image
 }

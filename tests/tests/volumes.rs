@@ -1,12 +1,11 @@
 //! Volumes with everything there is of berth: hosts with a btrfs each, containers that write all the time.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread::JoinHandle;
+use std::process::Command;
 use std::time::Duration;
 
+use berth_tests::acknowledged::Acknowledged;
 use berth_tests::fleet::Fleet;
 use berth_tests::operator::Operator as _;
 use berth_tests::process::eventually;
@@ -253,31 +252,6 @@ fn lines(log: &str) -> Vec<(String, f64)> {
 fn pause(lines: &[(String, f64)], after: usize) -> f64 {
     let times = lines.windows(2).skip(after).map(|two| two[1].1 - two[0].1);
     times.fold(0.0, f64::max)
-}
-
-/// What a service's containers acknowledge, one after the other.
-struct Acknowledged(Child, JoinHandle<Vec<String>>);
-
-impl Acknowledged {
-    fn follow(f: &Fleet, service: &str) -> Self {
-        let mut command = f.brain.berth_command(&["logs", "-f", service]);
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("berth");
-        let out = BufReader::new(child.stdout.take().expect("stdout"));
-        let read = std::thread::spawn(move || {
-            let lines = out.lines().map_while(Result::ok);
-            lines
-                .filter_map(|line| Some(line.split_once("ack ")?.1.to_owned()))
-                .collect()
-        });
-        Self(child, read)
-    }
-
-    /// All so far: number and writer.
-    fn all(mut self) -> Vec<String> {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        self.1.join().expect("reader")
-    }
 }
 
 fn where_is(f: &Fleet, name: &str) -> String {
