@@ -22,8 +22,6 @@ struct Kept {
     data: Option<Writes>,
     snapshots: BTreeMap<SnapshotId, Writes>,
     round: u16,
-    /// The move that its rounds are of.
-    sends: Option<SnapshotId>,
 }
 
 /// What a node has.
@@ -51,6 +49,14 @@ pub(super) struct Sent {
 impl FakeVolumes {
     /// Takes what the brain wants.
     pub fn order(&mut self, set: &DesiredSet) {
+        // Rounds are of one move.
+        let last = |want: &DesiredVolume| want.send.as_ref().map(|order| order.last);
+        for want in &set.volumes {
+            let before = self.wanted.iter().find(|one| one.id == want.id).and_then(last);
+            if let Some(kept) = self.kept.get_mut(&want.id).filter(|_| before != last(want)) {
+                kept.round = 0;
+            }
+        }
         self.wanted.clone_from(&set.volumes);
         let mounts = set.containers.iter().map(|c| (c.id, c.volumes.clone()));
         self.mounts = mounts.collect();
@@ -279,11 +285,6 @@ fn hold(
         kept.data = resume.and_then(|snapshot| kept.snapshots.get(&snapshot).copied());
     }
     kept.epoch = want.epoch;
-    let sends = want.send.as_ref().map(|order| order.last);
-    if kept.sends != sends {
-        kept.sends = sends;
-        kept.round = 0;
-    }
     let Some(data) = kept.data else { return };
     for snapshot in &want.snapshots {
         kept.snapshots.entry(*snapshot).or_insert(data);
