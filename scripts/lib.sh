@@ -46,9 +46,11 @@ install_lab_packages() {
 install_databases() {
   command -v sqlite3 >/dev/null 2>&1 || install_these sqlite3
   [ -z "$(postgres_dir)" ] || return 0
-  mkdir -p /etc/postgresql-common
-  [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
-  install_these "-o Dpkg::Options::=--force-confold postgresql"
+  if command -v apt-get >/dev/null && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+    mkdir -p /etc/postgresql-common
+    echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+  fi
+  install_these postgresql
 }
 
 # Where the newest PostgreSQL's programs are; nothing if there is none.
@@ -62,7 +64,7 @@ install_these() { # PACKAGES, one string
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq || apt-get update
   # shellcheck disable=SC2086
-  apt-get install -y -qq --no-install-recommends $missing >/dev/null
+  apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold $missing >/dev/null
 }
 
 # cargo may belong to the person who called sudo.
@@ -105,6 +107,17 @@ containerd_answers() { ctr --address /run/containerd/containerd.sock version; }
 # berth-init runs as PID 1 inside any image, so it brings its C library along. Only its own link differs.
 build_init() { # [--release]
   run_cargo rustc --locked -p berth-agent --bin berth-init "$@" -- -C target-feature=+crt-static
+}
+
+# Makes the root of an image whose shell and tools are busybox's.
+busybox_root() { # ROOT
+  local root=$1 busybox applet
+  busybox=$(command -v busybox) || die "busybox is not installed" "apt-get install busybox-static"
+  mkdir -p "$root"/{bin,etc,tmp,root,var,dev,proc,sys}
+  chmod 1777 "$root/tmp"
+  install -m 0755 "$busybox" "$root/bin/busybox"
+  # `busybox --list` names the applets this build has; hard links keep the layer small.
+  for applet in $("$busybox" --list); do [ "$applet" = busybox ] || ln "$root/bin/busybox" "$root/bin/$applet"; done
 }
 
 # Makes an OCI image layout in a tar archive, of one layer: the same digests each time for the same files.

@@ -172,12 +172,13 @@ fn placements_avoid_a_hog_an_overloaded_host_cools_and_no_request_is_lost_meanwh
     hammer.lost_nothing("while it moves");
 
     // The hog alone causes no endless moving: what is there gains nothing elsewhere, or has gone after some moves. Which of both it is
-    // hangs on how much the hog gets of a machine that other things use, too: the host is told to be hot, or has got rid of all it can.
+    // hangs on how much the hog gets of a machine that other things use, too: it is seen, and the host is told to be hot, or has got rid of all it can.
     let hog = Hog::new(97);
     f.machines[2].hog(Some(hog.0.id()));
     let at_first = moved(&f);
     let acted = eventually(Duration::from_secs(240), || {
-        (told_hot(&f, "h3") || !places(&f, "burn").contains_key("h3")).then_some(())
+        let seen = millis(&node(&f, "h3"), "cpu_foreign") > 300;
+        (seen && (told_hot(&f, "h3") || !places(&f, "burn").contains_key("h3"))).then_some(())
     });
     let events = f.brain.items(&["events"]);
     assert!(acted.is_some(), "{:#}\n{events:?}", node(&f, "h3"));

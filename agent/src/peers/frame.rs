@@ -70,7 +70,7 @@ impl Position {
         Self {
             offset: self.offset + content.len() as u64,
             chunks: self.chunks + 1,
-            // Summing once more costs a third of combining sums.
+            // Not combined with the chunk's own sum: that takes longer than summing so few bytes again.
             sum: crc32c::crc32c_append(self.sum, content),
         }
     }

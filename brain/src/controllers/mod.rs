@@ -72,6 +72,8 @@ mod volume_model;
 #[cfg(test)]
 mod volume_model_search;
 #[cfg(test)]
+mod volume_move_cases;
+#[cfg(test)]
 mod volume_sim;
 
 use std::cmp::Reverse;

@@ -1,8 +1,9 @@
 //! Snapshots by schedule as the API takes and shows them. A typo of a user's is told and not ignored, as the types that are stored would.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use crate::model::{Retention, SnapshotHooks, SnapshotSchedule, UnixMillis};
+use crate::model::strict;
+use crate::model::{DEFAULT_HOOK_LIMIT_MS, Retention, SnapshotHooks, SnapshotSchedule, UnixMillis};
 
 /// A schedule for a volume's snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +13,7 @@ pub struct PutSchedule {
     /// Time between two, milliseconds, 60,000 to a year; they are due at multiples of it since 1970 in UTC, so hourly ones on the hour.
     pub every_ms: u64,
     /// Which of them stay, at least one and at most 200.
-    #[serde(deserialize_with = "retention")]
+    #[serde(deserialize_with = "strict::retention")]
     pub keep: Retention,
 }
 
@@ -28,7 +29,7 @@ pub struct PutHooks {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Vec<String>>,
     /// Each is ended after so long and has failed, milliseconds, 1,000 to 600,000; default 60,000.
-    #[serde(default = "crate::model::hook_limit")]
+    #[serde(default = "hook_limit")]
     pub limit_ms: u32,
 }
 
@@ -69,23 +70,8 @@ impl From<PutHooks> for SnapshotHooks {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(remote = "Retention", deny_unknown_fields)]
-struct StrictRetention {
-    #[serde(default)]
-    last: u32,
-    #[serde(default)]
-    hourly: u32,
-    #[serde(default)]
-    daily: u32,
-    #[serde(default)]
-    weekly: u32,
-    #[serde(default)]
-    monthly: u32,
-}
-
-fn retention<'de, D: Deserializer<'de>>(d: D) -> Result<Retention, D::Error> {
-    StrictRetention::deserialize(d)
+const fn hook_limit() -> u32 {
+    DEFAULT_HOOK_LIMIT_MS
 }
 
 #[cfg(test)]

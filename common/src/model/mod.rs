@@ -16,11 +16,12 @@ mod port;
 mod resources;
 mod service;
 mod snapshots;
-mod strict;
+pub(crate) mod strict;
 mod taint;
 mod tenant;
 mod validate;
 mod volume;
+mod volume_mount;
 mod wireguard;
 
 pub use class::Class;
@@ -43,18 +44,19 @@ pub use pool::{DEFAULT_POOL, PoolRecord, default_pool};
 pub use port::{MAX_PORTS, PortError, Protocol, PublishMode, PublishedPort};
 pub use resources::{IoLimits, Limits, LimitsSpec, MemorySwap, Reservation, ReserveSpec, ResourceSpec};
 pub use service::{Restart, RestartPolicy, ServiceRecord, ServiceSpec, Tmpfs, UpdateOrder, UpdatePolicy};
-pub(crate) use snapshots::hook_limit;
 pub use snapshots::{
-    LEAST_EVERY_MS, LONGEST_EVERY_MS, MOST_KEPT, Retention, ScheduleState, SnapshotHooks, SnapshotSchedule,
+    DEFAULT_HOOK_LIMIT_MS, LEAST_EVERY_MS, LONGEST_EVERY_MS, MOST_KEPT, Retention, ScheduleState,
+    SnapshotHooks, SnapshotSchedule,
 };
 pub use taint::{MAX_TAINTS, Taint, TaintEffect, Toleration};
 pub use tenant::{Quota, Role, TenantRecord, TokenRecord};
 pub use validate::SpecError;
 pub use volume::{
-    DEFAULT_VOLUME, LARGEST_VOLUME, LEAST_VOLUME, MAX_MOUNTS, MAX_SNAPSHOTS, MAX_VOLUMES, MountError,
-    MoveStage, ObservedSending, ObservedSnapshot, ObservedVolume, PoolFacts, RollBack, SnapshotRecord,
-    VolumeMount, VolumeMove, VolumeMoved, VolumeRecord, VolumeSource, check_size,
+    DEFAULT_VOLUME, LARGEST_VOLUME, LEAST_VOLUME, MAX_SNAPSHOTS, MAX_VOLUMES, MoveStage, ObservedSending,
+    ObservedSnapshot, ObservedVolume, PoolFacts, RollBack, SnapshotRecord, VolumeMove, VolumeMoved,
+    VolumeRecord, VolumeSource, check_size,
 };
+pub use volume_mount::{MAX_MOUNTS, MountError, VolumeMount};
 pub use wireguard::{NoKey, WireGuard, WireGuardKey};
 
 use serde::{Deserialize, Serialize};

@@ -15,6 +15,8 @@ pub const MOST_KEPT: u32 = 200;
 const MAX_WORDS: usize = 64;
 /// Most bytes of one.
 const MAX_COMMAND: usize = 4_096;
+/// Time that one may take unless something else is said, milliseconds.
+pub const DEFAULT_HOOK_LIMIT_MS: u32 = 60_000;
 /// The shortest and the longest time that one may take, milliseconds.
 const LIMITS_MS: (u32, u32) = (1_000, 600_000);
 
@@ -84,8 +86,8 @@ pub struct SnapshotHooks {
     pub limit_ms: u32,
 }
 
-pub(crate) const fn hook_limit() -> u32 {
-    60_000
+pub(super) const fn hook_limit() -> u32 {
+    DEFAULT_HOOK_LIMIT_MS
 }
 
 impl SnapshotSchedule {

@@ -8,7 +8,9 @@ use serde::{Deserialize, Deserializer};
 use super::health;
 use super::service::{restart_delay, restart_max, restart_reset, tmpfs_size};
 use crate::id::Name;
-use crate::model::{Bandwidth, Class, HealthCheck, HttpCheck, Restart, RestartPolicy, Tmpfs, VolumeMount};
+use crate::model::{
+    Bandwidth, Class, HealthCheck, HttpCheck, Restart, RestartPolicy, Retention, Tmpfs, VolumeMount,
+};
 use crate::units::Bytes;
 
 #[derive(Deserialize)]
@@ -142,4 +144,24 @@ pub(super) fn volumes<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<VolumeMount
     #[derive(Deserialize)]
     struct One(#[serde(with = "StrictMount")] VolumeMount);
     Ok(Vec::<One>::deserialize(d)?.into_iter().map(|one| one.0).collect())
+}
+
+#[derive(Deserialize)]
+#[serde(remote = "Retention", deny_unknown_fields)]
+struct StrictRetention {
+    #[serde(default)]
+    last: u32,
+    #[serde(default)]
+    hourly: u32,
+    #[serde(default)]
+    daily: u32,
+    #[serde(default)]
+    weekly: u32,
+    #[serde(default)]
+    monthly: u32,
+}
+
+/// For a field that holds what a user has kept of snapshots.
+pub(crate) fn retention<'de, D: Deserializer<'de>>(d: D) -> Result<Retention, D::Error> {
+    StrictRetention::deserialize(d)
 }

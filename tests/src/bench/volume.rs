@@ -151,7 +151,7 @@ fn pauses(f: &Fleet) -> anyhow::Result<()> {
         pauses.push(gaps.map(|two| two[1] - two[0]).fold(0.0, f64::max));
     }
     let (median, worst) = summary(pauses.clone());
-    println!("pauses of {MOVES} moves while it writes 20 MB/s: median {median:.2} s, p99 {worst:.2} s");
+    println!("pauses of {MOVES} moves while it writes 20 MB/s: median {median:.2} s, longest {worst:.2} s");
     Ok(())
 }
 

@@ -56,6 +56,18 @@ fn hooks(before: Option<&str>, after: Option<&str>) -> Option<SnapshotHooks> {
     })
 }
 
+/// Container 1 runs.
+fn run(rig: &Rig) {
+    let id = ContainerId::from_bytes([1; 10]);
+    let running = RunningContainer {
+        id,
+        tenant: TENANT,
+        pid: 7,
+        disk: None,
+    };
+    rig.board.publish(ObservedContainer::pending(id), Some(running));
+}
+
 /// A keeper of volume 1, which is there and, if `runs`, written to by container 1.
 async fn bench(runs: bool) -> (Rig, Arc<Script>, Arc<Keeper>) {
     let rig = Rig::new();
@@ -68,14 +80,7 @@ async fn bench(runs: bool) -> (Rig, Arc<Script>, Arc<Keeper>) {
     })
     .await;
     if runs {
-        let id = ContainerId::from_bytes([1; 10]);
-        let running = RunningContainer {
-            id,
-            tenant: TENANT,
-            pid: 7,
-            disk: None,
-        };
-        rig.board.publish(ObservedContainer::pending(id), Some(running));
+        run(&rig);
     }
     (rig, script, keeper)
 }
@@ -185,14 +190,7 @@ async fn r3_what_a_killed_agent_began_is_ended_by_the_next() {
     let script: Arc<Script> = Arc::default();
     let (keeper, task) = rig.keeper();
     keeper.run_commands_by(script.clone());
-    let id = ContainerId::from_bytes([1; 10]);
-    let running = RunningContainer {
-        id,
-        tenant: TENANT,
-        pid: 7,
-        disk: None,
-    };
-    rig.board.publish(ObservedContainer::pending(id), Some(running));
+    run(&rig);
     let around = || hooks(Some("save"), Some("slow"));
     order(&rig, &[1], around());
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -239,14 +237,7 @@ async fn commands_that_hang_keep_no_other_volume_from_anything() {
         now.volumes.iter().filter(|one| one.writable).count() == 9
     })
     .await;
-    let id = one.id;
-    let running = RunningContainer {
-        id,
-        tenant: TENANT,
-        pid: 7,
-        disk: None,
-    };
-    rig.board.publish(ObservedContainer::pending(id), Some(running));
+    run(&rig);
     one.volumes.truncate(8);
     std::sync::Arc::make_mut(&mut one.spec).volumes.truncate(8);
     let mut wanted = all();

@@ -1,7 +1,7 @@
 //! Arguments about snapshots by schedule, and commands around snapshots.
 
 use berth_common::api::{PutHooks, PutSchedule};
-use berth_common::model::{Retention, SnapshotHooks};
+use berth_common::model::{DEFAULT_HOOK_LIMIT_MS, Retention, SnapshotHooks};
 use clap::Args;
 
 use super::value;
@@ -107,7 +107,7 @@ impl HookArgs {
         }
         let limit_ms = match self.snapshot_limit {
             Some(seconds) => u32::try_from(seconds.saturating_mul(1_000)).unwrap_or(u32::MAX),
-            None => old.map_or(60_000, |old| old.limit_ms),
+            None => old.map_or(DEFAULT_HOOK_LIMIT_MS, |old| old.limit_ms),
         };
         Ok(Some(PutHooks {
             before,

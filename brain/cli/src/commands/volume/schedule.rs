@@ -24,7 +24,10 @@ pub struct Wanted {
 }
 
 fn wrong(why: String) -> Failure {
-    Failure::usage(why, "berth volume schedule --help shows how")
+    Failure::usage(
+        why,
+        "berth volume schedule --help has examples; berth volume create takes the same options",
+    )
 }
 
 /// `berth volume schedule …`.
