@@ -205,6 +205,31 @@ async fn r2_an_epoch_never_goes_back_and_mounts_need_it() {
     );
 }
 
+/// As where a disk with an older state of the pool is looked into.
+#[tokio::test]
+async fn what_another_file_system_has_under_the_same_id_is_not_this_pools() {
+    let (here, there) = (Bench::new(256), Bench::new(256));
+    let one = meta(16);
+    for bench in [&here, &there] {
+        bench.pool.create(&one).await.unwrap();
+    }
+    let target = there.dir.path().join("m");
+    let wanted = Wanted {
+        volume: one.id,
+        epoch: one.epoch,
+        snapshot: None,
+        target: target.clone(),
+        base: 0,
+        read_only: false,
+    };
+    there.pool.mount(&wanted).await.unwrap();
+    assert_eq!(there.pool.mounted().await.unwrap(), [(target, one.id)]);
+    assert_eq!(here.pool.mounted().await.unwrap(), []);
+    here.pool.delete(one.id).await.unwrap();
+    let error = there.pool.delete(one.id).await.unwrap_err();
+    assert!(matches!(error, VolumeError::Mounted { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn a_container_of_any_range_owns_what_its_root_owns() {
     let bench = Bench::new(256);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 
 use berth_common::id::{Epoch, SnapshotId, VolumeId};
@@ -35,25 +35,48 @@ pub struct Wanted {
     pub read_only: bool,
 }
 
-/// Where the volume's data is mounted in this mount namespace, the first place. Containers have their own, which end with them.
-pub(super) fn of_volume(volume: VolumeId) -> Result<Option<PathBuf>, VolumeError> {
-    let mut mounts = all()?.into_iter();
-    Ok(mounts.find(|(_, of)| *of == volume).map(|(at, _)| at))
+impl Store {
+    /// Mounts of this pool's file system in this mount namespace, in the table's order. Containers have their own, which end with them.
+    fn mounts(&self) -> Result<Vec<Mount>, VolumeError> {
+        Ok(of_file_system(read_table()?, mount_id(&self.open)))
+    }
+
+    /// Where data of volumes, or snapshots of them, is mounted.
+    pub(super) fn mounted(&self) -> Result<Vec<(PathBuf, VolumeId)>, VolumeError> {
+        let mounts = self.mounts()?.into_iter();
+        Ok(mounts
+            .filter_map(|mount| shown(&mount).map(|(volume, _)| (mount.point, volume)))
+            .collect())
+    }
+
+    /// Where a snapshot is mounted, the first place.
+    pub(super) fn mounted_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<Option<PathBuf>, VolumeError> {
+        let mut mounts = self.mounts()?.into_iter();
+        let found = mounts.find(|mount| shown(mount) == Some((volume, Some(snapshot))));
+        Ok(found.map(|mount| mount.point))
+    }
 }
 
-/// Where data of volumes is mounted in this mount namespace, in the table's order.
-pub(super) fn all() -> Result<Vec<(PathBuf, VolumeId)>, VolumeError> {
-    let mounts = read_table()?.into_iter();
-    Ok(mounts
-        .filter_map(|mount| shown(&mount).map(|(volume, _)| (mount.point, volume)))
-        .collect())
+/// The number of the mount through which a file was opened (proc(5), fdinfo).
+fn mount_id(file: &File) -> Option<i32> {
+    let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+    line.trim().parse().ok()
 }
 
-/// Where a snapshot is mounted, the first place.
-pub(super) fn of_snapshot(volume: VolumeId, snapshot: SnapshotId) -> Result<Option<PathBuf>, VolumeError> {
-    let mut mounts = read_table()?.into_iter();
-    let found = mounts.find(|mount| shown(mount) == Some((volume, Some(snapshot))));
-    Ok(found.map(|mount| mount.point))
+/// Those of the file system that is mounted under this number; all, if none is: then nothing is destroyed by mistake. An older state of a
+/// pool, looked into on the same host, has the same paths. Pure.
+fn of_file_system(table: Vec<Mount>, id: Option<i32>) -> Vec<Mount> {
+    let own = table.iter().find(|mount| Some(mount.id) == id);
+    let Some(device) = own.map(|mount| mount.device.clone()) else {
+        return table;
+    };
+    table.into_iter().filter(|mount| mount.device == device).collect()
 }
 
 /// Of which volume a mount shows the data, or a snapshot: its root ends with `/v/<volume>/data` or `/v/<volume>/s/<snapshot>`.
@@ -74,6 +97,10 @@ fn shown(mount: &Mount) -> Option<(VolumeId, Option<SnapshotId>)> {
 /// One line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Its number.
+    pub id: i32,
+    /// The file system's device, `major:minor`: the same for all mounts of one btrfs.
+    pub device: String,
     /// The path within its file system that is mounted.
     pub root: PathBuf,
     /// Where.
@@ -92,6 +119,8 @@ pub fn parse_table(text: &str) -> Vec<Mount> {
     let mount = |line: MountInfo| {
         let has = |options: &HashMap<String, Option<String>>, wanted: &str| options.contains_key(wanted);
         Mount {
+            id: line.mnt_id,
+            device: line.majmin.clone(),
             root: unescape(Path::new(&line.root)),
             point: unescape(&line.mount_point),
             read_only: has(&line.mount_options, "ro") || has(&line.super_options, "ro"),
@@ -215,6 +244,23 @@ mod tests {
             (table[1].kind.as_str(), table[1].read_only, table[1].mapped),
             ("ext4", true, false)
         );
+    }
+
+    #[test]
+    fn other_file_systems_are_told_apart_and_where_that_is_not_possible_none_is_left_out() {
+        let text = "36 35 0:45 / /pool rw - btrfs /dev/loop0 rw\n\
+                    37 35 0:46 /v/x/data /a rw - btrfs /dev/loop1 rw\n\
+                    38 35 0:45 /v/x/data /b rw - btrfs /dev/loop0 rw\n";
+        let points = |id| {
+            let own = of_file_system(parse_table(text), id).into_iter();
+            own.map(|mount| mount.point.display().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(points(Some(36)), ["/pool", "/b"]);
+        assert_eq!(points(Some(37)), ["/a"]);
+        assert_eq!(points(Some(99)).len(), 3);
+        assert_eq!(points(None).len(), 3);
+        assert!(mount_id(&File::open("/proc/self/mountinfo").unwrap()).is_some());
     }
 
     #[test]

@@ -144,6 +144,6 @@ impl Pool for BtrfsPool {
     }
 
     async fn mounted(&self) -> Result<Vec<(PathBuf, VolumeId)>, VolumeError> {
-        self.run(|_| mount::all()).await
+        self.run(|store| store.mounted()).await
     }
 }

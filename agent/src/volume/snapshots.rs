@@ -11,7 +11,7 @@ use berth_common::units::Bytes;
 use nix::fcntl::RenameFlags;
 
 use super::store::{Store, io_error};
-use super::{LEAST_SIZE, Meta, Snapshot, VolumeError, destroy, list, mount};
+use super::{LEAST_SIZE, Meta, Snapshot, VolumeError, destroy, list};
 use crate::sys::btrfs_subvolume;
 
 impl Store {
@@ -36,7 +36,7 @@ impl Store {
             return Ok(());
         };
         // The kernel would take it away under who reads it.
-        if let Some(at) = mount::of_snapshot(volume, snapshot)? {
+        if let Some(at) = self.mounted_snapshot(volume, snapshot)? {
             return Err(VolumeError::Mounted { volume, at });
         }
         match btrfs_subvolume::destroy(&self.open, info.id) {

@@ -19,7 +19,7 @@ use berth_common::units::Bytes;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{LEAST_SIZE, Meta, VolumeError, destroy, mount};
+use super::{LEAST_SIZE, Meta, VolumeError, destroy};
 use crate::sys::{btrfs, btrfs_search, btrfs_subvolume};
 
 /// What a volume's container writes.
@@ -350,8 +350,8 @@ impl Store {
     }
 
     pub(super) fn not_mounted(&self, volume: VolumeId) -> Result<(), VolumeError> {
-        match mount::of_volume(volume)? {
-            Some(at) => Err(VolumeError::Mounted { volume, at }),
+        match self.mounted()?.into_iter().find(|(_, of)| *of == volume) {
+            Some((at, _)) => Err(VolumeError::Mounted { volume, at }),
             None => Ok(()),
         }
     }
